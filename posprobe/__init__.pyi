@@ -1,0 +1,29 @@
+from .capture import capture
+from .cli import audit
+from .effects import decompose
+from .errors import PosprobeError
+from .intervals import Interval
+from .mixed import compare_architectures
+from .models import load_model
+from .partition import VariancePartition
+from .ridge import GroupRidgeCV, PositionProbe
+from .stimuli import Stimulus, make_stimulus
+from .store import ActivationStore
+
+__version__: str
+
+__all__ = [
+    "ActivationStore",
+    "GroupRidgeCV",
+    "Interval",
+    "PositionProbe",
+    "PosprobeError",
+    "Stimulus",
+    "VariancePartition",
+    "audit",
+    "capture",
+    "compare_architectures",
+    "decompose",
+    "load_model",
+    "make_stimulus",
+]
