@@ -1,0 +1,266 @@
+"""One model on its way from shared initial weights to a finished folder.
+
+Everything that a step depends on is in the checkpoint or follows from ``(seed, step)``, so that a
+run which was killed goes on, on one machine's CPU, to the very same weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import corpus
+import family
+import numpy as np
+import sinks
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The training budget, equal for all models of the family.
+
+    Attributes
+    ----------
+    steps, batch, every : int
+        Optimizer steps, sequences per step, steps between checkpoints (and rows of the curve).
+    peak, weight_decay, clip : float
+        Peak learning rate, AdamW's decay of matrices, largest norm of the gradient.
+    warm_up : int
+        Steps over which the learning rate rises.
+    decay : float
+        Share of the steps, at the end, over which it falls to zero.
+    held_out : int
+        Held-out sequences on which the curve is measured.
+    """
+
+    steps: int = 4000
+    batch: int = 16
+    every: int = 250
+    peak: float = 6e-3
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    warm_up: int = 100
+    decay: float = 0.2
+    held_out: int = 32
+    shape: family.Shape = field(default_factory=family.Shape)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Token streams and where they came from (`source` goes into the provenance)."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    source: dict
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Return the rate of one step: linear rise, constant, linear fall over the last share."""
+    rise = (step + 1) / settings.warm_up
+    fall = (settings.steps - step) / (settings.steps * settings.decay)
+    return settings.peak * min(rise, 1.0, fall)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Run:
+    """One model on its way: weights, optimizer, step, and the curve so far.
+
+    Parameters
+    ----------
+    architecture : str
+        One of `family.ARCHITECTURES`.
+    seed : int
+        Of the initial weights and of the data order.
+    settings, data : Settings, Data
+        Equal for all models of the family.
+    work : Path
+        Folder of checkpoints; a checkpoint found there is resumed.
+    device : torch.device
+        Where to train.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint found belongs to other settings or data.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        seed: int,
+        settings: Settings,
+        data: Data,
+        work: Path,
+        device: torch.device,
+    ):
+        self.architecture, self.seed = architecture, seed
+        self.settings, self.data, self.device = settings, data, device
+        self.name = f"{architecture}-{seed}"
+        self.checkpoint = work / f"{self.name}.pt"
+        self.curve = work / f"{self.name}.csv"
+        self.step, self.cpu_seconds, self.rows = 0, 0.0, []
+        self.model = family.build_model(architecture, seed, settings.shape).to(device).train()
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=settings.peak, betas=(0.9, 0.95), fused=True
+        )
+        if self.checkpoint.exists():
+            self._resume()
+
+    def _groups(self) -> list[dict]:
+        parameters = list(self.model.parameters())
+        return [
+            {
+                "params": [p for p in parameters if p.ndim >= 2],
+                "weight_decay": self.settings.weight_decay,
+            },
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+
+    def _identity(self) -> dict:
+        return {
+            "settings": json.dumps(asdict(self.settings), sort_keys=True),
+            "data": json.dumps(self.data.source, sort_keys=True),
+        }
+
+    def _resume(self) -> None:
+        saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        for part, value in self._identity().items():
+            if saved[part] != value:
+                raise ValueError(
+                    f"checkpoint {self.checkpoint} was made with other {part}: "
+                    "delete it, or train with what it was made with"
+                )
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.rows = saved["step"], saved["rows"]
+        self.cpu_seconds = saved["cpu_seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint and the curve, each in one move."""
+        partial = self.checkpoint.with_suffix(".pt.partial")
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "rows": self.rows,
+            "cpu_seconds": self.cpu_seconds,
+            **self._identity(),
+        }
+        torch.save(content, partial)
+        os.replace(partial, self.checkpoint)
+        write_curve(self.curve, self.rows)
+
+    def one_step(self) -> torch.Tensor:
+        """Take one optimizer step and return its loss (nats per token)."""
+        settings = self.settings
+        tokens = corpus.batch(
+            self.data.train, settings.shape.length, settings.batch, self.seed, self.step
+        ).to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, settings)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.model(tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss.detach()
+
+    def advance(self) -> dict:
+        """Train up to the next checkpoint, write it, and return the new row of the curve."""
+        settings, started = self.settings, time.process_time()
+        stop = min(settings.steps, (self.step // settings.every + 1) * settings.every)
+        losses = [self.one_step() for _ in range(stop - self.step)]
+        loss = float(torch.stack(losses).mean())
+        if not np.isfinite(loss):
+            raise ValueError(f"{self.name}: the loss is not finite at step {self.step}")
+        self.cpu_seconds += time.process_time() - started
+        rate = learning_rate(self.step - 1, settings)
+        row = {"step": self.step, "learning_rate": rate, "train_loss": loss}
+        self.rows.append(row | self.measure(self.model))
+        self.save()
+        return self.rows[-1]
+
+    def measure(self, model: transformers.PreTrainedModel) -> dict:
+        """Return the held-out loss, sinks and norms of a model."""
+        settings = self.settings
+        tokens = corpus.held_out_batch(self.data.held_out, settings.shape.length, settings.held_out)
+        return sinks.sink_row(model, tokens.to(self.device))
+
+    def export(self, out: Path, tokenizer: Path | None) -> Path:
+        """Write the finished model to ``out/<name>`` in one move, and return that folder."""
+        folder, partial = out / self.name, out / f"{self.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self.model.half().save_pretrained(partial)
+        (partial / "generation_config.json").unlink(missing_ok=True)
+        for name in TOKENIZER_FILES if tokenizer else ():
+            shutil.copy(tokenizer / name, partial / name)
+        write_curve(partial / "training.csv", self.rows)
+        text = json.dumps(self.provenance(partial), indent=1)
+        (partial / "provenance.json").write_text(text + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        return folder
+
+    def provenance(self, folder: Path) -> dict:
+        """Return where the weights in ``folder`` came from, and what they do once reloaded."""
+        settings = self.settings
+        weights = load_file(folder / "model.safetensors")
+        if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+            raise ValueError(f"{self.name}: some weights are too large for float16")
+        reloaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "seed": self.seed,
+            "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+            "retrain": f"python analyses/zoo/train.py --model {self.name}",
+            "settings": asdict(settings),
+            "tokens": settings.steps * settings.batch * settings.shape.length,
+            "parameters": sum(tensor.numel() for tensor in weights.values()),
+            "train_loss": self.rows[-1]["train_loss"],
+            "measured_on_shipped_weights": self.measure(reloaded.to(self.device)),
+            "data": self.data.source,
+            "licence": "weights: as posprobe; text trained on: Python Software Foundation License",
+            "device": self.device.type,
+            "precision": "bfloat16 autocast, float32 master weights, shipped as float16",
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "tokenizers": tokenizers.__version__,
+                "numpy": np.__version__,
+            },
+        }
+
+
+def write_curve(path: Path, rows: list[dict]) -> None:
+    """Write the training curve as CSV, in one move."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            digits = {k: v if isinstance(v, int) else f"{v:.5g}" for k, v in row.items()}
+            writer.writerow(digits)
+    os.replace(partial, path)
