@@ -1,0 +1,13 @@
+"""Captures on disk: one HDF5 file, laid out once, filled in place, and read without copying.
+
+The number of sequences and every shape are known before a capture starts. So the file is laid out
+completely first, and activations are then written into it at fixed places, which never touches
+HDF5's own metadata: a process killed at any moment leaves a file that can be resumed. The format is
+written down in ``docs/format.md``, whose tables come from `posprobe.store.layout`.
+"""
+
+from posprobe.store.layout import ATTRIBUTES, QUANTITIES, Header, Quantity
+from posprobe.store.reader import ActivationStore
+from posprobe.store.writer import StoreWriter
+
+__all__ = ["ATTRIBUTES", "QUANTITIES", "ActivationStore", "Header", "Quantity", "StoreWriter"]

@@ -1,0 +1,92 @@
+"""The files around a capture: names, locks, atomic replacement, and one-line refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from posprobe.errors import StoreError
+
+RESUME = "run the same capture again with --resume"
+
+
+def suffixed(path: Path, suffix: str) -> Path:
+    """Return `path` with `suffix` after its whole name."""
+    return path.with_name(path.name + suffix)
+
+
+def partial_path(path: Path) -> Path:
+    """Name of the unfinished capture of `path`."""
+    return suffixed(path, ".partial")
+
+
+def journal_path(path: Path) -> Path:
+    """Name of the record of what is safely on disk."""
+    return suffixed(path, ".journal")
+
+
+@contextlib.contextmanager
+def refusing(path: Path, action: str) -> Iterator[None]:
+    """Turn an operating system's error into a one-line StoreError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"free some space, then {RESUME}" if full else "check the folder and permissions"
+        reason = error.strerror or str(error).splitlines()[0]
+        raise StoreError(f"{path}: cannot {action} ({reason}): {remedy}") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all, and durably."""
+    temporary = suffixed(path, ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(path: Path) -> int:
+    """Hold ``PATH.lock`` as the only writer of `path`; the system releases it with the process.
+
+    Returns
+    -------
+    int
+        File descriptor that holds the lock until it is closed.
+
+    Raises
+    ------
+    StoreError
+        If another writer holds it, or the folder cannot be written.
+    """
+    import fcntl  # only writers need it, and Windows, where stores can be read, has none
+
+    name = suffixed(path, ".lock")
+    while True:
+        with refusing(path, "write the file"):
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(name)):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise StoreError(
+                f"{path} is being written by another process: wait for it, or choose another name"
+            ) from error
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # the holder before us removed this very file: take the new one

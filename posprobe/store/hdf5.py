@@ -1,0 +1,176 @@
+"""HDF5 itself: laying a file out, opening it against what it must hold, and finding its arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from posprobe.errors import StoreError
+from posprobe.store.files import RESUME, partial_path, refusing, sync
+from posprobe.store.layout import FORMAT, VERSION, Header, difference
+
+# Superblock 0 has no "open for writing" mark that a killed process would leave behind.
+_LIBVER = ("earliest", "v108")
+_ALIGNMENT = 64
+
+
+class Place(NamedTuple):
+    """Where the raw bytes of a data set lie in its file, little-endian and in C order."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def create_file(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None:
+    """Lay out every data set at its full size, write attributes and index, and sync to disk."""
+    with h5py.File(
+        path, "w", libver=_LIBVER, alignment_threshold=1, alignment_interval=_ALIGNMENT
+    ) as file:
+        for name, value in header.attributes().items():
+            file.attrs[name] = np.asarray(value, "<i8") if isinstance(value, list) else value
+        for name in header.datasets():
+            _allocate(file, name, header.shape(name), header.stored_dtype(name))
+        file["complete"][...] = 0
+        for name, array in index.items():
+            file[name][...] = array
+    sync(path)
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=plan)
+
+
+def open_complete(path: Path) -> Header:
+    """Return the header of a complete file.
+
+    Raises
+    ------
+    StoreError
+        If it is missing, no HDF5, of another format or version, incomplete, or truncated.
+    """
+    if path.name.endswith(".partial") and path.exists():
+        raise StoreError(f"{path} is an incomplete capture: {RESUME}")
+    if not path.exists() and partial_path(path).exists():
+        raise StoreError(
+            f"{path} is incomplete (there is only {partial_path(path).name}): {RESUME}"
+        )
+    with open_hdf5(path) as file:
+        header = _read_header(path, file)
+        flag = file.get("complete")
+        if not isinstance(flag, h5py.Dataset) or flag.shape != () or int(flag[()]) != 1:
+            raise StoreError(f"{path} is incomplete: {RESUME}")
+    return header
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a file for reading, without HDF5's own locks: it will not change.
+
+    Raises
+    ------
+    StoreError
+        If it does not exist, is no HDF5 file, or is shorter than its layout.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path} is not a file: pass the name of a capture (posprobe capture -o)")
+    with refusing(path, "read the file"), open(path, "rb"):
+        pass
+    if not h5py.is_hdf5(path):
+        raise StoreError(f"{path} is not an HDF5 file: pass one that posprobe capture wrote")
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        kind = "truncated" if "truncated" in str(error) else "damaged"
+        raise StoreError(
+            f"{path} is {kind} ({path.stat().st_size:,} bytes): copy it again, or capture again"
+        ) from error
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    return dict(file.attrs.items())
+
+
+def _read_header(path: Path, file: h5py.File) -> Header:
+    attributes = _attributes(file)
+    if attributes.get("format") != FORMAT:
+        raise StoreError(
+            f"{path} is HDF5 but not a posprobe file (root attribute 'format' is "
+            f"{attributes.get('format')!r}): pass one that posprobe capture wrote"
+        )
+    if attributes.get("version") != VERSION:
+        raise StoreError(
+            f"{path} has format version {attributes.get('version')}, this release reads {VERSION}: "
+            "install the release that wrote it, or capture again"
+        )
+    try:
+        return Header.from_attributes(attributes)
+    except StoreError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def locate(path: Path, header: Header) -> dict[str, Place]:
+    """Find the bytes of every data set that `header` promises.
+
+    Raises
+    ------
+    StoreError
+        If one is missing, compressed or chunked, or of another shape or type: the message names
+        its path, what was expected and what was found.
+    """
+    with open_hdf5(path) as file:
+        return {name: _place(path, file, name, header) for name in header.datasets()}
+
+
+def _place(path: Path, file: h5py.File, name: str, header: Header) -> Place:
+    shape, dtype, found = header.shape(name), header.stored_dtype(name), file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise StoreError(
+            f"{path}: data set '/{name}' is missing, expected {dtype} {shape}: capture again"
+        )
+    if (found.shape, found.dtype) != (shape, dtype):
+        raise StoreError(
+            f"{path}: data set '/{name}' is {found.dtype} {found.shape}, expected {dtype} {shape}: "
+            "capture again"
+        )
+    offset = found.id.get_offset()
+    if offset is None:
+        raise StoreError(
+            f"{path}: data set '/{name}' is chunked or compressed, expected contiguous: "
+            "run h5repack -l CONTI -f NONE on it"
+        )
+    return Place(offset, shape, dtype)
+
+
+def compare(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None:
+    """Refuse to resume into a file of another capture.
+
+    Raises
+    ------
+    StoreError
+        Naming the first attribute or data set that differs.
+    """
+    with open_hdf5(path) as file:
+        changed = difference(_attributes(file), header.attributes())
+    if changed:
+        raise StoreError(
+            f"resume: {changed} ({path}): repeat the first call exactly, or ask to overwrite"
+        )
+    locate(path, header)
+    with open_hdf5(path) as file:
+        for name, expected in index.items():
+            differs = file[name][...] != expected
+            if differs.any():
+                raise StoreError(
+                    f"resume: data set '/{name}' differs at sequence {np.argwhere(differs)[0][0]} "
+                    f"({path}): repeat the first call exactly, or ask to overwrite"
+                )

@@ -1,0 +1,376 @@
+"""What a capture file holds: a table of data sets, a table of attributes, and a capture's header.
+
+The layout, ``docs/format.md``, the checks of the reader and ``posprobe inspect`` all come from
+`QUANTITIES` and `ATTRIBUTES`.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from posprobe.errors import StoreError
+
+__all__ = ["ATTRIBUTES", "FORMAT", "QUANTITIES", "VERSION", "Header", "Quantity", "difference"]
+
+FORMAT = "posprobe"
+VERSION = 1
+_LAYER_AXES = ("L", "L+1", "R")
+_RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
+_COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries", "batch_size")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One data set of the format.
+
+    Parameters
+    ----------
+    axes : tuple of str
+        Symbols of the axes, outermost first: L layers, L+1 layers and the last block's output,
+        R kept residual layers, S sequences, T tokens, Q stored queries, H heads, D offsets,
+        P prefixes, W window rows, d width.
+    dtype : str
+        Little-endian NumPy type; ``"float"`` is the header's ``dtype`` (float32 or float16).
+    unit : str
+        ``"nats"``, ``"tokens"``, or ``"1"`` for a pure number.
+    meaning : str
+        One phrase for people.
+    nan : bool
+        Whether NaN may stand in it (where the quantity does not exist); infinities never may.
+    """
+
+    axes: tuple[str, ...]
+    dtype: str
+    unit: str
+    meaning: str
+    nan: bool = False
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether the first axis is layers."""
+        return self.axes[:1] != () and self.axes[0] in _LAYER_AXES
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "complete": Quantity((), "|u1", "1", "1 once every sequence is in the file, 0 before"),
+    "tokens": Quantity(("S", "T"), "<i4", "1", "token ids, padded on the right with -1"),
+    "item": Quantity(
+        ("S",), "<i4", "1", "content: sequences of one item share their window (resampling unit)"
+    ),
+    "prefix_length": Quantity(
+        ("S",), "<i4", "tokens", "tokens ahead of the window, BOS included; 0 where not shifted"
+    ),
+    "sequence_id": Quantity(("S",), "<i8", "1", "number of the sequence in its stimulus"),
+    "query_start": Quantity(("S",), "<i4", "tokens", "absolute position of the first stored query"),
+    "normalizer": Quantity(
+        ("L", "S", "Q", "H"), "<f4", "nats", "log-sum-exp of the query's visible scores"
+    ),
+    "sink_score": Quantity(
+        ("L", "S", "Q", "H"), "<f4", "nats", "score of key 0, also where a window hides it"
+    ),
+    "offset_score": Quantity(
+        ("L", "S", "Q", "H", "D"),
+        "<f4",
+        "nats",
+        "score of the key `offsets` tokens back; NaN where there is none",
+        nan=True,
+    ),
+    "remasked_normalizer": Quantity(
+        ("L", "S", "P", "W", "H"),
+        "<f4",
+        "nats",
+        "normalizer of the last W rows, seeing what they would behind `prefixes` tokens; "
+        "NaN beyond the own prefix",
+        nan=True,
+    ),
+    "remasked_body": Quantity(
+        ("L", "S", "P", "W", "H"), "<f4", "nats", "the same without key 0", nan=True
+    ),
+    "residual": Quantity(
+        ("R", "S", "Q", "d"),
+        "float",
+        "1",
+        "residual stream entering block `residual_layers`; number L is the last block's output "
+        "before the final norm",
+    ),
+    "position0": Quantity(("L+1", "S", "d"), "<f4", "1", "residual stream at position 0"),
+    "position0_alone": Quantity(
+        ("L+1", "S", "d"), "<f4", "1", "the same from a run on the first token alone"
+    ),
+}
+_ACTIVATIONS = tuple(name for name, quantity in QUANTITIES.items() if quantity.by_layer)
+_INDEX = tuple(name for name, quantity in QUANTITIES.items() if quantity.axes[:1] == ("S",))
+
+
+def _attribute(kind: str, meaning: str, **default: Any) -> Any:
+    return field(metadata={"kind": kind, "meaning": meaning}, **default)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything that is known of a capture before it starts; the root attributes of its file.
+
+    Raises
+    ------
+    StoreError
+        If a field contradicts another, or cannot be written as its kind of attribute.
+
+    Examples
+    --------
+    >>> header = Header(
+    ...     model="tiny", design="natural", n_layers=2, n_heads=3, width=8, n_sequences=4,
+    ...     length=16, n_queries=16, quantities=("normalizer", "residual"), layer_window=(0, 4))
+    >>> header.shape("normalizer")
+    (2, 4, 16, 3)
+    >>> header.shape("residual"), header.residual_layers
+    ((3, 4, 16, 8), (0, 1, 2))
+    """
+
+    model: str = _attribute("string", "model as it was asked for: hub id, folder or file")
+    design: str = _attribute("string", "stimulus design: natural, shifted, iid, repeated, ...")
+    n_layers: int = _attribute("integer", "L, number of layers")
+    n_heads: int = _attribute("integer", "H, number of query heads per layer")
+    width: int = _attribute("integer", "d, width of the residual stream")
+    n_sequences: int = _attribute("integer", "S, number of sequences")
+    length: int = _attribute("integer", "T, tokens of the longest sequence")
+    n_queries: int = _attribute("integer", "Q, stored queries per sequence")
+    quantities: tuple[str, ...] = _attribute("json", "names of the activation data sets kept")
+    layer_window: tuple[int, ...] = _attribute(
+        "integers", "per layer: sliding window in tokens, 0 for full attention"
+    )
+    offsets: tuple[int, ...] = _attribute("integers", "D offsets of `offset_score`", default=())
+    prefixes: tuple[int, ...] = _attribute(
+        "integers", "P prefix lengths of the re-masked quantities", default=()
+    )
+    window: int = _attribute("integer", "W, rows of the re-masked quantities", default=0)
+    residual_layers: tuple[int, ...] | None = _attribute(
+        "integers", "R kept rows of `residual`, numbered 0 to L (default: all)", default=None
+    )
+    dtype: str = _attribute("string", "type of `residual`: float32 or float16", default="float32")
+    weights_digest: str = _attribute("string", "digest of the model's weights", default="")
+    config: Mapping[str, Any] = _attribute("json", "effective model config", default_factory=dict)
+    variant: str = _attribute("string", "attention variant in force", default="standard")
+    position0_treatment: str = _attribute(
+        "string", "what was done to the embedding at position 0", default="native"
+    )
+    interventions: Sequence[Any] = _attribute("json", "interventions on attention", default=())
+    stimulus: Mapping[str, Any] = _attribute(
+        "json", "stimulus: corpus, BOS policy, lengths", default_factory=dict
+    )
+    seed: int = _attribute("integer", "seed of the stimulus and of random treatments", default=0)
+    batch_size: int = _attribute("integer", "sequences per forward pass", default=1)
+    versions: Mapping[str, str] = _attribute(
+        "json", "versions of posprobe, torch and transformers", default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        """Normalize sequences to tuples and refuse contradictions."""
+        if self.residual_layers is None:
+            object.__setattr__(self, "residual_layers", tuple(range(self.n_layers + 1)))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.metadata["kind"] == "integers":
+                object.__setattr__(self, item.name, tuple(int(v) for v in value))
+        object.__setattr__(self, "quantities", tuple(self.quantities))
+        _check_header(self)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of every axis by its symbol."""
+        return {
+            "L": self.n_layers,
+            "L+1": self.n_layers + 1,
+            "R": len(self.residual_layers or ()),
+            "S": self.n_sequences,
+            "T": self.length,
+            "Q": self.n_queries,
+            "H": self.n_heads,
+            "D": len(self.offsets),
+            "P": len(self.prefixes),
+            "W": self.window,
+            "d": self.width,
+        }
+
+    @property
+    def index(self) -> tuple[str, ...]:
+        """Names of the data sets with one row per sequence that are known beforehand."""
+        return _INDEX
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of data set `name`, whether or not it is kept."""
+        return tuple(self.sizes[axis] for axis in QUANTITIES[name].axes)
+
+    def stored_dtype(self, name: str) -> np.dtype:
+        """Type in which data set `name` is stored."""
+        code = QUANTITIES[name].dtype
+        return np.dtype(_RESIDUAL_TYPES[self.dtype] if code == "float" else code)
+
+    def datasets(self) -> tuple[str, ...]:
+        """Names of every data set in the file, in the order of the table."""
+        return tuple(q for q in QUANTITIES if q not in _ACTIVATIONS or q in self.quantities)
+
+    def nbytes(self, name: str) -> int:
+        """Size of data set `name`, in bytes."""
+        return int(np.prod(self.shape(name), dtype=np.int64)) * self.stored_dtype(name).itemsize
+
+    def layers(self, name: str) -> tuple[int, ...]:
+        """Layer numbers of the rows of data set `name`."""
+        axis = QUANTITIES[name].axes[0]
+        return tuple(self.residual_layers or ()) if axis == "R" else tuple(range(self.sizes[axis]))
+
+    def row(self, name: str, layer: int) -> int:
+        """Index along the first axis of data set `name` that holds `layer`.
+
+        Raises
+        ------
+        StoreError
+            If the layer does not exist or was not kept.
+        """
+        kept = self.layers(name)
+        if layer not in kept:
+            raise StoreError(
+                f"layer {layer} of '{name}' is not in the file, which has layers {_ranges(kept)}: "
+                "ask for one of these"
+            )
+        return kept.index(layer)
+
+    def attributes(self) -> dict[str, Any]:
+        """Root attributes as they are written: text, integers, integer arrays, and JSON text."""
+        values: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        for item in fields(self):
+            values[item.name] = _encode(item.name, item.metadata["kind"], getattr(self, item.name))
+        return values
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Header:
+        """Rebuild a header from the root attributes of a file.
+
+        Raises
+        ------
+        StoreError
+            If an attribute is missing or is not of its kind.
+        """
+        values = {}
+        for item in fields(cls):
+            if item.name not in attributes:
+                raise StoreError(f"root attribute '{item.name}' is missing: capture again")
+            kind = item.metadata["kind"]
+            try:
+                values[item.name] = _decode(kind, attributes[item.name])
+            except (TypeError, ValueError) as error:
+                raise StoreError(
+                    f"root attribute '{item.name}' is not of kind {kind}: capture again"
+                ) from error
+        return cls(**values)
+
+
+ATTRIBUTES: dict[str, tuple[str, str]] = {
+    "format": ("string", "always `posprobe`"),
+    "version": ("integer", "version of this format"),
+} | {item.name: (item.metadata["kind"], item.metadata["meaning"]) for item in fields(Header)}
+
+
+def _encode(name: str, kind: str, value: Any) -> Any:
+    if kind == "json":
+        try:
+            return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise StoreError(
+                f"attribute '{name}' cannot be written as JSON ({error}): pass plain values"
+            ) from error
+    return {"string": str, "integer": int, "integers": list}[kind](value)
+
+
+def _decode(kind: str, value: Any) -> Any:
+    if kind == "json":
+        return json.loads(value)
+    if kind == "integers":
+        return tuple(int(v) for v in np.asarray(value).reshape(-1))
+    if kind == "integer":
+        return int(value)
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {type(value).__name__}")
+    return value
+
+
+def _check_header(header: Header) -> None:
+    for name in _COUNTS:
+        if getattr(header, name) < 1:
+            raise StoreError(f"header: '{name}' is {getattr(header, name)}: it must be at least 1")
+    for name in header.quantities:
+        if name not in _ACTIVATIONS:
+            raise StoreError(
+                f"header: quantity '{name}' is unknown: choose from {', '.join(_ACTIVATIONS)}"
+            )
+        if 0 in header.shape(name):
+            axes = [axis for axis in QUANTITIES[name].axes if header.sizes[axis] == 0]
+            raise StoreError(
+                f"header: quantity '{name}' has an axis of length 0 ({', '.join(axes)}): "
+                "give its offsets, prefixes, window or residual_layers, or leave it out"
+            )
+    if header.dtype not in _RESIDUAL_TYPES:
+        raise StoreError(f"header: dtype '{header.dtype}' is unknown: choose float32 or float16")
+    if header.n_queries > header.length:
+        raise StoreError(
+            f"header: n_queries {header.n_queries} exceeds length {header.length}: store fewer"
+        )
+    if len(header.layer_window) != header.n_layers:
+        raise StoreError(
+            f"header: layer_window has {len(header.layer_window)} entries for "
+            f"{header.n_layers} layers: give one per layer"
+        )
+    kept = header.residual_layers or ()
+    if list(kept) != sorted(set(kept)) or not set(kept) <= set(range(header.n_layers + 1)):
+        raise StoreError(
+            f"header: residual_layers {list(kept)} must rise within 0 to {header.n_layers}"
+        )
+
+
+def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Name the first root attribute, or key within a JSON attribute, in which two files differ.
+
+    Parameters
+    ----------
+    there, now : mapping
+        Attributes as `Header.attributes` returns them: of a file, and as they would be written.
+
+    Returns
+    -------
+    str or None
+        ``"attribute 'seed' is 1 in the file, 0 now"``; None where nothing differs.
+    """
+    absent = object()
+    for name in dict.fromkeys([*now, *there]):
+        path, old, new = name, _plain(name, there.get(name)), _plain(name, now.get(name))
+        while isinstance(old, dict) and isinstance(new, dict) and old != new:
+            keys = sorted({*old, *new})
+            key = next(k for k in keys if old.get(k, absent) != new.get(k, absent))
+            path, old, new = f"{path}.{key}", old.get(key), new.get(key)
+        if old != new:
+            return f"attribute '{path}' is {reprlib.repr(old)} in the file, {reprlib.repr(new)} now"
+    return None
+
+
+def _plain(name: str, value: Any) -> Any:
+    if ATTRIBUTES.get(name, ("",))[0] == "json" and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

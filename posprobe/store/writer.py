@@ -1,0 +1,369 @@
+"""Write a capture into one file, batch by batch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posprobe.errors import StoreError
+from posprobe.store.files import (
+    RESUME,
+    journal_path,
+    lock,
+    partial_path,
+    refusing,
+    replace_file,
+    suffixed,
+    sync,
+)
+from posprobe.store.hdf5 import Place, compare, create_file, locate, open_complete
+from posprobe.store.layout import FORMAT, VERSION, Header
+from posprobe.store.values import checked_index, checked_values
+
+__all__ = ["StoreWriter"]
+
+
+class StoreWriter:
+    """Write a capture into one file, batch by batch, so that it can be killed and resumed.
+
+    Make one with `create` or `resume`. It writes ``PATH.partial`` and a journal of what is safely
+    on disk, and `finish` turns the partial file into ``PATH``. Leaving the context saves progress;
+    only `finish` completes the file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Name of the complete file.
+    header : Header
+        Shapes and provenance, all of them known before the capture starts.
+    index : mapping of str to array
+        ``tokens`` (S, T), ``item``, ``prefix_length``, ``sequence_id`` and ``query_start`` (S,).
+
+    Attributes
+    ----------
+    done : int
+        Number of sequences that are complete; the next batch starts there.
+    complete : bool
+        Whether ``PATH`` itself is complete, so that there is nothing to write.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> header = Header(model="tiny", design="natural", n_layers=1, n_heads=2, width=4,
+    ...                 n_sequences=3, length=5, n_queries=5, quantities=("normalizer",),
+    ...                 layer_window=(0,))
+    >>> index = {"tokens": np.ones((3, 5)), "item": np.arange(3), "sequence_id": np.arange(3),
+    ...          "prefix_length": np.zeros(3), "query_start": np.zeros(3)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with StoreWriter.create(f"{folder}/a.h5", header, index) as writer:
+    ...         writer.write({"normalizer": np.zeros((1, 2, 5, 2), "f4")})
+    ...     with StoreWriter.resume(f"{folder}/a.h5", header, index) as writer:
+    ...         print(writer.done)
+    ...         writer.write({"normalizer": np.ones((1, 1, 5, 2), "f4")})
+    ...         writer.finish().name
+    2
+    'a.h5'
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Header, sync_seconds: float) -> None:
+        self.path = Path(path).absolute()
+        self.header = header
+        self.done = 0
+        self.complete = False
+        self.sync_seconds = sync_seconds
+        self._pending: dict[tuple[str, int], int] = {}
+        self._places: dict[str, Place] = {}
+        self._file = -1
+        self._synced = time.monotonic()
+        self._lock = lock(self.path)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        header: Header,
+        index: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        sync_seconds: float = 10.0,
+    ) -> StoreWriter:
+        """Lay out a new file.
+
+        Parameters
+        ----------
+        path, header, index
+            See the class.
+        overwrite : bool
+            Discard an unfinished capture of that name, and replace a complete one at `finish`.
+        sync_seconds : float
+            Least time between two forced writes to disk; a crash loses at most that much work.
+
+        Raises
+        ------
+        StoreError
+            If the file exists, another process writes it, the index does not fit the header, the
+            disk is too small, or the folder cannot be written.
+        """
+        writer = cls(path, header, sync_seconds)
+        with writer._closing_on_error():
+            if not overwrite:
+                for existing in (writer.path, partial_path(writer.path)):
+                    if existing.exists():
+                        raise StoreError(
+                            f"{existing} exists: choose another name, {RESUME}, "
+                            "or ask to overwrite it"
+                        )
+            writer._lay_out(checked_index(header, index))
+            writer._open()
+        return writer
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        header: Header,
+        index: Mapping[str, Any],
+        *,
+        sync_seconds: float = 10.0,
+    ) -> StoreWriter:
+        """Continue an interrupted capture, or start it if it never got as far as a file.
+
+        Raises
+        ------
+        StoreError
+            As in `create`, and if an attribute, a shape or the index differs from the file's: the
+            message names the first that does.
+        """
+        writer = cls(path, header, sync_seconds)
+        with writer._closing_on_error():
+            partial, checked = partial_path(writer.path), checked_index(header, index)
+            if partial.exists():
+                compare(partial, header, checked)
+                writer._open()
+                writer.done = writer._progress()
+            elif writer.path.exists():
+                open_complete(writer.path)
+                compare(writer.path, header, checked)
+                writer.done, writer.complete = header.n_sequences, True
+                writer.close()
+            else:
+                writer._lay_out(checked)
+                writer._open()
+        return writer
+
+    def write(self, batch: Mapping[str, Any]) -> None:
+        """Write the next sequences: every kept quantity, all of its layers.
+
+        Parameters
+        ----------
+        batch : mapping of str to array
+            Arrays in the shape of `QUANTITIES`, with the batch in place of all S sequences.
+
+        Raises
+        ------
+        StoreError
+            As in `put` and `advance`.
+        """
+        sizes = {np.shape(values)[1:2] for values in batch.values()}
+        if len(sizes) != 1 or sizes == {()}:
+            raise StoreError(
+                "batch: its arrays do not have one number of sequences: pass one batch"
+            )
+        for quantity, values in batch.items():
+            self.put(quantity, values)
+        self.advance(*sizes.pop())
+
+    def put(self, quantity: str, values: Any, layer: int | None = None) -> None:
+        """Write one quantity of the current batch, which starts at sequence `done`.
+
+        Parameters
+        ----------
+        quantity : str
+            A kept activation quantity.
+        values : array
+            With `layer`, (batch, ...); without, (layers, batch, ...).
+        layer : int, optional
+            Layer number; for ``residual`` one of ``residual_layers``.
+
+        Raises
+        ------
+        StoreError
+            If the quantity or layer is not kept, the shape does not fit, or a value is infinite,
+            NaN where the quantity exists, or beyond what float16 holds.
+        """
+        if quantity not in self.header.quantities:
+            raise StoreError(
+                f"quantity '{quantity}' is not in the header of {self.path.name}: "
+                f"it keeps {', '.join(self.header.quantities)}"
+            )
+        layers = self.header.layers(quantity) if layer is None else (layer,)
+        values = np.asarray(values)
+        rows = values if layer is None else values[np.newaxis]
+        self._check_shape(quantity, rows.shape, len(layers))
+        for number, row in zip(layers, rows, strict=True):
+            stored = checked_values(quantity, number, self.done, row, self._places[quantity].dtype)
+            position = self.header.row(quantity, number)
+            self._pwrite(quantity, position * self.header.n_sequences + self.done, stored)
+            self._pending[quantity, position] = len(stored)
+
+    def advance(self, n_sequences: int) -> None:
+        """Declare the current batch complete.
+
+        Raises
+        ------
+        StoreError
+            If a kept quantity has not been `put` for all layers and all `n_sequences`.
+        """
+        for quantity in self.header.quantities:
+            for row, layer in enumerate(self.header.layers(quantity)):
+                found = self._pending.get((quantity, row), 0)
+                if found != n_sequences:
+                    raise StoreError(
+                        f"batch at sequence {self.done}: layer {layer} of '{quantity}' has {found} "
+                        f"sequences of {n_sequences}: put every kept quantity before advancing"
+                    )
+        self._pending.clear()
+        self.done += n_sequences
+        if time.monotonic() - self._synced >= self.sync_seconds:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force what is written to disk, then say so in the journal.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or fails.
+        """
+        with refusing(self.path, "save progress"):
+            os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
+            journal = {"format": FORMAT, "version": VERSION, "done": self.done}
+            replace_file(journal_path(self.path), json.dumps(journal).encode())
+        self._synced = time.monotonic()
+
+    def finish(self) -> Path:
+        """Mark the file complete and give it its name.
+
+        Returns
+        -------
+        Path
+            Of the complete file.
+
+        Raises
+        ------
+        StoreError
+            If sequences are missing, or the disk fails.
+        """
+        if self.complete:
+            return self.path
+        if self.done != self.header.n_sequences:
+            raise StoreError(
+                f"{self.path} has {self.done} sequences of {self.header.n_sequences}: "
+                "write the others before finishing"
+            )
+        self.sync()
+        self._pwrite("complete", 0, np.ones(1, "u1"))
+        with refusing(self.path, "complete the file"):
+            os.fsync(self._file)
+            os.replace(partial_path(self.path), self.path)
+            sync(self.path.parent)
+            journal_path(self.path).unlink(missing_ok=True)
+        self.complete = True
+        self.close()
+        return self.path
+
+    def close(self) -> None:
+        """Release the file and its lock without completing it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._lock >= 0:
+            suffixed(self.path, ".lock").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> StoreWriter:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Save progress and release the file; an error on the way out does not hide another."""
+        try:
+            if self._file >= 0:
+                with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():
+                    self.sync()
+        finally:
+            self.close()
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            with refusing(self.path, "write the file"):
+                yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _lay_out(self, index: Mapping[str, np.ndarray]) -> None:
+        needed = sum(self.header.nbytes(name) for name in self.header.datasets())
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise StoreError(
+                f"{self.path} needs {needed:,} bytes and its disk has {free:,}: keep fewer "
+                "sequences, quantities or layers, or use float16"
+            )
+        journal_path(self.path).unlink(missing_ok=True)
+        temporary = suffixed(self.path, ".partial.tmp")
+        create_file(temporary, self.header, index)
+        os.replace(temporary, partial_path(self.path))
+        sync(self.path.parent)
+
+    def _open(self) -> None:
+        self._places = locate(partial_path(self.path), self.header)
+        self._file = os.open(partial_path(self.path), os.O_RDWR | os.O_CLOEXEC)
+
+    def _progress(self) -> int:
+        if os.pread(self._file, 1, self._places["complete"].offset) == b"\x01":
+            return self.header.n_sequences
+        journal = journal_path(self.path)
+        if not journal.exists():
+            return 0
+        try:
+            done = json.loads(journal.read_bytes())["done"]
+            if not 0 <= done <= self.header.n_sequences:
+                raise ValueError(f"{done} sequences of {self.header.n_sequences}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{journal} is not a journal of this capture ({error}): delete it to write "
+                "every sequence again"
+            ) from error
+        return int(done)
+
+    def _check_shape(self, quantity: str, found: tuple[int, ...], n_layers: int) -> None:
+        tail = self.header.shape(quantity)[2:]
+        room = self.header.n_sequences - self.done
+        fits = len(found) >= 2 and found[0] == n_layers and found[2:] == tail
+        if not fits or not 1 <= found[1] <= room:
+            raise StoreError(
+                f"quantity '{quantity}' at sequence {self.done} has shape {found}, expected "
+                f"({n_layers}, 1 to {room}, {', '.join(map(str, tail))}): pass one batch"
+            )
+
+    def _pwrite(self, quantity: str, first: int, values: np.ndarray) -> None:
+        if self._file < 0:
+            raise StoreError(f"{self.path} is closed to writing: {RESUME}")
+        place = self._places[quantity]
+        stride = int(np.prod(place.shape[2:], dtype=np.int64)) * place.dtype.itemsize
+        offset, rest = place.offset + first * stride, values.data.cast("B")
+        with refusing(self.path, f"write '{quantity}'"):
+            while rest:
+                written = os.pwrite(self._file, rest, offset)
+                offset, rest = offset + written, rest[written:]
