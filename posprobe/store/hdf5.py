@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from posprobe.errors import StoreError
 from posprobe.store.files import RESUME, partial_path, refusing, sync
 from posprobe.store.layout import FORMAT, VERSION, Header, difference
 
-# Superblock 0 has no "open for writing" mark that a killed process would leave behind.
-_LIBVER = ("earliest", "v108")
+# Metadata of 1.8 have checksums, and no "open for writing" mark that a killed process would leave.
+_LIBVER = ("v108", "v108")
 _ALIGNMENT = 64
 
 
@@ -32,13 +33,22 @@ def create_file(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> 
         path, "w", libver=_LIBVER, alignment_threshold=1, alignment_interval=_ALIGNMENT
     ) as file:
         for name, value in header.attributes().items():
-            file.attrs[name] = np.asarray(value, "<i8") if isinstance(value, list) else value
+            _write_attribute(file, name, value)
         for name in header.datasets():
             _allocate(file, name, header.shape(name), header.stored_dtype(name))
         file["complete"][...] = 0
         for name, array in index.items():
             file[name][...] = array
     sync(path)
+
+
+def _write_attribute(file: h5py.File, name: str, value: str | int | list[int]) -> None:
+    if isinstance(value, str):  # fixed length: text of variable length lies outside the checksums
+        text = value.encode()
+        dtype = h5py.string_dtype("utf-8", max(1, len(text)))
+        file.attrs.create(name, np.array(text, f"S{dtype.itemsize}"), dtype=dtype)
+    else:
+        file.attrs.create(name, value, dtype="<i8")
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -73,13 +83,15 @@ def open_complete(path: Path) -> Header:
     return header
 
 
-def open_hdf5(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open a file for reading, without HDF5's own locks: it will not change.
 
     Raises
     ------
     StoreError
-        If it does not exist, is no HDF5 file, or is shorter than its layout.
+        If it does not exist, is no HDF5 file, is shorter than its layout, or its structure is
+        damaged.
     """
     if not path.is_file():
         raise StoreError(f"{path} is not a file: pass the name of a capture (posprobe capture -o)")
@@ -88,8 +100,11 @@ def open_hdf5(path: Path) -> h5py.File:
     if not h5py.is_hdf5(path):
         raise StoreError(f"{path} is not an HDF5 file: pass one that posprobe capture wrote")
     try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except StoreError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise StoreError(
             f"{path} is {kind} ({path.stat().st_size:,} bytes): copy it again, or capture again"
@@ -97,7 +112,10 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def _attributes(file: h5py.File) -> dict[str, Any]:
-    return dict(file.attrs.items())
+    return {
+        name: value.decode() if isinstance(value, bytes) else value
+        for name, value in file.attrs.items()
+    }
 
 
 def _read_header(path: Path, file: h5py.File) -> Header:
@@ -147,6 +165,10 @@ def _place(path: Path, file: h5py.File, name: str, header: Header) -> Place:
         raise StoreError(
             f"{path}: data set '/{name}' is chunked or compressed, expected contiguous: "
             "run h5repack -l CONTI -f NONE on it"
+        )
+    if offset + header.nbytes(name) > path.stat().st_size:
+        raise StoreError(
+            f"{path}: data set '/{name}' is truncated: copy it again, or capture again"
         )
     return Place(offset, shape, dtype)
 

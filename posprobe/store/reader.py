@@ -233,8 +233,8 @@ class ActivationStore:
     def _place(self, quantity: str, layer: int | None) -> Place:
         if quantity not in self._places:
             raise StoreError(
-                f"'{quantity}' is not in {self.path}, which has {', '.join(self._places)} "
-                "(and blocks.L.hook_resid_pre as a name for residual): capture again to keep more"
+                f"'{quantity}' is not in {self.path}: read one of {', '.join(self._places)}"
+                " (blocks.L.hook_resid_pre and _post are names for residual)"
             )
         place = self._places[quantity]
         if layer is None:
