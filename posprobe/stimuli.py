@@ -314,7 +314,7 @@ def make_stimulus(
     ------
     StimulusError
         The design or policy is unknown, the corpus is empty, too short or carries BOS tokens
-        itself, n is below 2, or length, window and prefixes do not fit together.
+        itself, n is below 2, the seed below 0, or length, window and prefixes do not fit together.
 
     Examples
     --------
@@ -326,6 +326,8 @@ def make_stimulus(
         raise StimulusError(f"unknown design {design!r}: choose one of {', '.join(DESIGNS)}")
     if n < 2:
         raise StimulusError(f"n={n} is too few: intervals need at least 2 items, so raise n")
+    if seed < 0:
+        raise StimulusError(f"seed={seed} is below 0: pass a whole number from 0 on")
     grid = _checked_prefixes(design, length, window, prefixes)
     lead = leading_token(bos, native_bos, bos_id)
     corpus = _checked_corpus(corpus_tokens, {native_bos, bos_id} - {None})
@@ -387,7 +389,7 @@ def _checked_corpus(corpus_tokens: ArrayLike, specials: set[int | None]) -> Toke
     found = np.flatnonzero(np.isin(corpus, list(specials)))
     if len(found):
         raise StimulusError(
-            f"the text itself holds the BOS token {corpus[found[0]]} (as token {found[0]}): tokenize "
+            f"the text itself holds the BOS token {corpus[found[0]]} (token {found[0]}): tokenize "
             "it with add_special_tokens=False, the BOS policy adds the one at position 0"
         )
     return corpus.astype(np.int32)

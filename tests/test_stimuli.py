@@ -1,0 +1,349 @@
+"""What must hold of every stimulus, whatever the draw."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posprobe.errors import StimulusError
+from posprobe.stimuli import (
+    DESIGNS,
+    default_corpus,
+    default_prefixes,
+    leading_token,
+    make_stimulus,
+    read_corpus,
+)
+
+# Every token is its own place in the corpus, so that a token tells where it was taken from.
+PLACES = np.arange(20_000)
+BOS = 99_999
+PREFIXES = (1, 5, 12)
+WINDOW = 4
+LENGTH = PREFIXES[-1] + WINDOW
+
+
+def shift(n=6, **options):
+    options = {"bos": "none", **options}
+    return make_stimulus(
+        "shifted", PLACES, n=n, length=LENGTH, window=WINDOW, prefixes=PREFIXES, **options
+    )
+
+
+def rows(stimulus, prefix):
+    """Sequences behind `prefix` tokens, by item, without their padding."""
+    chosen = stimulus.tokens[stimulus.prefix_length == prefix]
+    return chosen[:, : prefix + stimulus.window]
+
+
+policies = st.sampled_from([{"bos": "none"}, {"bos": "force", "bos_id": BOS}])
+
+
+class TestShifted:
+    @given(seed=st.integers(0, 2**31), policy=policies)
+    def test_the_window_is_the_same_behind_every_prefix_and_starts_at_its_length(
+        self, seed, policy
+    ):
+        stimulus = shift(seed=seed, **policy)
+        reference = rows(stimulus, PREFIXES[-1])[:, PREFIXES[-1] :]
+        for prefix in PREFIXES:
+            np.testing.assert_array_equal(rows(stimulus, prefix)[:, prefix:], reference)
+        # Proof that the comparison could fail: items differ, and so does what is ahead of a window.
+        assert len(np.unique(reference)) == reference.size
+
+    @given(seed=st.integers(0, 2**31), policy=policies)
+    def test_a_shorter_prefix_is_the_nearest_part_of_the_longest(self, seed, policy):
+        stimulus = shift(seed=seed, **policy)
+        longest = rows(stimulus, PREFIXES[-1])
+        for prefix in PREFIXES:
+            near = longest[:, PREFIXES[-1] - (prefix - 1) :]
+            np.testing.assert_array_equal(rows(stimulus, prefix)[:, 1:], near)
+
+    @given(seed=st.integers(0, 2**31), policy=policies)
+    def test_position_0_holds_one_token_per_item_whatever_the_prefix(self, seed, policy):
+        stimulus = shift(seed=seed, **policy)
+        by_prefix = stimulus.first_token.reshape(len(PREFIXES), -1)
+        assert (by_prefix == by_prefix[0]).all()
+        assert (len(np.unique(by_prefix)) == 1) == (policy["bos"] == "force")
+
+    @given(seed=st.integers(0, 2**31))
+    def test_no_text_is_used_twice_and_no_prefix_leads_up_to_its_window(self, seed):
+        stimulus = shift(seed=seed, bos="force", bos_id=BOS)
+        longest = rows(stimulus, PREFIXES[-1])[:, 1:]
+        assert len(np.unique(longest)) == longest.size
+        last_of_prefix = longest[:, PREFIXES[-1] - 2]
+        assert (longest[:, PREFIXES[-1] - 1] != last_of_prefix + 1).all()
+
+    def test_the_plan_is_recorded_by_sequence(self):
+        stimulus = shift(n=3)
+        np.testing.assert_array_equal(stimulus.item, [0, 1, 2] * 3)
+        np.testing.assert_array_equal(stimulus.prefix_length, np.repeat(PREFIXES, 3))
+        np.testing.assert_array_equal(stimulus.query_start, stimulus.prefix_length)
+        np.testing.assert_array_equal(stimulus.lengths, stimulus.prefix_length + WINDOW)
+        assert (stimulus.n_queries, stimulus.n_items) == (WINDOW, 3)
+        for sequence, start in enumerate(stimulus.query_start):
+            assert stimulus.tokens[sequence, start] == stimulus.sequence_id[sequence]
+
+    def test_padding_is_on_the_right_only(self):
+        stimulus = shift()
+        is_token = np.arange(LENGTH) < stimulus.lengths[:, None]
+        np.testing.assert_array_equal(stimulus.tokens >= 0, is_token)
+        assert (stimulus.tokens[~is_token] == -1).all()
+
+    def test_default_grid_is_the_one_of_the_study(self):
+        stimulus = make_stimulus("shifted", PLACES, n=2, length=257)
+        assert stimulus.prefixes == (1, 9, 33, 97, 225)
+        assert stimulus.window == 32
+
+    def test_a_length_that_the_grid_does_not_reach_is_refused(self):
+        with pytest.raises(StimulusError, match=r"make sequences of 16 tokens, but length=20: set"):
+            make_stimulus("shifted", PLACES, n=2, length=20, window=4, prefixes=PREFIXES)
+
+
+class TestOtherDesigns:
+    def test_natural_chunks_are_contiguous_and_disjoint(self):
+        stimulus = make_stimulus("natural", PLACES, n=50, length=100)
+        expected = stimulus.sequence_id[:, None] + np.arange(100)
+        np.testing.assert_array_equal(stimulus.tokens, expected)
+        assert len(np.unique(stimulus.tokens)) == 50 * 100
+
+    def test_natural_starts_are_spread_over_the_whole_corpus(self):
+        starts = [
+            make_stimulus("natural", PLACES, n=100, length=70, seed=seed).sequence_id
+            for seed in range(20)
+        ]
+        assert np.mean(starts) == pytest.approx(len(PLACES) / 2, rel=0.05)
+        # Another phase of the grid for another seed: every place can start a chunk.
+        assert len({int(draw[0]) % 70 for draw in starts}) > 10
+
+    def test_natural_can_use_up_the_corpus_to_the_last_token(self):
+        stimulus = make_stimulus("natural", PLACES[:400], n=10, length=40, window=8)
+        np.testing.assert_array_equal(np.sort(stimulus.tokens, axis=None), PLACES[:400])
+
+    def test_iid_frequencies_are_those_of_the_corpus(self):
+        corpus = np.repeat([3, 5, 8], [100, 300, 600])
+        stimulus = make_stimulus("iid", corpus, n=100, length=200)
+        share = [(stimulus.tokens == token).mean() for token in (3, 5, 8)]
+        # Standard error of a share of 0.6 among 20,000 draws: 0.0035.
+        np.testing.assert_allclose(share, [0.1, 0.3, 0.6], atol=0.014)
+
+    def test_iid_draws_are_independent_along_a_sequence(self):
+        stimulus = make_stimulus("iid", np.repeat([0, 1], 500), n=100, length=200)
+        centred = stimulus.tokens - 0.5
+        lagged = 4 * (centred[:, 1:] * centred[:, :-1]).mean()
+        assert abs(lagged) < 4 / np.sqrt(100 * 199)
+
+    def test_repeated_is_one_token_and_another_in_each_sequence(self):
+        stimulus = make_stimulus("repeated", PLACES[:100].repeat(3), n=100, length=40)
+        assert (stimulus.tokens == stimulus.sequence_id[:, None]).all()
+        assert len(np.unique(stimulus.first_token)) == 100
+
+    @pytest.mark.parametrize("design", ["natural", "iid", "repeated"])
+    def test_a_forced_bos_stands_at_position_0_and_counts_as_a_token(self, design):
+        stimulus = make_stimulus(design, PLACES, n=4, length=50, bos="force", bos_id=BOS)
+        assert stimulus.tokens.shape == (4, 50)
+        np.testing.assert_array_equal(stimulus.tokens == BOS, np.tile(np.arange(50) == 0, (4, 1)))
+        assert stimulus.bos_token == BOS
+
+    @pytest.mark.parametrize("design", ["natural", "iid", "repeated"])
+    def test_every_position_is_observed_and_the_grid_is_carried(self, design):
+        stimulus = make_stimulus(design, PLACES, n=4, length=64, window=16)
+        assert stimulus.n_queries == 64
+        assert stimulus.prefixes == default_prefixes(64, 16)
+        for zero in (stimulus.query_start, stimulus.prefix_length):
+            np.testing.assert_array_equal(zero, 0)
+
+    def test_a_grid_may_end_before_the_sequence_does(self):
+        stimulus = make_stimulus("natural", PLACES, n=2, length=64, window=8, prefixes=(1, 20))
+        assert stimulus.prefixes == (1, 20)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("bos", ["none", "force"])
+class TestEveryDesign:
+    def make(self, design, bos, n=5, seed=0):
+        return make_stimulus(
+            design, PLACES, n=n, length=64, window=16, bos=bos, bos_id=BOS, seed=seed
+        )
+
+    def test_same_seed_same_stimulus_and_another_seed_another(self, design, bos):
+        first, again, other = (self.make(design, bos, seed=seed) for seed in (3, 3, 4))
+        assert first.describe() == again.describe()
+        np.testing.assert_array_equal(first.tokens, again.tokens)
+        assert first.describe()["tokens_sha256"] != other.describe()["tokens_sha256"]
+
+    def test_the_first_items_stay_when_more_are_asked_for(self, design, bos):
+        few, many = self.make(design, bos, n=3), self.make(design, bos, n=9)
+        kept = many.item < 3
+        np.testing.assert_array_equal(few.tokens, many.tokens[kept])
+        np.testing.assert_array_equal(few.sequence_id, many.sequence_id[kept])
+
+    def test_the_first_token_is_the_one_that_stands_there(self, design, bos):
+        stimulus = self.make(design, bos)
+        np.testing.assert_array_equal(stimulus.first_token, stimulus.tokens[:, 0])
+
+    def test_sequences_of_equal_length_are_adjacent(self, design, bos):
+        assert (np.diff(self.make(design, bos).lengths) >= 0).all()
+
+    def test_the_description_is_json_and_holds_the_protocol(self, design, bos):
+        plan = json.loads(json.dumps(self.make(design, bos).describe()))
+        assert plan["design"] == design
+        assert plan["bos_token"] == (BOS if bos == "force" else None)
+        assert plan["prefixes"] == list(default_prefixes(64, 16))
+        assert (plan["seed"], plan["n_items"], plan["length"]) == (0, 5, 64)
+
+    def test_types_are_those_of_the_file_format(self, design, bos):
+        stimulus = self.make(design, bos)
+        assert stimulus.sequence_id.dtype == np.int64
+        for name in ("tokens", "lengths", "item", "prefix_length", "query_start", "first_token"):
+            assert getattr(stimulus, name).dtype == np.int32, name
+
+
+class TestBosPolicy:
+    @pytest.mark.parametrize(
+        ("bos", "native_bos", "expected"),
+        [
+            ("native", None, None),
+            ("native", 2, 2),
+            ("force", None, 2),
+            ("force", 2, 2),
+            ("none", 2, None),
+        ],
+    )
+    def test_three_states(self, bos, native_bos, expected):
+        assert leading_token(bos, native_bos, bos_id=2) == expected
+
+    def test_forcing_a_bos_that_does_not_exist_is_refused(self):
+        with pytest.raises(StimulusError, match=r"bos='force' needs a BOS .* choose bos='native'"):
+            make_stimulus("natural", PLACES, n=2, length=64, bos="force")
+
+    def test_unknown_policy_is_refused_with_the_known_ones(self):
+        with pytest.raises(
+            StimulusError, match=r"policy 'always': choose one of native, force, no"
+        ):
+            make_stimulus("natural", PLACES, n=2, length=64, bos="always")
+
+    @pytest.mark.parametrize("policy", ["native", "force", "none"])
+    @pytest.mark.parametrize("place", [0, 1234])
+    def test_a_corpus_with_bos_tokens_in_it_is_refused(self, policy, place):
+        corpus = np.insert(PLACES, place, BOS)
+        with pytest.raises(StimulusError, match=rf"BOS token 99999 \(token {place}\): tokenize"):
+            make_stimulus("natural", corpus, n=2, length=64, bos=policy, bos_id=BOS)
+
+    def test_a_native_bos_in_the_corpus_is_refused_too(self):
+        with pytest.raises(StimulusError, match=r"holds the BOS token 0 \(token 0\)"):
+            make_stimulus("natural", PLACES, n=2, length=64, native_bos=0)
+
+
+class TestRefusals:
+    def test_unknown_design_lists_the_known(self):
+        with pytest.raises(
+            StimulusError, match=r"'random': choose one of natural, shifted, iid, r"
+        ):
+            make_stimulus("random", PLACES, n=2, length=64)
+
+    @pytest.mark.parametrize("n", [1, 0, -3])
+    def test_too_few_items(self, n):
+        with pytest.raises(StimulusError, match=rf"n={n} is too few: intervals need at least 2"):
+            make_stimulus("natural", PLACES, n=n, length=64)
+
+    def test_too_short_a_length(self):
+        with pytest.raises(
+            StimulusError, match=r"length=33 .* window of 32: .* raise length to 34"
+        ):
+            make_stimulus("natural", PLACES, n=2, length=33)
+        assert make_stimulus("natural", PLACES, n=2, length=34).prefixes == (1, 2)
+
+    def test_too_short_a_window(self):
+        with pytest.raises(StimulusError, match=r"window=0 is too short"):
+            make_stimulus("natural", PLACES, n=2, length=64, window=0)
+
+    @pytest.mark.parametrize("prefixes", [(), (5,), (0, 5), (5, 5), (9, 5)])
+    def test_prefixes_that_are_no_grid(self, prefixes):
+        with pytest.raises(StimulusError, match=r"two increasing lengths from 1 on .*: try \(1, 2"):
+            make_stimulus("natural", PLACES, n=2, length=64, prefixes=prefixes)
+
+    def test_sequences_shorter_than_the_grid(self):
+        with pytest.raises(
+            StimulusError, match=r"sequences of 132 tokens, but length=64: set length"
+        ):
+            make_stimulus("natural", PLACES, n=2, length=64, prefixes=(1, 100))
+
+    @pytest.mark.parametrize(
+        ("design", "have", "need"), [("natural", 200, 256), ("shifted", 200, 315)]
+    )
+    def test_text_shorter_than_asked_says_how_much_there_is_and_how_much_is_needed(
+        self, design, have, need
+    ):
+        with pytest.raises(
+            StimulusError, match=rf"has {have} tokens and .* need {need}: pass a lo"
+        ):
+            make_stimulus(design, PLACES[:have], n=4, length=64)
+        assert len(make_stimulus(design, PLACES[:need], n=4, length=64).tokens)
+
+    def test_too_few_different_tokens_to_repeat(self):
+        with pytest.raises(StimulusError, match=r"has 3 different tokens and n=4 repeated"):
+            make_stimulus("repeated", np.tile(PLACES[:3], 100), n=4, length=64)
+
+    @pytest.mark.parametrize("design", DESIGNS)
+    def test_empty_text(self, design):
+        with pytest.raises(StimulusError, match=r"the text is empty: pass one"):
+            make_stimulus(design, np.array([], dtype=int), n=2, length=64)
+
+    @pytest.mark.parametrize(
+        "corpus", [np.ones(500), np.ones((50, 50), dtype=int), np.full(500, -1)]
+    )
+    def test_what_is_no_list_of_token_ids(self, corpus):
+        with pytest.raises(StimulusError, match=r"one list of token ids >= 0, not \w+ of shape \("):
+            make_stimulus("natural", corpus, n=2, length=64)
+
+    def test_a_negative_seed(self):
+        with pytest.raises(StimulusError, match=r"seed=-1 .*: pass a whole number from 0 on"):
+            make_stimulus("natural", PLACES, n=2, length=64, seed=-1)
+
+
+@given(length=st.integers(3, 5000), window=st.integers(1, 400))
+def test_default_prefixes_span_the_sequence(length, window):
+    if length < window + 2:
+        with pytest.raises(StimulusError, match="too short for a window"):
+            default_prefixes(length, window)
+        return
+    grid = default_prefixes(length, window)
+    assert (grid[0], grid[-1]) == (1, length - window)
+    assert (np.diff(grid) > 0).all()
+
+
+class TestCorpora:
+    def test_the_default_corpus_is_the_manual(self):
+        text = default_corpus()
+        assert text == default_corpus()
+        assert 'The "assert" statement' in text
+        assert 400_000 < len(text) < 600_000
+
+    def test_a_text_file_is_read_as_utf8_without_its_mark(self, tmp_path):
+        path = tmp_path / "text.txt"
+        path.write_bytes(b"\xef\xbb\xbf" + "Grüße, Ordnung".encode())
+        assert read_corpus(path) == "Grüße, Ordnung"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", r"the text file .*text\.txt is empty"),
+            (b" \n\t", r"the text file .*text\.txt is empty"),
+            (b"a\xff\xfe", r"text\.txt is not UTF-8 text \(byte 1\): convert it"),
+            (b"GGUF\0\0\0", r"text\.txt is not text but a binary file"),
+        ],
+    )
+    def test_files_that_are_no_text(self, tmp_path, content, message):
+        path = tmp_path / "text.txt"
+        path.write_bytes(content)
+        with pytest.raises(StimulusError, match=message):
+            read_corpus(path)
+
+    def test_a_missing_file_and_a_folder(self, tmp_path):
+        with pytest.raises(StimulusError, match=r"cannot read .*absent\.txt: No such file"):
+            read_corpus(tmp_path / "absent.txt")
+        with pytest.raises(StimulusError, match=r"cannot read .*: Is a directory"):
+            read_corpus(tmp_path)
