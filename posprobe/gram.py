@@ -1,0 +1,445 @@
+r"""Sufficient statistics per sequence: every linear fit from one pass over the data.
+
+For sequence :math:`s` with rows :math:`Z_s = [X_s - c_x, 1, y_s - c_y]` the statistic is
+
+.. math:: G_s = Z_s^\top Z_s ,
+
+in float64 whatever the input's type, after one shift :math:`c` common to all sequences (a shift
+close to the mean keeps the later centring from cancelling). A fit, a fold, a bootstrap replicate
+or a jackknife is a weighted sum of the :math:`G_s`; a squared error is :math:`v^\top G_s v`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from posprobe.errors import DesignError, StoreError
+
+__all__ = ["ClusterGram"]
+
+Array = NDArray[np.float64]
+Block = tuple[ArrayLike, ArrayLike, Any]
+
+_FORMAT = "posprobe.ClusterGram"
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterGram:
+    r"""Gram matrices :math:`[X, 1, y]^\top [X, 1, y]`, one per sequence (S of them).
+
+    Build it with :meth:`from_arrays` or :meth:`from_blocks`. Sequences are kept in the sorted
+    order of their labels, so that the order in which data arrive changes nothing. Memory is
+    ``8 S (p + 1 + t)^2`` bytes, independent of the number of rows; where that is too much, merge
+    sequences with :meth:`merge`.
+
+    Parameters
+    ----------
+    grams : ndarray of shape (S, p + 1 + t, p + 1 + t)
+        Symmetric products, columns in the order features, ones, targets.
+    groups : ndarray of shape (S,)
+        Sorted, distinct sequence labels.
+    shift : ndarray of shape (p + t,)
+        What was subtracted from the features and targets before the products were taken.
+    n_targets : int
+        Number t of targets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe.gram import ClusterGram
+    >>> X = np.arange(12.0).reshape(6, 2) ** 2
+    >>> gram = ClusterGram.from_arrays(X, np.arange(6.0), groups=[0, 0, 0, 1, 1, 1])
+    >>> len(gram), gram.n_features, gram.n_rows.tolist()
+    (2, 2, [3, 3])
+    """
+
+    grams: Array
+    groups: NDArray[Any]
+    shift: Array
+    n_targets: int
+
+    @classmethod
+    def from_arrays(
+        cls,
+        X: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike,
+        *,
+        shift: ArrayLike | None = None,
+        names: ArrayLike | None = None,
+    ) -> ClusterGram:
+        """Accumulate from arrays held in memory.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p)
+            Features, of any real type; products are taken in float64.
+        y : array-like of shape (n,) or (n, t)
+            Targets.
+        groups : array-like of shape (n,)
+            Sequence label of every row; rows of one sequence need not be adjacent.
+        shift : array-like of shape (p + t,), optional
+            Common shift; by default the mean over about a thousand rows.
+        names : array-like of shape (n,), optional
+            Labels that messages use for rows, where ``groups`` are not the sequences themselves
+            (folds, for instance).
+
+        Returns
+        -------
+        ClusterGram
+
+        Raises
+        ------
+        DesignError
+            If lengths differ, nothing was given, or a value is NaN or infinite (the message names
+            its sequence and column).
+        """
+        X, y, groups = _as_block(X, y, groups)
+        if shift is None:
+            # Any vector near the mean serves; a sample of rows spares a pass over the data.
+            step = max(1, len(X) // 1024)
+            shift = np.concatenate([_mean(X[::step]), _mean(y[::step])])
+        c = np.array(shift, dtype=float)
+        if not np.isfinite(c).all():
+            _refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
+        labels, inverse = _labels(groups)
+        q = X.shape[1] + 1 + y.shape[1]
+        grams = np.empty((len(labels), q, q))
+        buffer = np.empty((int(np.bincount(inverse).max()), q))
+        for s, rows in _rows_by_cluster(inverse, len(labels)):
+            grams[s] = _product(X[rows], y[rows], c, buffer)
+        gram = cls(grams, labels, c, y.shape[1])
+        if not gram._finite():
+            _refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
+        return gram
+
+    @classmethod
+    def from_blocks(
+        cls, blocks: Iterable[Block], *, shift: ArrayLike | None = None
+    ) -> ClusterGram:
+        """Accumulate from a stream, holding one block of rows at a time.
+
+        Parameters
+        ----------
+        blocks : iterable of (X, y, groups)
+            As in :meth:`from_arrays`; ``groups`` may be a single label for the whole block. A
+            sequence may come in several blocks.
+        shift : array-like of shape (p + t,), optional
+            Common shift; by default the mean of the first block.
+
+        Returns
+        -------
+        ClusterGram
+
+        Raises
+        ------
+        DesignError
+            As in :meth:`from_arrays`, or if blocks differ in their number of columns.
+        """
+        sums: dict[Any, Array] = {}
+        c = None if shift is None else np.array(shift, dtype=float)
+        columns: tuple[int, int] | None = None
+        for block in blocks:
+            X, y, groups = _as_block(*block)
+            columns = columns or (X.shape[1], y.shape[1])
+            if columns != (X.shape[1], y.shape[1]):
+                raise DesignError(
+                    f"block of sequence {groups[0]!r} has {X.shape[1]} features and {y.shape[1]} "
+                    f"targets, the first block {columns[0]} and {columns[1]}: give every block "
+                    "the same columns"
+                )
+            if not (np.isfinite(_mean(X)).all() and np.isfinite(_mean(y)).all()):
+                _refuse_nonfinite(X, y, groups)
+            c = np.concatenate([_mean(X), _mean(y)]) if c is None else c
+            labels, inverse = _labels(groups)
+            buffer = np.empty((len(X), len(c) + 1))
+            for s, rows in _rows_by_cluster(inverse, len(labels)):
+                product = _product(X[rows], y[rows], c, buffer)
+                label = labels[s].item()
+                sums[label] = sums[label] + product if label in sums else product
+        if c is None or columns is None:
+            raise DesignError("the stream has no blocks: pass at least one (X, y, groups)")
+        return _stack(sums, c, columns[1])
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self.groups)
+
+    @property
+    def n_features(self) -> int:
+        """Number p of features."""
+        return self.grams.shape[1] - 1 - self.n_targets
+
+    @property
+    def n_rows(self) -> NDArray[np.int64]:
+        """Rows of each sequence, shape (S,)."""
+        return np.rint(self.grams[:, self.n_features, self.n_features]).astype(np.int64)
+
+    def __add__(self, other: ClusterGram) -> ClusterGram:
+        """Merge two statistics; a sequence found in both gets the sum of its parts."""
+        if not isinstance(other, ClusterGram):
+            return NotImplemented
+        mine, theirs = (self.n_features, self.n_targets), (other.n_features, other.n_targets)
+        if mine != theirs:
+            raise DesignError(
+                f"cannot add statistics of {mine[0]} features and {mine[1]} targets to "
+                f"{theirs[0]} and {theirs[1]}: build both from the same columns"
+            )
+        sums = dict(zip(self.groups.tolist(), self.grams, strict=True))
+        moved = other.rebase(self.shift)
+        for label, gram in zip(moved.groups.tolist(), moved.grams, strict=True):
+            sums[label] = sums[label] + gram if label in sums else gram
+        return _stack(sums, self.shift, self.n_targets)
+
+    def rebase(self, shift: ArrayLike) -> ClusterGram:
+        r"""Return the same statistics about another shift, :math:`G \mapsto T^\top G T`.
+
+        Parameters
+        ----------
+        shift : array-like of shape (p + t,)
+            The new shift.
+
+        Returns
+        -------
+        ClusterGram
+        """
+        c = np.array(shift, dtype=float)
+        if np.array_equal(c, self.shift):
+            return self
+        p = self.n_features
+        move = np.insert(self.shift - c, p, 0.0)
+        # [x - c', 1, y - c'] = [x - c, 1, y - c] + move: rank-two change of each Gram.
+        edge = self.grams[:, p, :]
+        count = edge[:, p][:, None, None]
+        change = edge[:, :, None] * move
+        grams = self.grams + change + change.transpose(0, 2, 1) + count * np.outer(move, move)
+        return ClusterGram(grams, self.groups, c, self.n_targets)
+
+    def take(self, columns: ArrayLike) -> ClusterGram:
+        """Return the statistics of some of the features.
+
+        Parameters
+        ----------
+        columns : array-like of int
+            Features to keep, in the order wanted.
+
+        Returns
+        -------
+        ClusterGram
+        """
+        chosen = np.asarray(columns, dtype=np.intp)
+        kept = np.concatenate([chosen, np.arange(self.n_features, self.grams.shape[1])])
+        targets = np.arange(self.n_features, len(self.shift))
+        grams = self.grams[:, kept[:, None], kept]
+        return ClusterGram(
+            grams, self.groups, self.shift[np.concatenate([chosen, targets])], self.n_targets
+        )
+
+    def merge(self, labels: ArrayLike) -> ClusterGram:
+        """Return coarser clusters: blocks of sequences, or folds.
+
+        Parameters
+        ----------
+        labels : array-like of shape (S,)
+            New label of each sequence.
+
+        Returns
+        -------
+        ClusterGram
+        """
+        coarse, inverse = _labels(np.asarray(labels))
+        grams = np.zeros((len(coarse), *self.grams.shape[1:]))
+        np.add.at(grams, inverse, self.grams)
+        return ClusterGram(grams, coarse, self.shift, self.n_targets)
+
+    def sum(self, weights: ArrayLike | None = None) -> Array:
+        r"""Weighted sums :math:`\sum_s w_s G_s`.
+
+        Parameters
+        ----------
+        weights : array-like of shape (S,) or (B, S), optional
+            Sequence weights, or B sets of them at once (one matrix product for all); ones by
+            default.
+
+        Returns
+        -------
+        ndarray of shape (p + 1 + t, p + 1 + t) or (B, p + 1 + t, p + 1 + t)
+        """
+        w = np.ones(len(self)) if weights is None else np.asarray(weights, dtype=float)
+        if w.shape[-1] != len(self):
+            raise DesignError(
+                f"{w.shape[-1]} weights for {len(self)} sequences: give one weight per sequence"
+            )
+        flat = self.grams.reshape(len(self), -1)
+        return np.asarray((w @ flat).reshape(*w.shape[:-1], *self.grams.shape[1:]))
+
+    def sse(self, coef: ArrayLike, intercept: ArrayLike) -> Array:
+        r"""Squared error of a linear predictor in each sequence, :math:`v^\top G_s v`.
+
+        The quadratic form loses digits as R2 approaches 1: its relative error is about
+        ``1e-16 / (1 - R2)``. With data at hand, sum squared residuals instead.
+
+        Parameters
+        ----------
+        coef : array-like of shape (p, t)
+            Coefficients in the units of the data.
+        intercept : array-like of shape (t,)
+            Intercepts in the units of the data.
+
+        Returns
+        -------
+        ndarray of shape (S, t)
+        """
+        p, t = self.n_features, self.n_targets
+        b = np.asarray(coef, dtype=float).reshape(p, t)
+        level = np.asarray(intercept, dtype=float) + self.shift[:p] @ b - self.shift[p:]
+        v = np.vstack([b, level.reshape(1, t), -np.eye(t)])
+        products = (self.grams.reshape(-1, p + 1 + t) @ v).reshape(len(self), p + 1 + t, t)
+        return np.asarray(np.maximum(np.einsum("qt,sqt->st", v, products), 0.0))
+
+    def to_hdf5(self, group: Any) -> None:
+        """Write into an open, empty HDF5 group (anything with h5py's group interface).
+
+        Parameters
+        ----------
+        group : h5py.Group
+            Receives datasets ``grams``, ``groups``, ``shift`` and the attributes ``format``,
+            ``version``, ``n_targets``. Text labels are stored as UTF-8.
+        """
+        text = self.groups.dtype.kind == "U"
+        group.create_dataset("grams", data=self.grams)
+        group.create_dataset(
+            "groups", data=np.char.encode(self.groups, "utf-8") if text else self.groups
+        )
+        group.create_dataset("shift", data=self.shift)
+        group.attrs.update(format=_FORMAT, version=_VERSION, n_targets=self.n_targets)
+
+    @classmethod
+    def from_hdf5(cls, group: Any) -> ClusterGram:
+        """Read what :meth:`to_hdf5` wrote.
+
+        Parameters
+        ----------
+        group : h5py.Group
+            The group that was written.
+
+        Returns
+        -------
+        ClusterGram
+
+        Raises
+        ------
+        StoreError
+            If the group is of another format or version, or its arrays do not fit together.
+        """
+        found = (group.attrs.get("format"), group.attrs.get("version"))
+        if found != (_FORMAT, _VERSION):
+            raise StoreError(
+                f"group {group.name!r} holds format {found[0]!r} version {found[1]!r}, not "
+                f"{_FORMAT!r} version {_VERSION}: write it with ClusterGram.to_hdf5"
+            )
+        grams, labels, shift = (group[name][()] for name in ("grams", "groups", "shift"))
+        t = int(group.attrs["n_targets"])
+        q = len(shift) + 1
+        if grams.shape != (len(labels), q, q):
+            raise StoreError(
+                f"group {group.name!r}: grams has shape {grams.shape}, expected "
+                f"{(len(labels), q, q)}: the file is damaged, write it again"
+            )
+        if labels.dtype.kind == "S":
+            labels = np.char.decode(labels, "utf-8")
+        return cls(grams, labels, shift, t)
+
+    def _finite(self) -> bool:
+        return bool(np.isfinite(np.einsum("sqq->sq", self.grams)).all())
+
+
+def _mean(values: NDArray[Any]) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values.mean(axis=0, dtype=float))
+
+
+def _as_block(X: Any, y: Any, groups: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    X, y, groups = np.asarray(X), np.asarray(y), np.asarray(groups)
+    y = y[:, None] if y.ndim == 1 else y
+    groups = np.broadcast_to(groups, len(X)) if groups.ndim == 0 else groups
+    if X.ndim != 2 or y.ndim != 2 or groups.ndim != 1:
+        raise DesignError(
+            f"X {X.shape}, y {y.shape}, groups {groups.shape}: pass X with two axes, y with one "
+            "or two, groups with one"
+        )
+    if not len(X) == len(y) == len(groups):
+        raise DesignError(
+            f"X has {len(X)} rows, y {len(y)}, groups {len(groups)}: pass one of each per row"
+        )
+    if len(X) == 0:
+        raise DesignError("X has no rows: pass at least one")
+    return X, y, groups
+
+
+def _labels(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    try:
+        labels, inverse = np.unique(groups, return_inverse=True)
+    except TypeError as error:
+        raise DesignError(
+            "groups mix labels that cannot be sorted: use only integers, or only strings"
+        ) from error
+    if labels.dtype.kind == "O":
+        labels = np.array(labels.tolist())
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise DesignError("groups contain NaN: give every row the label of its sequence")
+    return labels, inverse
+
+
+def _rows_by_cluster(
+    inverse: NDArray[np.intp], n_clusters: int
+) -> Iterator[tuple[int, slice | NDArray[np.intp]]]:
+    """Yield each cluster with its rows, as a slice where the rows already are in order."""
+    ends = np.cumsum(np.bincount(inverse, minlength=n_clusters))
+    starts = np.r_[0, ends[:-1]]
+    in_order = bool((np.diff(inverse) >= 0).all())
+    order = None if in_order else np.argsort(inverse, kind="stable")
+    for s, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        yield s, slice(start, end) if order is None else order[start:end]
+
+
+def _product(X: NDArray[Any], y: NDArray[Any], shift: Array, buffer: Array) -> Array:
+    n, p = X.shape
+    Z = buffer[:n]
+    # Non-finite input is found on the diagonal afterwards, and then named.
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.subtract(X, shift[:p], out=Z[:, :p])
+        Z[:, p] = 1.0
+        np.subtract(y, shift[p:], out=Z[:, p + 1 :])
+        return np.asarray(Z.T @ Z)
+
+
+def _stack(sums: dict[Any, Array], shift: Array, n_targets: int) -> ClusterGram:
+    labels, inverse = _labels(np.array(list(sums)))
+    grams = np.empty((len(labels), *next(iter(sums.values())).shape))
+    for s, label in zip(inverse, list(sums), strict=True):
+        grams[s] = sums.pop(label)
+    gram = ClusterGram(grams, labels, shift, n_targets)
+    if not gram._finite():
+        bad = int(np.flatnonzero(~np.isfinite(np.einsum("sqq->sq", grams)).all(axis=1))[0])
+        raise DesignError(f"sequence {labels[bad]!s}: squares overflow float64: rescale the data")
+    return gram
+
+
+def _refuse_nonfinite(X: NDArray[Any], y: NDArray[Any], names: NDArray[Any]) -> None:
+    for what, values in (("X", X), ("y", y)):
+        bad = np.argwhere(~np.isfinite(np.asarray(values, dtype=float)))
+        if len(bad):
+            row, column = bad[0]
+            value = "NaN" if np.isnan(values[row, column]) else "inf"
+            raise DesignError(
+                f"sequence {names[row]!s}: column {column} of {what} is {value} (row {row}; "
+                f"{len(bad)} such values): drop the sequence, or capture in a wider float type"
+            )
+    raise DesignError("squares of the data overflow float64: rescale X or y")

@@ -1,0 +1,297 @@
+"""Ridge with one penalty per feature group, and the position probe built on it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import LinAlgWarning
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted
+from sklearn.utils.validation import validate_data
+
+from posprobe.banded import Choice, Split
+from posprobe.design import Design, fold_labels, make_design, resolve_columns, sequence_folds
+from posprobe.errors import DesignError
+from posprobe.gram import Block, ClusterGram
+
+__all__ = ["GroupRidgeCV"]
+
+Array = NDArray[np.float64]
+
+
+class GroupRidgeCV(RegressorMixin, BaseEstimator):
+    r"""Linear regression with one ridge penalty per feature group, chosen over sequence folds.
+
+    Minimises
+
+    .. math:: \|y - b_0 - \sum_g X_g b_g\|^2 + \sum_g \alpha_g \|b_g\|^2
+
+    with a free intercept; the penalties minimise the squared error pooled over the test rows of
+    all folds (averaged over targets). Everything is computed in float64 from one pass over the
+    data; for two groups the grid is the full product, for more it is searched one group at a
+    time.
+
+    Parameters
+    ----------
+    alphas : None, array-like, or list of array-like, default=None
+        Penalties to try: one grid for all groups, or one per group. ``np.inf`` leaves a group out.
+        None takes `posprobe.design.DEFAULT_ALPHAS` times each group's centred sum of squares per
+        feature.
+    feature_groups : None, dict, list, or array of int, default=None
+        None gives one penalty to all columns. Otherwise names to columns; a list of columns per
+        group (indices, a slice, or names of DataFrame columns); or one integer label per column.
+    cv : int, splitter, iterable of (train, test), or "in-sample", default=5
+        An integer is that many folds by `sklearn.model_selection.GroupKFold`. ``"in-sample"``
+        scores on the training rows: only to reproduce classical, optimistic figures.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (p,) or (t, p)
+        Coefficients of the fit on all rows.
+    intercept_ : float or ndarray of shape (t,)
+        Intercept.
+    alpha_ : ndarray of shape (k,)
+        Chosen penalty of each feature group.
+    alphas_ : list of ndarray
+        Penalties that were tried, per group.
+    cv_mse_ : ndarray of shape (len(alphas_[0]), ..., len(alphas_[k - 1]))
+        Pooled out-of-fold mean squared error over the grid, infinite where a training Gram is
+        nearly singular. Three groups or more: of the chosen point alone.
+    cv_scores_ : ndarray
+        Out-of-fold R2 over the grid: 1 - squared error / squared deviation from the overall mean,
+        averaged over targets.
+    best_score_ : float
+        Out-of-fold R2 at the chosen penalties.
+    fold_mse_ : ndarray of shape (K, t)
+        Mean squared error of each fold at the chosen penalties.
+    fold_coef_, fold_intercept_ : ndarray of shape (K, p, t), (K, t)
+        Fit of each fold's training rows at the chosen penalties.
+    feature_groups_ : dict of str to ndarray of int
+        Columns of each feature group.
+    group_dims_ : dict of str to int
+        Number of columns of each feature group.
+    n_sequences_ : int
+        Number of sequences.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of str
+        Names of the features, where X had them.
+
+    Notes
+    -----
+    ``groups`` are sequences. Without them every row is taken as a sequence of its own, which is
+    right for independent rows only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe.ridge import GroupRidgeCV
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(200, 6))
+    >>> y = X[:, 0] + rng.normal(size=200)
+    >>> ridge = GroupRidgeCV(feature_groups={"signal": [0], "noise": slice(1, 6)})
+    >>> ridge = ridge.fit(X, y, groups=np.repeat(np.arange(20), 10))
+    >>> ridge.group_dims_, bool(ridge.alpha_[1] > ridge.alpha_[0])
+    ({'signal': 1, 'noise': 5}, True)
+    """
+
+    def __init__(self, alphas: Any = None, feature_groups: Any = None, cv: Any = 5) -> None:
+        self.alphas = alphas
+        self.feature_groups = feature_groups
+        self.cv = cv
+
+    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> GroupRidgeCV:
+        """Fit on rows of features.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p)
+            Features.
+        y : array-like of shape (n,) or (n, t)
+            Targets.
+        groups : array-like of shape (n,), optional
+            Sequence of every row; by default every row is a sequence of its own.
+
+        Returns
+        -------
+        GroupRidgeCV
+            Itself.
+
+        Raises
+        ------
+        DesignError
+            One sequence, fewer sequences than folds, NaN or infinity (naming the sequence and
+            column), a nearly singular Gram at every penalty.
+        """
+        X, y, names = self._validate(X, y, groups)
+        folds = self._row_folds(names)
+        gram = ClusterGram.from_arrays(X, y, folds, names=names)
+        self._fit_folds(gram, resolve_columns(self.feature_groups, X.shape[1], self._names()))
+        self.n_sequences_ = len(np.unique(names))
+        self._set_coef(y.ndim)
+        return self
+
+    def fit_gram(
+        self,
+        gram: ClusterGram,
+        *,
+        weights: ArrayLike | None = None,
+        folds: ArrayLike | None = None,
+        verify: Iterable[Block] | None = None,
+    ) -> GroupRidgeCV:
+        """Fit on sufficient statistics.
+
+        Parameters
+        ----------
+        gram : ClusterGram
+            One Gram per sequence.
+        weights : array-like of shape (S,), optional
+            Weight of each sequence; zero leaves it out.
+        folds : array-like of shape (S,), optional
+            Fold of each sequence; by default from ``cv``, the same as :meth:`fit` gives.
+        verify : iterable of (X, y, groups), optional
+            The data once more: ``best_score_`` and ``fold_mse_`` are then summed from residuals,
+            where the quadratic form would cancel (R2 close to 1).
+
+        Returns
+        -------
+        GroupRidgeCV
+            Itself.
+        """
+        if folds is None:
+            labels = np.zeros(len(gram), dtype=np.intp)
+            if not self._in_sample():
+                labels = sequence_folds(self.cv, gram.n_rows)
+        else:
+            labels = np.unique(np.asarray(folds), return_inverse=True)[1]
+        w = np.ones(len(gram)) if weights is None else np.asarray(weights, dtype=float)
+        if w.shape != (len(gram),) or not (np.isfinite(w).all() and (w >= 0).all()):
+            raise DesignError(
+                f"weights {w.shape} for {len(gram)} sequences: give one finite weight >= 0 each"
+            )
+        onehot = (labels == np.arange(labels.max() + 1)[:, None]) * w
+        folded = ClusterGram(gram.sum(onehot), np.arange(len(onehot)), gram.shift, gram.n_targets)
+        self.n_features_in_ = gram.n_features
+        self._fit_folds(folded, resolve_columns(self.feature_groups, gram.n_features))
+        self.n_sequences_ = int((w > 0).sum())
+        self._set_coef(1 if gram.n_targets == 1 else 2)
+        if verify is not None:
+            fold_of = dict(zip(gram.groups.tolist(), labels.tolist(), strict=True))
+            weight_of = dict(zip(gram.groups.tolist(), w.tolist(), strict=True))
+            self._verify(verify, fold_of, weight_of)
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Predict targets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p)
+            Features.
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, t)
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        return np.asarray(X @ self.coef_.T + self.intercept_)
+
+    def _validate(
+        self, X: Any, y: Any, groups: ArrayLike | None
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Check inputs; activations are checked for NaN later, where sequences have names."""
+        X, y = validate_data(
+            self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=2,
+            ensure_all_finite=False, dtype=[np.float64, np.float32, np.float16],
+        )  # fmt: skip
+        if groups is None:
+            return X, y, np.arange(len(X))
+        names = check_array(groups, ensure_2d=False, dtype=None, input_name="groups")
+        check_consistent_length(X, names)
+        return X, y, names
+
+    def _names(self) -> list[str] | None:
+        return getattr(self, "feature_names_in_", None)
+
+    def _in_sample(self) -> bool:
+        return isinstance(self.cv, str) and self.cv == "in-sample"
+
+    def _row_folds(self, names: NDArray[Any]) -> NDArray[np.intp]:
+        if self._in_sample():
+            return np.zeros(len(names), dtype=np.intp)
+        return fold_labels(self.cv, names)
+
+    def _fit_folds(self, gram: ClusterGram, groups: dict[str, NDArray[np.intp]]) -> None:
+        """Choose penalties and fit, from one Gram per fold."""
+        total = gram.sum()
+        design = make_design(total, gram.shift, groups, self.alphas, self._in_sample())
+        splits = design.splits(gram.grams)
+        choice = design.search(splits, [tuple(range(len(groups)))])[0]
+        if choice.n_refused:
+            warnings.warn(
+                f"{choice.n_refused} penalties refused: with them a training Gram is nearly "
+                "singular (collinear features); use larger alphas",
+                LinAlgWarning,
+                stacklevel=3,
+            )
+        self._design, self._choice = design, choice
+        self._coef, self._intercept = design.fit(total, choice.penalties)
+        self._set_folds(design, splits, choice)
+        p = gram.n_features
+        n = total[p, p]
+        sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / n
+        self._sst = np.where(sst > 0, sst, np.nan)
+        self._set_scores(choice, n)
+
+    def _set_folds(self, design: Design, splits: list[Split], choice: Choice) -> None:
+        fits = [design.coefficients(s.train, choice.penalties) for s in splits]
+        self.fold_coef_ = np.stack([coef for coef, _ in fits])
+        self.fold_intercept_ = np.stack([intercept for _, intercept in fits])
+        self._fold_ids = [s.fold for s in splits]
+        p = design.n_features
+        self._fold_rows = np.array([s.test[p, p] for s in splits])
+
+    def _set_scores(self, choice: Choice, n: float) -> None:
+        self.fold_mse_ = choice.sse / self._fold_rows[:, None]
+        self.best_score_ = float(np.mean(1 - choice.sse.sum(axis=0) / self._sst))
+        self.cv_mse_ = choice.table.mean(axis=-1)
+        self.cv_scores_ = np.mean(1 - choice.table * n / self._sst, axis=-1)
+
+    def _verify(
+        self, blocks: Iterable[Block], fold_of: dict[Any, int], weight_of: dict[Any, float]
+    ) -> None:
+        """Sum squared residuals over the data instead of quadratic forms."""
+        sse = np.zeros_like(self._choice.sse)
+        for X, y, groups in blocks:
+            y = np.asarray(y, dtype=float).reshape(len(np.asarray(y)), -1)
+            names = np.broadcast_to(np.asarray(groups), len(y))
+            folds = np.array([fold_of[name] for name in names.tolist()])
+            weights = np.array([weight_of[name] for name in names.tolist()])
+            squares = weights[:, None] * (y - self._out_of_fold(np.asarray(X), folds)) ** 2
+            for row, k in enumerate(self._fold_ids):
+                sse[row] += squares[folds == k].sum(axis=0)
+        self.fold_mse_ = sse / self._fold_rows[:, None]
+        self.best_score_ = float(np.mean(1 - sse.sum(axis=0) / self._sst))
+
+    def _out_of_fold(self, X: NDArray[Any], folds: NDArray[np.intp]) -> Array:
+        """Predict each row (n, t) by the fit that did not train on it."""
+        out = np.full((len(X), self.fold_coef_.shape[2]), np.nan)
+        for row, k in enumerate(self._fold_ids):
+            here = folds == k
+            out[here] = X[here].astype(float) @ self.fold_coef_[row] + self.fold_intercept_[row]
+        return out
+
+    def _set_coef(self, y_ndim: int) -> None:
+        self.alpha_ = self._choice.penalties
+        self.alphas_ = list(self._design.grids)
+        self.feature_groups_ = dict(
+            zip(self._design.names, self._design.columns, strict=True)
+        )
+        self.group_dims_ = {name: len(c) for name, c in self.feature_groups_.items()}
+        self.coef_ = self._coef[:, 0] if y_ndim == 1 else self._coef.T.copy()
+        self.intercept_ = float(self._intercept[0]) if y_ndim == 1 else self._intercept
