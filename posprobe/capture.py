@@ -1,0 +1,356 @@
+"""Stimuli through a model into a file: every quantity is written as soon as its layer exists."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from posprobe.errors import ModelError, StimulusError
+from posprobe.models import ObservableModel, load_model
+from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
+from posprobe.stimuli import Stimulus, default_corpus, make_stimulus
+from posprobe.store import ActivationStore, Header, StoreWriter
+
+__all__ = ["OFFSETS", "POSITION0", "QUANTITIES", "capture", "capture_stimulus"]
+
+OFFSETS = (1, 2, 4, 8)
+BATCH_TOKENS = 2048
+QUANTITIES = (
+    "normalizer",
+    "sink_score",
+    "offset_score",
+    "remasked_normalizer",
+    "remasked_body",
+    "residual",
+    "position0",
+    "position0_alone",
+)
+POSITION0 = {
+    "native": "the token that stands there",
+    "special": "another special token of the tokenizer",
+    "content": "a random token of the text, drawn per item",
+    "mean": "the mean of all token embeddings",
+    "noise": "Gaussian noise with the norm of the native embedding, drawn per item",
+    "zero": "a vector of zeros",
+}
+
+
+def capture(
+    model: ObservableModel | str,
+    path: str | Path,
+    *,
+    design: str = "natural",
+    n: int = 40,
+    length: int = 256,
+    window: int = 32,
+    prefixes: tuple[int, ...] | None = None,
+    bos: str = "native",
+    text: str | None = None,
+    seed: int = 0,
+    **options: object,
+) -> ActivationStore:
+    """Draw a stimulus, run it through a model, and write what is observed to one HDF5 file.
+
+    Parameters
+    ----------
+    model : ObservableModel or str
+        Or what `load_model` takes.
+    path : str or Path
+        The file to write; until it is complete it is called ``PATH.partial``.
+    design : {"natural", "shifted", "iid", "repeated"}
+    n, length, window, prefixes, bos, seed
+        Items, tokens of the longest sequence, tokens of the window, prefix lengths, policy for the
+        first token, seed: see `posprobe.make_stimulus`.
+    text : str or None
+        The text to draw from (None: the Python language reference that comes with CPython).
+    **options
+        Of `capture_stimulus`: what is kept, what is changed, and whether to resume.
+
+    Returns
+    -------
+    ActivationStore
+
+    Raises
+    ------
+    ModelError, StimulusError, StoreError
+        For a model, a text or a file that cannot be used, in one line.
+    """
+    if isinstance(model, str):
+        model = load_model(model)
+    stimulus = make_stimulus(
+        design,
+        model.tokenize(default_corpus() if text is None else text),
+        n=n,
+        length=length,
+        window=window,
+        prefixes=prefixes,
+        bos=bos,
+        native_bos=model.native_bos,
+        bos_id=model.bos_id,
+        seed=seed,
+    )
+    return capture_stimulus(model, stimulus, path, **options)  # type: ignore[arg-type]
+
+
+def capture_stimulus(
+    model: ObservableModel,
+    stimulus: Stimulus,
+    path: str | Path,
+    *,
+    quantities: tuple[str, ...] = QUANTITIES,
+    residual_layers: tuple[int, ...] | None = None,
+    offsets: tuple[int, ...] = OFFSETS,
+    dtype: str = "float32",
+    position0: str = "native",
+    intervention: Intervention = NO_INTERVENTION,
+    batch_tokens: int = BATCH_TOKENS,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ActivationStore:
+    """Run a stimulus through a model and write what is observed to one HDF5 file.
+
+    Parameters
+    ----------
+    model : ObservableModel
+    stimulus : Stimulus
+    path : str or Path
+    quantities : tuple of str
+        Data sets to keep, of `QUANTITIES`.
+    residual_layers : tuple of int or None
+        Layers whose residual stream is kept (None: all; number L is the last block's output).
+    offsets : tuple of int
+        Distances, in tokens, at which scores are kept.
+    dtype : {"float32", "float16"}
+        Of the residual stream in the file.
+    position0 : str
+        Treatment of position 0, one of `POSITION0`.
+    intervention : Intervention
+        Change of the attention, on top of the model's variant.
+    batch_tokens : int
+        Tokens per forward pass, at most (one sequence at least).
+    resume : bool
+        Continue an interrupted capture, to the very bytes of an uninterrupted one.
+    overwrite : bool
+        Replace an existing file.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    ActivationStore
+
+    Raises
+    ------
+    StimulusError
+        If the sequences are longer than the model was made for, or the treatment is unknown.
+    ModelError
+        If a layer's window is not the one that its configuration declares.
+    StoreError
+        If the file cannot be written, exists, or is not the one to resume.
+    """
+    if model.max_length is not None and stimulus.tokens.shape[1] > model.max_length:
+        raise StimulusError(
+            f"length {stimulus.tokens.shape[1]} exceeds the {model.max_length} positions that "
+            f"model {model.name!r} was made for; give a smaller --length"
+        )
+    if position0 not in POSITION0:
+        raise StimulusError(
+            f"position0 {position0!r} is unknown; use one of {', '.join(POSITION0)}"
+        )
+    change = model.intervention().combined(intervention)
+    stimulus = _replace_token(model, stimulus, position0)
+    header = _header(model, stimulus, change, position0, dtype, residual_layers)
+    header = dataclasses.replace(
+        header,
+        offsets=offsets if "offset_score" in quantities else (),
+        quantities=quantities,
+        batch_size=batch_tokens,
+    )
+    observation = Observation(
+        n_queries=stimulus.n_queries,
+        offsets=header.offsets,
+        prefixes=stimulus.prefixes if "remasked_normalizer" in quantities else (),
+        window=stimulus.window,
+    )
+    index = {
+        "tokens": stimulus.tokens,
+        "item": stimulus.item,
+        "prefix_length": stimulus.prefix_length,
+        "sequence_id": stimulus.sequence_id,
+        "query_start": stimulus.query_start,
+    }
+    begin = StoreWriter.resume if resume else StoreWriter.create
+    extra = {} if resume else {"overwrite": overwrite}
+    with begin(path, header, index, **extra) as writer:
+        _fill(writer, model, stimulus, observation, change, position0, progress)
+        writer.finish()
+    return ActivationStore(path)
+
+
+def _header(
+    model: ObservableModel,
+    stimulus: Stimulus,
+    change: Intervention,
+    position0: str,
+    dtype: str,
+    residual_layers: tuple[int, ...] | None,
+) -> Header:
+    longest = stimulus.tokens.shape[1]
+    windows = [_effective_window(w, change, longest) or 0 for w in model.layer_windows]
+    return Header(
+        model=model.name,
+        design=stimulus.design,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        width=model.width,
+        n_sequences=len(stimulus.tokens),
+        length=longest,
+        n_queries=stimulus.n_queries,
+        quantities=(),
+        layer_window=tuple(windows),
+        prefixes=stimulus.prefixes,
+        window=stimulus.window,
+        residual_layers=residual_layers,
+        dtype=dtype,
+        weights_digest=model.weights_digest(),
+        config=model.effective_config() | {"posprobe_quantization": model.quantization},
+        variant=str(model.variant),
+        position0_treatment=position0,
+        interventions=[json.loads(json.dumps(dataclasses.asdict(change)))],
+        stimulus=stimulus.describe(),
+        seed=stimulus.seed,
+        versions={name: version(name) for name in ("posprobe", "torch", "transformers")},
+    )
+
+
+def _effective_window(native: int | None, change: Intervention, length: int) -> int | None:
+    """The window that really hides keys at this length, or None."""
+    windows = [w for w in (native, change.window) if w is not None and w < length]
+    return min(windows, default=None)
+
+
+def _fill(
+    writer: StoreWriter,
+    model: ObservableModel,
+    stimulus: Stimulus,
+    observation: Observation,
+    change: Intervention,
+    position0: str,
+    progress: bool,
+) -> None:
+    """Run all batches that the file does not hold yet."""
+    kept = set(writer.header.quantities)
+    residual_layers = writer.header.residual_layers or ()
+
+    def emit(name: str, layer: int, tensor: Tensor) -> None:
+        if name in kept and (name != "residual" or layer in residual_layers):
+            writer.put(name, tensor.float().cpu().numpy(), layer)
+
+    def emit_alone(name: str, layer: int, tensor: Tensor) -> None:
+        if name == "position0":
+            emit("position0_alone", layer, tensor)
+
+    bar = tqdm(
+        desc=f"{model.name} {stimulus.design} {position0}",
+        total=int(stimulus.lengths.sum()),
+        initial=int(stimulus.lengths[: writer.done].sum()),
+        unit="token",
+        unit_scale=True,
+        disable=None if progress else True,
+    )
+    with bar:
+        for batch in _batches(stimulus, writer.done, writer.header.batch_size):
+            length = int(stimulus.lengths[batch.start])
+            tokens = torch.from_numpy(stimulus.tokens[batch, :length].astype(np.int64))
+            embedding0 = _embedding0(model, stimulus, batch, position0)
+            observer = Observer(emit, observation, change)
+            model.run(tokens, observer, embedding0=embedding0)
+            _check_windows(model, observer, change, length)
+            if "position0_alone" in kept:
+                alone = Observer(emit_alone, Observation(n_queries=1), change)
+                model.run(tokens[:, :1], alone, embedding0=embedding0)
+            writer.advance(len(tokens))
+            bar.update(tokens.numel())
+
+
+def _batches(stimulus: Stimulus, done: int, batch_tokens: int) -> Iterator[slice]:
+    """Runs of sequences of equal length, from sequence `done` on; the same whatever `done` is."""
+    lengths = stimulus.lengths
+    start = 0
+    while start < len(lengths):
+        size = max(1, batch_tokens // int(lengths[start]))
+        stop = start
+        while stop < min(start + size, len(lengths)) and lengths[stop] == lengths[start]:
+            stop += 1
+        if start >= done:
+            yield slice(start, stop)
+        start = stop
+
+
+def _check_windows(
+    model: ObservableModel, observer: Observer, change: Intervention, length: int
+) -> None:
+    """Manipulation check: the window that each layer really had is the one that the file names."""
+    for layer, native in enumerate(model.layer_windows):
+        expected = _effective_window(native, change, length)
+        found = _effective_window(observer.visibilities[layer].window, change, length)
+        if found != expected:
+            raise ModelError(
+                f"model {model.name!r}: layer {layer} has a window of {found} tokens, its "
+                f"configuration says {expected}"
+            )
+
+
+def _replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) -> Stimulus:
+    """Put another token at position 0, for the treatments that are tokens."""
+    if position0 == "special":
+        others = [t for t in model.special_ids if t not in stimulus.first_token]
+        if not others:
+            raise StimulusError(
+                f"position0 'special': model {model.name!r} has no other special token"
+            )
+        chosen = np.full(len(stimulus.tokens), others[0])
+    elif position0 == "content":
+        text = stimulus.tokens[stimulus.tokens >= 0]
+        content = np.setdiff1d(text, model.special_ids)
+        chosen = np.array([_item_rng(stimulus, i).choice(content) for i in stimulus.item])
+    else:
+        return stimulus
+    tokens = stimulus.tokens.copy()
+    tokens[:, 0] = chosen
+    return dataclasses.replace(stimulus, tokens=tokens)
+
+
+def _embedding0(
+    model: ObservableModel, stimulus: Stimulus, batch: slice, position0: str
+) -> Tensor | None:
+    """Embeddings that replace those at position 0 of a batch: the treatments that are no token."""
+    first = torch.from_numpy(stimulus.tokens[batch, 0].astype(np.int64))
+    if position0 == "zero":
+        return torch.zeros(len(first), model.width)
+    if position0 == "mean":
+        return model.mean_embedding.expand(len(first), -1)
+    if position0 == "noise":
+        native = model.embed(first).float().cpu()
+        noise = torch.stack(
+            [
+                torch.from_numpy(_item_rng(stimulus, i).standard_normal(model.width))
+                for i in stimulus.item[batch]
+            ]
+        ).to(native)
+        return noise * (native.norm(dim=-1) / noise.norm(dim=-1)).unsqueeze(-1)
+    return None
+
+
+def _item_rng(stimulus: Stimulus, item: int) -> np.random.Generator:
+    """Randomness that belongs to an item: all of its sequences get the same draw."""
+    return np.random.default_rng([stimulus.seed, int(item), 0])

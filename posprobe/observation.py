@@ -1,0 +1,304 @@
+"""What a forward pass lets us see: the observer, the interventions, the recorded scores.
+
+`observed_attention` is the attention function that transformers calls. It reads the log-normalizer,
+the sink score, the scores at chosen offsets and the mask counterfactual off each layer, and applies
+the interventions of the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posprobe.attention import Scoring, Visibility, attend
+
+__all__ = [
+    "NO_INTERVENTION",
+    "Intervention",
+    "Observation",
+    "Observer",
+    "observe_scores",
+    "observed_attention",
+]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is changed in the attention of a forward pass; a plain value that a file can name.
+
+    Parameters
+    ----------
+    causal : bool
+        False removes the causal mask.
+    window : int or None
+        A sliding window forced on every layer.
+    cut_sink : tuple of (layer, head), or "all", or None
+        Heads whose queries > 0 do not see key 0.
+    temperature : tuple of (layer, factor)
+        Factor on all scores of a layer; used to prove that a layer's scores move the logits.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    cut_sink: tuple[tuple[int, int], ...] | str | None = None
+    temperature: tuple[tuple[int, float], ...] = ()
+
+    def combined(self, other: Intervention) -> Intervention:
+        """Both changes at once; of two windows the smaller, of two sink cuts the other's."""
+        windows = [w for w in (self.window, other.window) if w is not None]
+        return Intervention(
+            causal=self.causal and other.causal,
+            window=min(windows, default=None),
+            cut_sink=other.cut_sink or self.cut_sink,
+            temperature=self.temperature + other.temperature,
+        )
+
+    def visibility(self, native: Visibility) -> Visibility:
+        """The keys seen under the intervention, given those of the model itself."""
+        windows = [w for w in (native.window, self.window) if w is not None]
+        return Visibility(native.causal and self.causal, min(windows) if windows else None)
+
+    def heads_without_sink(self, layer: int, n_heads: int) -> list[int]:
+        """Heads of `layer` from which key 0 is hidden."""
+        if self.cut_sink is None:
+            return []
+        if self.cut_sink == "all":
+            return list(range(n_heads))
+        return [head for at, head in self.cut_sink if at == layer]
+
+
+NO_INTERVENTION = Intervention()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is read off the scores of every layer.
+
+    Parameters
+    ----------
+    n_queries : int
+        The last `n_queries` rows are recorded.
+    offsets : tuple of int
+        Distances i - j at which scores are recorded.
+    prefixes, window : tuple of int, int
+        Mask counterfactual: the last `window` rows, each seeing only what it would see behind a
+        prefix of ``prefixes[p]`` tokens. No prefixes: not computed.
+    """
+
+    n_queries: int
+    offsets: tuple[int, ...] = ()
+    prefixes: tuple[int, ...] = ()
+    window: int = 0
+
+
+class Observer:
+    """The context of one forward pass, passed down to every attention call as a keyword.
+
+    Parameters
+    ----------
+    emit : callable (name, layer, tensor)
+        Receives each quantity of each layer as soon as it exists.
+    observation : Observation or None
+        What to record (None: nothing; the attention function only applies the intervention).
+    intervention : Intervention
+        What to change.
+
+    Attributes
+    ----------
+    layers : list of int
+        The layers that called back, in order.
+    visibilities : dict of int to Visibility
+        The keys that each layer could see.
+    sink_logits : dict of int to Tensor
+        The learned logits in each layer's denominator, where the model has them.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[str, int, Tensor], None] | None = None,
+        observation: Observation | None = None,
+        intervention: Intervention = NO_INTERVENTION,
+    ) -> None:
+        self.emit = emit
+        self.observation = observation
+        self.intervention = intervention
+        self.layers: list[int] = []
+        self.visibilities: dict[int, Visibility] = {}
+        self.sink_logits: dict[int, Tensor] = {}
+
+
+def observed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Visibility | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    posprobe: Observer | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it; `posprobe` is the observer of this forward pass.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention layer; `layer_idx` names it.
+    query : Tensor, shape (batch, head, query, d)
+        After rotary embedding and QK-norm.
+    key, value : Tensor, shape (batch, key-value head, key, d)
+    attention_mask : Visibility
+        What posprobe's mask function made of the model's own mask.
+    scaling, softcap, s_aux
+        The parameters of `Scoring`, by transformers' names.
+    posprobe : Observer or None
+        None: plain attention.
+    **kwargs : object
+        What the model passes besides; the mask already holds it.
+
+    Returns
+    -------
+    output : Tensor, shape (batch, query, head, d)
+    weights : None
+        Attention weights are never formed.
+
+    Raises
+    ------
+    TypeError
+        If the mask is not one that posprobe made: a mask is never dropped silently.
+    """
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if not isinstance(attention_mask, Visibility):
+        raise TypeError(
+            f"layer {layer} got a mask that posprobe did not make; pass token ids of equal length "
+            "and no attention_mask"
+        )
+    observer = Observer() if posprobe is None else posprobe
+    change = observer.intervention
+    visibility = change.visibility(attention_mask)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scoring = Scoring(factor * dict(change.temperature).get(layer, 1.0), softcap, s_aux)
+    cut = change.heads_without_sink(layer, query.shape[1])
+    output, normalizer = attend(query, key, value, visibility, scoring)
+    if cut and query.shape[2] > 1:
+        groups = [head // (query.shape[1] // key.shape[1]) for head in cut]
+        output[:, cut, 1:], normalizer[:, cut, 1:] = attend(
+            query[:, cut, 1:],
+            key[:, groups, 1:],
+            value[:, groups, 1:],
+            visibility,
+            scoring.of_heads(cut),
+        )
+    observer.layers.append(layer)
+    observer.visibilities[layer] = visibility
+    if s_aux is not None:
+        observer.sink_logits[layer] = s_aux
+    if observer.observation is not None and observer.emit is not None:
+        seen = observe_scores(
+            query, key, normalizer, visibility, observer.observation, scoring, cut
+        )
+        for name, tensor in seen.items():
+            observer.emit(name, layer, tensor)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def observe_scores(
+    query: Tensor,
+    key: Tensor,
+    normalizer: Tensor,
+    visibility: Visibility,
+    observation: Observation,
+    scoring: Scoring,
+    cut: list[int],
+) -> dict[str, Tensor]:
+    """What is recorded of one layer: the last rows of z, sink, offset and re-masked scores.
+
+    Parameters
+    ----------
+    query, key : Tensor, shapes (batch, head, query, d) and (batch, key-value head, key, d)
+    normalizer : Tensor, shape (batch, head, query)
+    visibility : Visibility
+    observation : Observation
+    scoring : Scoring
+    cut : list of int
+        Heads from which key 0 is hidden.
+
+    Returns
+    -------
+    dict of str to Tensor
+        `normalizer`, `sink_score`: (batch, query, head); `offset_score`: (batch, query, head,
+        offset), NaN where there is no such key; `remasked_normalizer`, `remasked_body`: (batch,
+        prefix, row, head). Nats.
+    """
+    first = query.shape[2] - observation.n_queries
+    rows = query[:, :, first:]
+    seen = {
+        "normalizer": normalizer[:, :, first:].transpose(1, 2),
+        "sink_score": scoring.matrix(rows, key[:, :, :1]).squeeze(-1).transpose(1, 2),
+    }
+    if observation.offsets:
+        seen["offset_score"] = _offset_scores(rows, key, first, observation.offsets, scoring)
+    if observation.prefixes:
+        seen |= _remasked(query, key, visibility, observation, scoring, cut)
+    return seen
+
+
+def _offset_scores(
+    rows: Tensor, key: Tensor, first: int, offsets: tuple[int, ...], scoring: Scoring
+) -> Tensor:
+    """Scores of each query with the key `offset` tokens before it: (batch, query, head, offset)."""
+    batch, n_heads, n_queries, _ = rows.shape
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    scores = rows.new_full((batch, n_queries, n_heads, len(offsets)), torch.nan, dtype=wide)
+    for column, offset in enumerate(offsets):
+        start = max(offset - first, 0)
+        if start < n_queries:
+            keys = key[:, :, first + start - offset : first + n_queries - offset]
+            paired = scoring.paired(rows[:, :, start:], keys)
+            scores[:, start:, :, column] = paired.transpose(1, 2)
+    return scores
+
+
+def _remasked(
+    query: Tensor,
+    key: Tensor,
+    visibility: Visibility,
+    observation: Observation,
+    scoring: Scoring,
+    cut: list[int],
+) -> dict[str, Tensor]:
+    """Mask counterfactual: late rows whose mask shrinks to that of an earlier position.
+
+    A row whose mask is that of position p sees its p nearest keys (itself included; fewer under a
+    window) and key 0 where the mask of position p shows it. Without a causal mask nothing shrinks.
+    """
+    window = observation.window
+    own_prefix = query.shape[2] - window
+    scores = scoring.matrix(query[:, :, own_prefix:], key)
+    row = torch.arange(window, device=query.device)
+    distance = (own_prefix + row)[:, None] - torch.arange(key.shape[2], device=query.device)
+    shape = (query.shape[0], len(observation.prefixes), window, query.shape[1])
+    whole = scores.new_full(shape, torch.nan)
+    body = scores.new_full(shape, torch.nan)
+    sink = scores[..., 0].clone()
+    sink[:, cut] = -torch.inf
+    limit = query.shape[2] + 1 if visibility.window is None else visibility.window
+    for column, prefix in enumerate(observation.prefixes):
+        if prefix > own_prefix:
+            continue
+        position = (prefix if visibility.causal else own_prefix) + row
+        near = distance < position.clamp(max=limit)[:, None]
+        if visibility.causal:
+            near &= distance >= 0
+        near[:, 0] = False
+        part = scores.masked_fill(~near, -torch.inf).logsumexp(-1)
+        part = scoring.with_sink_logit(part)
+        with_sink = torch.logaddexp(part, sink.masked_fill(position >= limit, -torch.inf))
+        body[:, column] = part.transpose(1, 2)
+        whole[:, column] = with_sink.transpose(1, 2)
+    return {"remasked_normalizer": whole, "remasked_body": body}
