@@ -1,0 +1,86 @@
+"""The package as a whole: what importing it costs, what it offers, and what works without torch."""
+
+import subprocess
+import sys
+import textwrap
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+import posprobe
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pandas", "h5py", "matplotlib")
+
+
+def run(code):
+    """Run `code` in a fresh interpreter; return what it printed."""
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+def without_torch():
+    """Modules that the import rules keep free of torch."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (rule,) = [rule for rule in contracts["contracts"] if rule["type"] == "forbidden"]
+    return [*rule["source_modules"], "posprobe.cli"]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    def loaded_by(name):
+        return run(f"import {name}, sys; print(*[name for name in {HEAVY} if name in sys.modules])")
+
+    assert loaded_by("posprobe") == ""
+    assert "pandas" in loaded_by("pandas")
+
+
+def test_statistics_figures_report_and_command_line_import_with_torch_blocked():
+    blocked = """
+        import importlib, sys
+
+        class Block:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("torch", "transformers"):
+                    raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+        sys.meta_path.insert(0, Block())
+        for name in %r:
+            importlib.import_module(name)
+        """
+    run(blocked % without_torch())
+    with pytest.raises(AssertionError, match="torch is blocked"):
+        run(blocked % ["posprobe.attention"])
+
+
+@pytest.mark.parametrize("name", posprobe.__all__)
+def test_every_public_name_resolves_and_is_no_module(name):
+    assert not isinstance(getattr(posprobe, name), types.ModuleType)
+
+
+def test_about_fifteen_public_names():
+    assert len(posprobe.__all__) <= 15
+
+
+def test_capture_stays_the_function_when_its_module_was_imported_first():
+    printed = run("import posprobe.capture, posprobe; print(callable(posprobe.capture))")
+    assert printed == "True"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        posprobe.no_such_name  # noqa: B018
+
+
+def test_the_version_is_in_the_changelog():
+    assert f"[{posprobe.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_pin_is_exact():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
+    assert pins
+    assert all("==" in pin and "+" not in pin for pin in pins)
