@@ -85,7 +85,7 @@ def open_complete(path: Path) -> Header:
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading, without HDF5's own locks: it will not change.
+    """Open a file for reading.
 
     Raises
     ------
@@ -100,14 +100,14 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     if not h5py.is_hdf5(path):
         raise StoreError(f"{path} is not an HDF5 file: pass one that posprobe capture wrote")
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(path, "r") as file:
             yield file
     except StoreError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise StoreError(
-            f"{path} is {kind} ({path.stat().st_size:,} bytes): copy it again, or capture again"
+            f"{path} is {kind} ({str(error).splitlines()[0]}): copy it again, or capture again"
         ) from error
 
 

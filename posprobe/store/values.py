@@ -35,9 +35,7 @@ def checked_index(header: Header, index: Mapping[str, Any]) -> dict[str, np.ndar
                 "pass one row per sequence"
             )
         if not np.array_equal(array, given):
-            raise StoreError(
-                f"index '{name}' holds values that are no {array.dtype}: pass integers"
-            )
+            raise StoreError(f"index '{name}' holds values beyond {array.dtype}: pass integers")
     _check_queries(header, arrays)
     return arrays
 

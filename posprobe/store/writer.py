@@ -153,6 +153,7 @@ class StoreWriter:
                 open_complete(writer.path)
                 compare(writer.path, header, checked)
                 writer.done, writer.complete = header.n_sequences, True
+                journal_path(writer.path).unlink(missing_ok=True)
                 writer.close()
             else:
                 writer._lay_out(checked)
@@ -174,9 +175,7 @@ class StoreWriter:
         """
         sizes = {np.shape(values)[1:2] for values in batch.values()}
         if len(sizes) != 1 or sizes == {()}:
-            raise StoreError(
-                "batch: its arrays do not have one number of sequences: pass one batch"
-            )
+            raise StoreError("batch: its arrays differ in number of sequences: pass one batch")
         for quantity, values in batch.items():
             self.put(quantity, values)
         self.advance(*sizes.pop())
@@ -199,6 +198,8 @@ class StoreWriter:
             If the quantity or layer is not kept, the shape does not fit, or a value is infinite,
             NaN where the quantity exists, or beyond what float16 holds.
         """
+        if self.complete:
+            raise StoreError(f"{self.path} is complete: there is nothing to write")
         if quantity not in self.header.quantities:
             raise StoreError(
                 f"quantity '{quantity}' is not in the header of {self.path.name}: "
@@ -322,7 +323,11 @@ class StoreWriter:
             )
         journal_path(self.path).unlink(missing_ok=True)
         temporary = suffixed(self.path, ".partial.tmp")
-        create_file(temporary, self.header, index)
+        try:
+            create_file(temporary, self.header, index)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         os.replace(temporary, partial_path(self.path))
         sync(self.path.parent)
 
