@@ -180,6 +180,7 @@ def capture_stimulus(
         offsets=header.offsets,
         prefixes=stimulus.prefixes if "remasked_normalizer" in quantities else (),
         window=stimulus.window,
+        first_is_apart=stimulus.design != "repeated" or stimulus.bos_token is not None,
     )
     index = {
         "tokens": stimulus.tokens,

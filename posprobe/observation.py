@@ -86,12 +86,16 @@ class Observation:
     prefixes, window : tuple of int, int
         Mask counterfactual: the last `window` rows, each seeing only what it would see behind a
         prefix of ``prefixes[p]`` tokens. No prefixes: not computed.
+    first_is_apart : bool
+        Whether key 0 holds a token of its own, which every early query sees. False where all tokens
+        are the same: there the nearest key beyond the others stands in for it.
     """
 
     n_queries: int
     offsets: tuple[int, ...] = ()
     prefixes: tuple[int, ...] = ()
     window: int = 0
+    first_is_apart: bool = True
 
 
 class Observer:
@@ -277,17 +281,14 @@ def _remasked(
     A row whose mask is that of position p sees its p nearest keys (itself included; fewer under a
     window) and key 0 where the mask of position p shows it. Without a causal mask nothing shrinks.
     """
-    window = observation.window
-    own_prefix = query.shape[2] - window
+    window, n_keys = observation.window, query.shape[2]
+    own_prefix = n_keys - window
     scores = scoring.matrix(query[:, :, own_prefix:], key)
     row = torch.arange(window, device=query.device)
-    distance = (own_prefix + row)[:, None] - torch.arange(key.shape[2], device=query.device)
+    distance = (own_prefix + row)[:, None] - torch.arange(n_keys, device=query.device)
     shape = (query.shape[0], len(observation.prefixes), window, query.shape[1])
-    whole = scores.new_full(shape, torch.nan)
-    body = scores.new_full(shape, torch.nan)
-    sink = scores[..., 0].clone()
-    sink[:, cut] = -torch.inf
-    limit = query.shape[2] + 1 if visibility.window is None else visibility.window
+    whole, body = scores.new_full(shape, torch.nan), scores.new_full(shape, torch.nan)
+    limit = n_keys if visibility.window is None else visibility.window
     for column, prefix in enumerate(observation.prefixes):
         if prefix > own_prefix:
             continue
@@ -295,10 +296,13 @@ def _remasked(
         near = distance < position.clamp(max=limit)[:, None]
         if visibility.causal:
             near &= distance >= 0
-        near[:, 0] = False
-        part = scores.masked_fill(~near, -torch.inf).logsumexp(-1)
-        part = scoring.with_sink_logit(part)
-        with_sink = torch.logaddexp(part, sink.masked_fill(position >= limit, -torch.inf))
+        far = torch.zeros_like(row)
+        if not observation.first_is_apart:
+            far = (own_prefix - position + row).clamp(min=0)
+        near[row, far] = False
+        part = scoring.with_sink_logit(scores.masked_fill(~near, -torch.inf).logsumexp(-1))
+        last = scores[:, :, row, far].masked_fill(position >= limit, -torch.inf)
+        last[:, cut] = -torch.inf
         body[:, column] = part.transpose(1, 2)
-        whole[:, column] = with_sink.transpose(1, 2)
+        whole[:, column] = torch.logaddexp(part, last).transpose(1, 2)
     return {"remasked_normalizer": whole, "remasked_body": body}
