@@ -330,7 +330,7 @@ def make_stimulus(
         raise StimulusError(f"seed={seed} is below 0: pass a whole number from 0 on")
     grid = _checked_prefixes(design, length, window, prefixes)
     lead = leading_token(bos, native_bos, bos_id)
-    corpus = _checked_corpus(corpus_tokens, {native_bos, bos_id} - {None})
+    corpus = _checked_corpus(corpus_tokens, [native_bos, bos_id])
     is_shifted = design == "shifted"
     extent = {"prefixes": grid, "window": window} if is_shifted else {"length": length}
     tokens, source = DESIGNS[design](corpus, n=n, lead=lead, seed=seed, **extent)
@@ -376,7 +376,7 @@ def _checked_prefixes(
     return grid
 
 
-def _checked_corpus(corpus_tokens: ArrayLike, specials: set[int | None]) -> Tokens:
+def _checked_corpus(corpus_tokens: ArrayLike, specials: list[int | None]) -> Tokens:
     """Return the corpus as int32, refused if it is no list of plain token ids."""
     corpus = np.asarray(corpus_tokens)
     if corpus.size == 0:
@@ -386,7 +386,7 @@ def _checked_corpus(corpus_tokens: ArrayLike, specials: set[int | None]) -> Toke
             f"corpus_tokens must be one list of token ids >= 0, not {corpus.dtype} of shape "
             f"{corpus.shape}: tokenize the text without padding"
         )
-    found = np.flatnonzero(np.isin(corpus, list(specials)))
+    found = np.flatnonzero(np.isin(corpus, [token for token in specials if token is not None]))
     if len(found):
         raise StimulusError(
             f"the text itself holds the BOS token {corpus[found[0]]} (token {found[0]}): tokenize "
