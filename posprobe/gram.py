@@ -120,9 +120,7 @@ class ClusterGram:
         return gram
 
     @classmethod
-    def from_blocks(
-        cls, blocks: Iterable[Block], *, shift: ArrayLike | None = None
-    ) -> ClusterGram:
+    def from_blocks(cls, blocks: Iterable[Block], *, shift: ArrayLike | None = None) -> ClusterGram:
         """Accumulate from a stream, holding one block of rows at a time.
 
         Parameters

@@ -10,10 +10,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import GroupKFold, check_cv
 
-from posprobe.banded import Choice, Split, centre, make_splits, search, solve
 from posprobe.errors import DesignError
+from posprobe.ridge.banded import Moments, Split, centre, make_splits, solve
+from posprobe.ridge.search import Choice, search
 
-__all__ = ["DEFAULT_ALPHAS", "Design", "fold_labels", "make_design", "resolve_columns", "sequence_folds"]
+__all__ = [
+    "DEFAULT_ALPHAS",
+    "Design",
+    "fold_labels",
+    "make_design",
+    "resolve_columns",
+    "sequence_folds",
+]
 
 Array = NDArray[np.float64]
 
@@ -77,14 +85,14 @@ class Design:
         subsets: Sequence[tuple[int, ...]],
         start: Sequence[tuple[int, ...]] | None = None,
     ) -> list[Choice]:
-        """Choose the penalties of each subset of groups; see :func:`posprobe.banded.search`."""
+        """Choose the penalties of each subset of groups; see `posprobe.ridge.search`."""
         return search(splits, self.sizes, self.grids, subsets, start)
 
     def fit(self, total: Array, penalties: Array) -> tuple[Array, Array]:
         """Fit a summed Gram: coefficients (p, t) and intercepts (t,) in the data's units."""
         return self.coefficients(centre(self.sort(total), self.n_features, self.floor), penalties)
 
-    def coefficients(self, train: Any, penalties: Array) -> tuple[Array, Array]:
+    def coefficients(self, train: Moments, penalties: Array) -> tuple[Array, Array]:
         """Fit training moments: coefficients (p, t) and intercepts (t,) in the data's units."""
         sorted_coef = solve(train, self.sizes, penalties)
         coef = np.empty_like(sorted_coef)
@@ -218,9 +226,7 @@ def _as_mapping(feature_groups: Any, n_features: int) -> dict[Any, Any]:
     return dict(enumerate(items))
 
 
-def _columns(
-    name: str, chosen: Any, n_features: int, names: list[str] | None
-) -> NDArray[np.intp]:
+def _columns(name: str, chosen: Any, n_features: int, names: list[str] | None) -> NDArray[np.intp]:
     everything = np.arange(n_features)
     if isinstance(chosen, slice):
         columns = everything[chosen]

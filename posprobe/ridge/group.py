@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted
-from sklearn.utils.validation import validate_data
+from sklearn.utils import Tags
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
-from posprobe.banded import Choice, Split
-from posprobe.design import Design, fold_labels, make_design, resolve_columns, sequence_folds
 from posprobe.errors import DesignError
 from posprobe.gram import Block, ClusterGram
+from posprobe.ridge.banded import Split
+from posprobe.ridge.design import fold_labels, make_design, resolve_columns, sequence_folds
+from posprobe.ridge.search import Choice
 
 __all__ = ["GroupRidgeCV"]
 
@@ -39,7 +45,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     ----------
     alphas : None, array-like, or list of array-like, default=None
         Penalties to try: one grid for all groups, or one per group. ``np.inf`` leaves a group out.
-        None takes `posprobe.design.DEFAULT_ALPHAS` times each group's centred sum of squares per
+        None takes `posprobe.ridge.design.DEFAULT_ALPHAS` times each group's centred sum of squares per
         feature.
     feature_groups : None, dict, list, or array of int, default=None
         None gives one penalty to all columns. Otherwise names to columns; a list of columns per
@@ -162,27 +168,20 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         GroupRidgeCV
             Itself.
         """
-        if folds is None:
-            labels = np.zeros(len(gram), dtype=np.intp)
-            if not self._in_sample():
-                labels = sequence_folds(self.cv, gram.n_rows)
-        else:
-            labels = np.unique(np.asarray(folds), return_inverse=True)[1]
         w = np.ones(len(gram)) if weights is None else np.asarray(weights, dtype=float)
         if w.shape != (len(gram),) or not (np.isfinite(w).all() and (w >= 0).all()):
             raise DesignError(
                 f"weights {w.shape} for {len(gram)} sequences: give one finite weight >= 0 each"
             )
-        onehot = (labels == np.arange(labels.max() + 1)[:, None]) * w
-        folded = ClusterGram(gram.sum(onehot), np.arange(len(onehot)), gram.shift, gram.n_targets)
+        labels = self._sequence_folds(gram) if folds is None else np.asarray(folds)
+        kept = np.flatnonzero(w > 0)
+        labels = np.unique(labels[kept], return_inverse=True)[1]
+        grams = gram.grams if (w == 1).all() else gram.grams[kept] * w[kept, None, None]
+        weighted = ClusterGram(grams, gram.groups[kept], gram.shift, gram.n_targets)
         self.n_features_in_ = gram.n_features
-        self._fit_folds(folded, resolve_columns(self.feature_groups, gram.n_features))
-        self.n_sequences_ = int((w > 0).sum())
-        self._set_coef(1 if gram.n_targets == 1 else 2)
+        self._fit_clusters(weighted, labels)
         if verify is not None:
-            fold_of = dict(zip(gram.groups.tolist(), labels.tolist(), strict=True))
-            weight_of = dict(zip(gram.groups.tolist(), w.tolist(), strict=True))
-            self._verify(verify, fold_of, weight_of)
+            self._verify(verify, weighted.groups, labels, w[kept])
         return self
 
     def predict(self, X: Any) -> Array:
@@ -200,6 +199,12 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         return np.asarray(X @ self.coef_.T + self.intercept_)
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell scikit-learn that several targets are fine."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
     def _validate(
         self, X: Any, y: Any, groups: ArrayLike | None
@@ -221,40 +226,46 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     def _in_sample(self) -> bool:
         return isinstance(self.cv, str) and self.cv == "in-sample"
 
+    def _sequence_folds(self, gram: ClusterGram) -> NDArray[np.intp]:
+        if self._in_sample():
+            return np.zeros(len(gram), dtype=np.intp)
+        return sequence_folds(self.cv, gram.n_rows)
+
     def _row_folds(self, names: NDArray[Any]) -> NDArray[np.intp]:
         if self._in_sample():
             return np.zeros(len(names), dtype=np.intp)
         return fold_labels(self.cv, names)
 
-    def _fit_folds(self, gram: ClusterGram, groups: dict[str, NDArray[np.intp]]) -> None:
-        """Choose penalties and fit, from one Gram per fold."""
+    def _fit_folds(
+        self,
+        gram: ClusterGram,
+        groups: dict[str, NDArray[np.intp]],
+        subsets: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
+        """Choose penalties and fit, from one Gram per fold; of several models keep the last."""
         total = gram.sum()
         design = make_design(total, gram.shift, groups, self.alphas, self._in_sample())
         splits = design.splits(gram.grams)
-        choice = design.search(splits, [tuple(range(len(groups)))])[0]
-        if choice.n_refused:
-            warnings.warn(
-                f"{choice.n_refused} penalties refused: with them a training Gram is nearly "
-                "singular (collinear features); use larger alphas",
-                LinAlgWarning,
-                stacklevel=3,
-            )
-        self._design, self._choice = design, choice
+        choices = design.search(splits, subsets or [tuple(range(len(groups)))])
+        _warn_refused(sum(choice.n_refused for choice in choices))
+        self._design, self._choices, choice = design, choices, choices[-1]
         self._coef, self._intercept = design.fit(total, choice.penalties)
-        self._set_folds(design, splits, choice)
+        self._set_folds(splits)
         p = gram.n_features
-        n = total[p, p]
-        sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / n
+        sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / total[p, p]
         self._sst = np.where(sst > 0, sst, np.nan)
-        self._set_scores(choice, n)
+        self._set_scores(choice, total[p, p])
 
-    def _set_folds(self, design: Design, splits: list[Split], choice: Choice) -> None:
-        fits = [design.coefficients(s.train, choice.penalties) for s in splits]
-        self.fold_coef_ = np.stack([coef for coef, _ in fits])
-        self.fold_intercept_ = np.stack([intercept for _, intercept in fits])
+    def _set_folds(self, splits: list[Split]) -> None:
+        """Fit every fold's training rows, for every model."""
+        p = self._design.n_features
         self._fold_ids = [s.fold for s in splits]
-        p = design.n_features
         self._fold_rows = np.array([s.test[p, p] for s in splits])
+        self._fold_fits = []
+        for choice in self._choices:
+            fits = [self._design.coefficients(s.train, choice.penalties) for s in splits]
+            self._fold_fits.append((np.stack([f[0] for f in fits]), np.stack([f[1] for f in fits])))
+        self.fold_coef_, self.fold_intercept_ = self._fold_fits[-1]
 
     def _set_scores(self, choice: Choice, n: float) -> None:
         self.fold_mse_ = choice.sse / self._fold_rows[:, None]
@@ -262,36 +273,64 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self.cv_mse_ = choice.table.mean(axis=-1)
         self.cv_scores_ = np.mean(1 - choice.table * n / self._sst, axis=-1)
 
+    def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
+        """Fit on one Gram per sequence, given each one's fold."""
+        columns = resolve_columns(self.feature_groups, gram.n_features)
+        self._fit_folds(gram.merge(folds), columns)
+        self.n_sequences_ = len(gram)
+        self._set_coef(1 if gram.n_targets == 1 else 2)
+
     def _verify(
-        self, blocks: Iterable[Block], fold_of: dict[Any, int], weight_of: dict[Any, float]
+        self,
+        blocks: Iterable[Block],
+        sequences: NDArray[Any],
+        folds: NDArray[np.intp],
+        weights: Array,
     ) -> None:
         """Sum squared residuals over the data instead of quadratic forms."""
-        sse = np.zeros_like(self._choice.sse)
-        for X, y, groups in blocks:
-            y = np.asarray(y, dtype=float).reshape(len(np.asarray(y)), -1)
-            names = np.broadcast_to(np.asarray(groups), len(y))
-            folds = np.array([fold_of[name] for name in names.tolist()])
-            weights = np.array([weight_of[name] for name in names.tolist()])
-            squares = weights[:, None] * (y - self._out_of_fold(np.asarray(X), folds)) ** 2
-            for row, k in enumerate(self._fold_ids):
-                sse[row] += squares[folds == k].sum(axis=0)
+        sse = np.zeros_like(self._choices[-1].sse)
+        for X, z, sequence in self._known_rows(blocks, sequences):
+            squares = (z - self._out_of_fold(X, folds[sequence])) ** 2
+            np.add.at(sse, folds[sequence], weights[sequence, None] * squares)
         self.fold_mse_ = sse / self._fold_rows[:, None]
         self.best_score_ = float(np.mean(1 - sse.sum(axis=0) / self._sst))
 
-    def _out_of_fold(self, X: NDArray[Any], folds: NDArray[np.intp]) -> Array:
+    @staticmethod
+    def _known_rows(
+        blocks: Iterable[Block], sequences: NDArray[Any]
+    ) -> Iterator[tuple[NDArray[Any], Array, NDArray[np.intp]]]:
+        """Yield X, targets (n, t) and sequence numbers of the rows whose sequence was fitted."""
+        number = {label: s for s, label in enumerate(sequences.tolist())}
+        for X, y, groups in blocks:
+            z = np.asarray(y, dtype=float).reshape(len(np.asarray(y)), -1)
+            labels = np.broadcast_to(np.asarray(groups), len(z)).tolist()
+            known = np.array([label in number for label in labels])
+            sequence = np.array([number[label] for label in labels if label in number], np.intp)
+            yield np.asarray(X)[known], z[known], sequence
+
+    def _out_of_fold(self, X: NDArray[Any], folds: NDArray[np.intp], model: int = -1) -> Array:
         """Predict each row (n, t) by the fit that did not train on it."""
-        out = np.full((len(X), self.fold_coef_.shape[2]), np.nan)
+        coef, intercept = self._fold_fits[model]
+        out = np.full((len(X), coef.shape[2]), np.nan)
         for row, k in enumerate(self._fold_ids):
             here = folds == k
-            out[here] = X[here].astype(float) @ self.fold_coef_[row] + self.fold_intercept_[row]
+            out[here] = X[here].astype(float) @ coef[row] + intercept[row]
         return out
 
     def _set_coef(self, y_ndim: int) -> None:
-        self.alpha_ = self._choice.penalties
+        self.alpha_ = self._choices[-1].penalties
         self.alphas_ = list(self._design.grids)
-        self.feature_groups_ = dict(
-            zip(self._design.names, self._design.columns, strict=True)
-        )
+        self.feature_groups_ = dict(zip(self._design.names, self._design.columns, strict=True))
         self.group_dims_ = {name: len(c) for name, c in self.feature_groups_.items()}
         self.coef_ = self._coef[:, 0] if y_ndim == 1 else self._coef.T.copy()
         self.intercept_ = float(self._intercept[0]) if y_ndim == 1 else self._intercept
+
+
+def _warn_refused(n_refused: int) -> None:
+    if n_refused:
+        warnings.warn(
+            f"{n_refused} penalties refused: with them a training Gram is nearly singular "
+            "(collinear features); use larger alphas",
+            LinAlgWarning,
+            stacklevel=4,
+        )

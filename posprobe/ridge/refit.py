@@ -1,0 +1,110 @@
+"""Bootstrap over sequences with everything redone: the fits, and the choice of penalties.
+
+A replicate weighs the sequences; fold labels stay with the original sequences, so that all copies
+of one share a fold (otherwise copies of a training sequence would be tested on). Replicates cost
+one matrix product per batch and some Cholesky factors each; their cost does not depend on the
+number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from posprobe.errors import DesignError
+from posprobe.gram import ClusterGram
+from posprobe.ridge.design import Design
+
+__all__ = ["refit_scores"]
+
+Array = NDArray[np.float64]
+
+# Summed Grams of one batch of replicates stay below this many bytes.
+_BATCH_BYTES = 1 << 27
+
+
+def refit_scores(
+    gram: ClusterGram,
+    folds: NDArray[np.intp],
+    design: Design,
+    subsets: Sequence[tuple[int, ...]],
+    start: Sequence[tuple[int, ...]],
+    weights: Array,
+    n_jobs: int | None = None,
+) -> Array:
+    """Cross-validated R2 of refitted models under each set of sequence weights.
+
+    Penalties are chosen again in every replicate, by walking over the grid from the position
+    ``start`` as long as a neighbour is better.
+
+    Parameters
+    ----------
+    gram : ClusterGram
+        One Gram per sequence (S of them).
+    folds : ndarray of shape (S,)
+        Fold of each sequence, 0 to K - 1.
+    design : Design
+        Feature groups and penalties.
+    subsets : sequence of tuple of int
+        Feature groups of each model (M of them).
+    start : sequence of tuple of int
+        Grid position of each model in the original data.
+    weights : ndarray of shape (B, S)
+        Sequence weights of each replicate.
+    n_jobs : int, optional
+        Processes, as everywhere in joblib.
+
+    Returns
+    -------
+    ndarray of shape (B, M)
+        R2 averaged over targets; NaN where fewer than two folds have weight.
+
+    Raises
+    ------
+    DesignError
+        If ``weights`` has another number of sequences.
+    """
+    if weights.ndim != 2 or weights.shape[1] != len(gram):
+        raise DesignError(
+            f"weights {weights.shape} for {len(gram)} sequences: give one row per replicate and "
+            "one column per sequence"
+        )
+    size = max(1, _BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
+    batches = [weights[i : i + size] for i in range(0, len(weights), size)]
+    parts = Parallel(n_jobs=n_jobs)(
+        delayed(_batch_scores)(gram, folds, design, subsets, start, batch) for batch in batches
+    )
+    return np.concatenate(parts)
+
+
+def _batch_scores(
+    gram: ClusterGram,
+    folds: NDArray[np.intp],
+    design: Design,
+    subsets: Sequence[tuple[int, ...]],
+    start: Sequence[tuple[int, ...]],
+    weights: Array,
+) -> Array:
+    members = [np.flatnonzero(folds == k) for k in range(folds.max() + 1)]
+    flat = gram.grams.reshape(len(gram), -1)
+    sums = np.stack([weights[:, m] @ flat[m] for m in members], axis=1)
+    sums = sums.reshape(len(weights), len(members), *gram.grams.shape[1:])
+    return np.stack([_replicate(fold_sums, design, subsets, start) for fold_sums in sums])
+
+
+def _replicate(
+    fold_sums: Array,
+    design: Design,
+    subsets: Sequence[tuple[int, ...]],
+    start: Sequence[tuple[int, ...]],
+) -> Array:
+    p = design.n_features
+    if not design.in_sample and (fold_sums[:, p, p] > 0).sum() < 2:
+        return np.full(len(subsets), np.nan)
+    choices = design.search(design.splits(fold_sums), subsets, start)
+    total = fold_sums.sum(axis=0)
+    sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / total[p, p]
+    return np.array([np.mean(1 - choice.sse.sum(axis=0) / sst) for choice in choices])

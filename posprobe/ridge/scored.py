@@ -1,0 +1,202 @@
+"""Ridge scored sequence by sequence, for several models on the same folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.utils import Tags
+
+from posprobe.errors import DesignError
+from posprobe.gram import Block, ClusterGram
+from posprobe.ridge.design import resolve_columns
+from posprobe.ridge.group import GroupRidgeCV
+from posprobe.ridge.refit import refit_scores
+
+__all__ = ["Estimand", "SequenceScoredRidge", "bootstrap_interval"]
+
+if TYPE_CHECKING:
+    from posprobe.intervals import Interval
+
+Array = NDArray[np.float64]
+Estimand = Literal["refit", "fixed_probe"]
+
+_RESAMPLES = {"refit": 200, "fixed_probe": 2000}
+
+
+class SequenceScoredRidge(GroupRidgeCV):
+    r"""Ridge that keeps the out-of-fold squared error of every sequence and model.
+
+    The base of `PositionProbe` (one model) and `VariancePartition` (one model per set of feature
+    groups). With squared errors :math:`\mathrm{SSE}_{sm}` of sequence s under model m and
+    deviations :math:`\mathrm{SST}_s` from the mean over all sequences,
+
+    .. math:: R^2_m = 1 - \sum_s \mathrm{SSE}_{sm} / \sum_s \mathrm{SST}_s .
+
+    Attributes
+    ----------
+    sequences_ : ndarray of shape (S,)
+        Sequence labels, sorted.
+    fold_of_sequence_ : ndarray of shape (S,)
+        Fold of each sequence.
+    gram_ : ClusterGram or None
+        Statistics per sequence.
+    """
+
+    keep_gram: bool
+
+    def _fit_rows(
+        self,
+        X: NDArray[Any],
+        z: Array,
+        names: NDArray[Any],
+        grouped: bool,
+    ) -> Array:
+        """Fit all models; return the joint model's out-of-fold predictions (n,)."""
+        if np.ptp(z) == 0:
+            raise DesignError(f"y is {z[0]:g} in every row: give rows that differ")
+        folds = self._row_folds(names)
+        self._grouped = grouped
+        keep = self.keep_gram and grouped
+        gram = ClusterGram.from_arrays(X, z, names if keep else folds, names=names)
+        self.sequences_, first, sequence = np.unique(names, return_index=True, return_inverse=True)
+        self.fold_of_sequence_ = folds[first]
+        self.gram_ = gram if keep else None
+        columns = resolve_columns(self.feature_groups, X.shape[1], self._names())
+        folded = gram.merge(self.fold_of_sequence_) if keep else gram
+        self._fit_folds(folded, columns, self._subsets(len(columns)))
+        # Residuals, not quadratic forms, which would cancel as R2 approaches 1.
+        out = [self._out_of_fold(X, folds, m)[:, 0] for m in range(len(self._choices))]
+        sse = np.stack([np.bincount(sequence, (z - o) ** 2) for o in out], axis=1)
+        self._set_sequences(sse, np.bincount(sequence, (z - z.mean()) ** 2))
+        return out[-1]
+
+    def _subsets(self, n_groups: int) -> list[tuple[int, ...]]:
+        """Models to fit, as groups of features; the last one has all."""
+        return [tuple(range(n_groups))]
+
+    def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
+        """Fit all models on statistics, and score by quadratic forms."""
+        if gram.n_targets != 1:
+            raise DesignError(f"the Gram has {gram.n_targets} targets: build it with one")
+        self.sequences_, self._grouped, self.gram_ = gram.groups, True, gram
+        self.fold_of_sequence_ = folds
+        columns = resolve_columns(self.feature_groups, gram.n_features)
+        self._fit_folds(gram.merge(folds), columns, self._subsets(len(columns)))
+        sse = np.empty((len(gram), len(self._choices)))
+        for row, k in enumerate(self._fold_ids):
+            here = np.flatnonzero(folds == k)
+            part = ClusterGram(gram.grams[here], gram.groups[here], gram.shift, 1)
+            for m, (coef, intercept) in enumerate(self._fold_fits):
+                sse[here, m] = part.sse(coef[row], intercept[row])[:, 0]
+        self._set_sequences(sse, _deviations(gram))
+
+    def _verify(
+        self,
+        blocks: Iterable[Block],
+        sequences: NDArray[Any],
+        folds: NDArray[np.intp],
+        weights: Array,
+    ) -> None:
+        """Sum every sequence's squared residuals over the data."""
+        sse = np.zeros_like(self._sse)
+        for X, z, sequence in self._known_rows(blocks, sequences):
+            for m in range(sse.shape[1]):
+                residual = (z - self._out_of_fold(X, folds[sequence], m))[:, 0]
+                np.add.at(sse[:, m], sequence, weights[sequence] * residual**2)
+        self._set_sequences(sse, self.sequence_sst_)
+
+    def _set_sequences(self, sse: Array, sst: Array) -> None:
+        self._sse, self.sequence_sst_ = sse, sst
+        self.n_sequences_ = len(self.sequences_)
+        self._r2 = 1 - sse.sum(axis=0) / sst.sum()
+        self.best_score_ = float(self._r2[-1])
+        self._set_coef(1)
+
+    def _replicates(
+        self,
+        estimand: Estimand,
+        n_resamples: int | None,
+        random_state: Any,
+        weights: Array | None,
+        n_jobs: int | None,
+    ) -> Array:
+        """Bootstrap replicates (B, M) of the models' R2, one set of weights for all models."""
+        if estimand not in _RESAMPLES:
+            raise DesignError(f"estimand {estimand!r} is unknown: use 'refit' or 'fixed_probe'")
+        if not self._grouped:
+            raise DesignError(
+                "rows were not grouped into sequences, so nothing can be resampled: call "
+                "fit(X, y, groups=...) with the sequence of every row"
+            )
+        if weights is None:
+            size = _RESAMPLES[estimand] if n_resamples is None else n_resamples
+            weights = cluster_weights(self.n_sequences_, size, random_state)
+        if estimand == "fixed_probe":
+            return 1 - (weights @ self._sse) / (weights @ self.sequence_sst_)[:, None]
+        if self.gram_ is None:
+            raise DesignError(
+                "refitting needs one Gram per sequence: fit with keep_gram=True, or ask for "
+                "estimand='fixed_probe'"
+            )
+        subsets = [tuple(np.flatnonzero(np.array(c.index) >= 0)) for c in self._choices]
+        start = [choice.index for choice in self._choices]
+        return refit_scores(
+            self.gram_, self.fold_of_sequence_, self._design, subsets, start, weights, n_jobs
+        )
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell scikit-learn that there is one target."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = False
+        return tags
+
+
+def _deviations(gram: ClusterGram) -> Array:
+    """Squared deviations of the target from its overall mean, per sequence."""
+    p = gram.n_features
+    rows, sums, squares = gram.grams[:, p, p], gram.grams[:, p, p + 1], gram.grams[:, -1, -1]
+    mean = sums.sum() / rows.sum()
+    return np.asarray(squares - 2 * mean * sums + rows * mean**2)
+
+
+def bootstrap_interval(
+    estimate: float, draws: Array, n: int, estimand: Estimand, level: float
+) -> Interval:
+    """Turn replicates into the interval that goes with the estimand.
+
+    Parameters
+    ----------
+    estimate : float
+        Estimate from the original data.
+    draws : ndarray of shape (B,)
+        Replicates; NaN where one could not be computed.
+    n : int
+        Number of sequences.
+    estimand : {"refit", "fixed_probe"}
+        Standard error and t(n - 1), or percentiles.
+    level : float
+        Confidence level.
+
+    Returns
+    -------
+    Interval
+    """
+    from posprobe.intervals import Interval
+
+    draws = draws[np.isfinite(draws)]
+    if estimand == "fixed_probe":
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        method = "cluster percentile"
+    else:
+        half = stats.t.ppf((1 + level) / 2, n - 1) * draws.std(ddof=1)
+        low, high, method = estimate - half, estimate + half, "refit SE + t"
+    return Interval(float(estimate), float(low), float(high), level, method, estimand, n)
+
+
+def cluster_weights(n: int, n_resamples: int, random_state: Any) -> Array:
+    rng = np.random.default_rng(random_state)
+    return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
