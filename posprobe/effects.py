@@ -1,0 +1,227 @@
+r"""Position effects, and their exact split into the mask channel and the residual channel.
+
+For one head, offset and item, at position p against a reference (the latest) position:
+
+.. math::
+
+    T(p) = a(p) - a(\mathrm{ref}), \qquad
+    M(p) = -\left(z_\mathrm{mask}(p) - z(\mathrm{ref})\right), \qquad
+    R(p) = T(p) - M(p)
+
+with :math:`a = s - z` the log attention weight and :math:`z_\mathrm{mask}(p)` the normalizer of the
+late row, were its mask that of position p. All are differences within one row, in nats: adding a
+constant to the scores of a query changes none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval, bootstrap_interval, cluster_weights, fieller_ratio
+from posprobe.store import ActivationStore
+
+__all__ = ["ChannelEffects", "channel_effects", "decompose", "position_covariance", "share"]
+
+Array = NDArray[np.float64]
+REQUIRED = ("normalizer", "sink_score", "offset_score", "remasked_normalizer", "remasked_body")
+
+
+def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Array:
+    r"""Covariance over positions of two position effects, unbiased by content noise.
+
+    With rows centred over p, and pairs of *different* items only,
+
+    .. math::
+
+        V_{xy} = \frac{\langle \sum_n w_n x_n, \sum_n w_n y_n \rangle
+                       - \sum_n w_n^2 \langle x_n, y_n \rangle}
+                      {P \left( (\sum_n w_n)^2 - \sum_n w_n^2 \right)} .
+
+    The plain variance of position means holds content noise besides; this does not, and may be
+    negative. It is never clipped.
+
+    Parameters
+    ----------
+    x, y : array of shape (N, P, ...)
+        Items x positions x anything.
+    weights : array of shape (B, N), or None
+        One row per weighting of the items: multinomial counts for a bootstrap, ones with a single
+        zero for a jackknife. None: every item once.
+
+    Returns
+    -------
+    array of shape (...), or (B, ...) with weights
+        In squared units of x.
+
+    Raises
+    ------
+    DesignError
+        With fewer than two items or two positions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe.effects import position_covariance
+    >>> effect = np.array([-1.0, 0.0, 1.0])
+    >>> noise = np.random.default_rng(0).normal(size=(400, 3))
+    >>> bool(abs(position_covariance(effect + noise, effect + noise) - 2 / 3) < 0.1)
+    True
+    """
+    n_items, n_positions = x.shape[:2]
+    if n_items < 2 or n_positions < 2:
+        raise DesignError(
+            f"a position effect needs at least 2 items and 2 positions, not {n_items} and "
+            f"{n_positions}; capture with a larger --n"
+        )
+    x = x - x.mean(1, keepdims=True)
+    y = y - y.mean(1, keepdims=True)
+    rows = np.ones((1, n_items)) if weights is None else np.asarray(weights, dtype=float)
+    sums = np.tensordot(rows, x, 1) * np.tensordot(rows, y, 1)
+    same = np.tensordot(rows**2, (x * y).sum(1), 1)
+    pairs = rows.sum(1) ** 2 - (rows**2).sum(1)
+    value = (sums.sum(1) - same) / (n_positions * pairs.reshape(-1, *[1] * (x.ndim - 2)))
+    return value[0] if weights is None else value
+
+
+@dataclass(frozen=True)
+class ChannelEffects:
+    """Effects of position on one layer's log attention weights, item by item.
+
+    Attributes
+    ----------
+    positions : array of shape (P,)
+        Prefix lengths, in tokens; the last is the reference.
+    total, mask, residual : array of shape (N, P, H, D)
+        T, M and R, in nats, averaged over the rows of the window.
+    sink : array of shape (N, P, H, D)
+        The part of R that key 0 makes by its score relative to the local mean.
+    """
+
+    positions: NDArray[np.int64]
+    total: Array
+    mask: Array
+    residual: Array
+    sink: Array
+
+    def up_to(self, position: int) -> ChannelEffects:
+        """Early positions only, and the reference."""
+        keep = self.positions <= position
+        keep[-1] = True
+        parts = (p[:, keep] for p in (self.total, self.mask, self.residual, self.sink))
+        return ChannelEffects(self.positions[keep], *parts)
+
+    def variances(self, weights: Array | None = None) -> dict[str, Array]:
+        """V_T, V_M, V_R, C_MR and V_S per head, averaged over offsets: (H,), or (B, H)."""
+        pairs = {
+            "V_T": (self.total, self.total),
+            "V_M": (self.mask, self.mask),
+            "V_R": (self.residual, self.residual),
+            "C_MR": (self.mask, self.residual),
+            "V_S": (self.sink, self.sink),
+        }
+        return {k: position_covariance(x, y, weights).mean(-1) for k, (x, y) in pairs.items()}
+
+
+def channel_effects(store: ActivationStore, layer: int) -> ChannelEffects:
+    """T, M and R of one layer, from a stored file.
+
+    In the shifted design each item is one window behind several prefixes; in the others the same
+    positions are read off one sequence, so that content differs between them.
+
+    Parameters
+    ----------
+    store : ActivationStore
+    layer : int
+
+    Returns
+    -------
+    ChannelEffects
+        Rows of the window nearer to its start than an offset are left out for that offset, so that
+        the key is inside the window too. Offsets that a sliding window hides are left out.
+
+    Raises
+    ------
+    DesignError
+        If the file lacks a quantity that the split needs.
+    """
+    missing = [name for name in REQUIRED if name not in store.header.quantities]
+    if missing:
+        raise DesignError(f"{store.path.name} has no {missing[0]!r}; capture it with all scores")
+    normalizer, offset_score, sink_score = (
+        _by_item(store, name, layer) for name in ("normalizer", "offset_score", "sink_score")
+    )
+    remasked, body = (_late_rows(store, name, layer) for name in REQUIRED[3:])
+    limit = store.layer_window[layer] or np.inf
+    kept = [d for d, offset in enumerate(store.offsets) if offset < min(limit, store.window)]
+    if not kept:
+        raise DesignError(f"layer {layer}: no offset is inside its window of {limit} tokens")
+    local_mean = _local_mean(offset_score[..., kept], np.asarray(store.offsets)[kept])
+    relative_sink = sink_score - local_mean
+    seen = _sink_is_seen(store, layer)[None, :, :, None]
+    moved_sink = np.logaddexp(body, local_mean[:, -1:] + relative_sink)
+    sink_part = np.where(seen, -(moved_sink - remasked), 0.0)
+    mask_part = -(remasked - remasked[:, -1:])
+    parts: dict[str, list[Array]] = {"total": [], "mask": [], "sink": []}
+    for d in kept:
+        rows = slice(store.offsets[d], None)
+        weight = offset_score[:, :, rows, :, d] - normalizer[:, :, rows]
+        parts["total"].append((weight - weight[:, -1:]).mean(2))
+        parts["mask"].append(mask_part[:, :, rows].mean(2))
+        parts["sink"].append(sink_part[:, :, rows].mean(2))
+    total, mask, sink = (np.stack(parts[name], -1) for name in ("total", "mask", "sink"))
+    return ChannelEffects(np.asarray(store.prefixes), total, mask, total - mask, sink)
+
+
+def _local_mean(offset_score: Array, offsets: NDArray[np.int64]) -> Array:
+    """Mean score over the offsets whose key is inside the window too: (item, prefix, row, head)."""
+    inside = offsets <= np.arange(offset_score.shape[2])[:, None]
+    share = inside / np.maximum(inside.sum(1, keepdims=True), 1)
+    return (np.nan_to_num(offset_score) * share[None, None, :, None]).sum(-1)
+
+
+def _by_item(store: ActivationStore, quantity: str, layer: int) -> Array:
+    """Rows of the window at every position: (item, prefix, row, head, ...), float64."""
+    values = store.read(quantity, layer)
+    if store.design == "shifted":
+        order = np.lexsort((store.prefix_length, store.item))
+        return values[order].reshape(-1, len(store.prefixes), *values.shape[1:]).astype(float)
+    bands = [values[:, prefix : prefix + store.window] for prefix in store.prefixes]
+    return np.stack(bands, 1).astype(float)
+
+
+def _late_rows(store: ActivationStore, quantity: str, layer: int) -> Array:
+    """A re-masked quantity of the latest row of each item: (item, prefix, row, head), float64."""
+    values = store.read(quantity, layer)
+    if store.design == "shifted":
+        late = np.flatnonzero(store.prefix_length == store.prefixes[-1])
+        values = values[late[np.argsort(store.item[late])]]
+    return values.astype(float)
+
+
+def _sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
+    """Whether the mask of each position shows key 0: (prefix, row)."""
+    limit = store.layer_window[layer] or np.inf
+    return np.add.outer(store.prefixes, np.arange(store.window)) < limit
+
+
+def share(component: Array, total: Array, *, level: float, estimand: str) -> Interval:
+    """Share of the total variance by Fieller's interval on paired pseudo-values.
+
+    Parameters
+    ----------
+    component, total : array of shape (N,)
+        Jackknife pseudo-values of V_M + C (or V_R + C) and of V_T, item by item.
+    level : float
+    estimand : str
+
+    Returns
+    -------
+    Interval
+        Unbounded where V_T is not distinguishable from 0.
+    """
+    return fieller_ratio(total, component, level=level, estimand=estimand)

@@ -1,0 +1,105 @@
+"""A stored file as what scikit-learn fits: X, y, groups."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posprobe.errors import DesignError
+from posprobe.store import ActivationStore
+
+__all__ = ["FEATURES", "Features", "features"]
+
+FEATURES = {
+    "normalizer": "log-normalizers z of all heads (N)",
+    "residual": "the residual stream entering the layer (R)",
+    "joint": "both (J)",
+    "attention": "log attention weights s - z at fixed offsets (P)",
+    "scores": "scores s at fixed offsets: attention under a fixed denominator (P_fix)",
+}
+
+
+class Features(NamedTuple):
+    """What an estimator needs.
+
+    Attributes
+    ----------
+    X : array of shape (n, p)
+        Float64.
+    y : array of shape (n,)
+        Position, in tokens.
+    groups : array of shape (n,)
+        The sequence, or in the shifted design the item, of each row.
+    feature_groups : dict of str to slice
+        Columns that belong together.
+    """
+
+    X: NDArray[np.float64]
+    y: NDArray[np.float64]
+    groups: NDArray[np.int64]
+    feature_groups: dict[str, slice]
+
+
+def features(store: ActivationStore, layer: int, which: str = "joint") -> Features:
+    """Features of one layer with the position as the target, without position 0.
+
+    Parameters
+    ----------
+    store : ActivationStore
+    layer : int
+        Its normalizers, and the residual stream that enters it.
+    which : str
+        One of `FEATURES`.
+
+    Returns
+    -------
+    Features
+        For the attention features, rows whose largest offset would reach key 0 are left out.
+
+    Raises
+    ------
+    DesignError
+        If `which` is unknown, a value is not finite, or all normalizers are in a layer that the
+        store does not have.
+
+    Examples
+    --------
+    ::
+
+        X, y, groups, feature_groups = features(ActivationStore("natural.h5"), layer=5)
+        PositionProbe().fit(X, y, groups=groups).score(X, y)
+    """
+    if which not in FEATURES:
+        raise DesignError(f"features {which!r} are unknown; use one of {', '.join(FEATURES)}")
+    blocks = _blocks(store, layer, which)
+    first = 1 + (max(store.offsets) if which in ("attention", "scores") else 0)
+    keep = store.positions >= first
+    columns, feature_groups = [], {}
+    stop = 0
+    for name, values in blocks.items():
+        flat = values.reshape(*values.shape[:2], -1)[keep].astype(np.float64)
+        if not np.isfinite(flat).all():
+            sequence = int(np.argwhere(keep)[~np.isfinite(flat).all(1)][0, 0])
+            raise DesignError(f"{name} of layer {layer}, sequence {sequence}, is not finite")
+        feature_groups[name] = slice(stop, stop + flat.shape[1])
+        stop += flat.shape[1]
+        columns.append(flat)
+    groups = np.broadcast_to(store.item[:, None], keep.shape)[keep].astype(np.int64)
+    X = np.concatenate(columns, axis=1)
+    return Features(X, store.positions[keep].astype(float), groups, feature_groups)
+
+
+def _blocks(store: ActivationStore, layer: int, which: str) -> dict[str, np.ndarray]:
+    if which in ("attention", "scores"):
+        scores = store.read("offset_score", layer)
+        if which == "attention":
+            scores = scores - store.normalizer(layer)[..., None]
+        return {which: scores}
+    blocks = {}
+    if which in ("normalizer", "joint"):
+        blocks["normalizer"] = store.normalizer(layer)
+    if which in ("residual", "joint"):
+        blocks["residual"] = store.residual(layer)
+    return blocks
