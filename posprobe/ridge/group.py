@@ -44,9 +44,9 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     Parameters
     ----------
     alphas : None, array-like, or list of array-like, default=None
-        Penalties to try: one grid for all groups, or one per group. ``np.inf`` leaves a group out.
-        None takes `posprobe.ridge.design.DEFAULT_ALPHAS` times each group's centred sum of squares per
-        feature.
+        Penalties to try: one grid for all groups, or one per group; ``np.inf`` leaves a group
+        out. None takes `posprobe.ridge.design.DEFAULT_ALPHAS` times each group's centred sum of
+        squares per feature.
     feature_groups : None, dict, list, or array of int, default=None
         None gives one penalty to all columns. Otherwise names to columns; a list of columns per
         group (indices, a slice, or names of DataFrame columns); or one integer label per column.
