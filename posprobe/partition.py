@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from posprobe.errors import DesignError
-from posprobe.ridge.scored import Estimand, SequenceScoredRidge, bootstrap_interval
+from posprobe.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
 
 __all__ = ["VariancePartition"]
 
@@ -152,7 +152,7 @@ class VariancePartition(SequenceScoredRidge):
         level: float = 0.95,
         n_resamples: int | None = None,
         random_state: Any = 0,
-        weights: Array | None = None,
+        weights: ArrayLike | None = None,
         n_jobs: int | None = None,
     ) -> pd.DataFrame:
         """Confidence intervals of every quantity, over sequences.
@@ -169,7 +169,7 @@ class VariancePartition(SequenceScoredRidge):
             Replicates: by default 200 for ``"refit"``, 2000 for ``"fixed_probe"``.
         random_state : int or Generator, default=0
             Seed.
-        weights : ndarray of shape (B, S), optional
+        weights : array-like of shape (B, S), optional
             Sequence weights of the replicates instead, to share them with other layers.
         n_jobs : int, optional
             Processes for ``"refit"``.
@@ -190,7 +190,7 @@ class VariancePartition(SequenceScoredRidge):
             for row, estimate, own in zip(
                 self.table_.itertuples(), self.table_["estimate"], draws.T, strict=True
             ):
-                interval = bootstrap_interval(estimate, own, self.n_sequences_, kind, level)
+                interval = replicate_interval(estimate, own, self.n_sequences_, kind, level)
                 named = {"quantity": row.quantity, "group": row.group}
                 rows.append({**named, "n_features": row.n_features, **interval.asdict()})
         return pd.DataFrame(rows)
@@ -201,7 +201,7 @@ class VariancePartition(SequenceScoredRidge):
         *,
         n_resamples: int | None = None,
         random_state: Any = 0,
-        weights: Array | None = None,
+        weights: ArrayLike | None = None,
         n_jobs: int | None = None,
     ) -> Array:
         """Bootstrap replicates of every row of ``table_``, for intervals over many layers.
@@ -240,7 +240,7 @@ class VariancePartition(SequenceScoredRidge):
     def _set_sequences(self, sse: Array, sst: Array) -> None:
         super()._set_sequences(sse, sst)
         names = self._design.names
-        subsets = self._subsets(len(names))
+        subsets = self._models
         self.sequence_sse_ = sse
         self.sequence_scores_ = 1 - sse / sst.mean()
         self.r2_ = self._r2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,12 +10,10 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from posprobe.errors import DesignError
 from posprobe.gram import ClusterGram
-from posprobe.ridge.scored import Estimand, SequenceScoredRidge, bootstrap_interval
+from posprobe.intervals import Interval
+from posprobe.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
 
 __all__ = ["PositionProbe", "guess_error"]
-
-if TYPE_CHECKING:
-    from posprobe.intervals import Interval
 
 Array = NDArray[np.float64]
 
@@ -171,7 +169,7 @@ class PositionProbe(SequenceScoredRidge):
         level: float = 0.95,
         n_resamples: int | None = None,
         random_state: Any = 0,
-        weights: Array | None = None,
+        weights: ArrayLike | None = None,
         n_jobs: int | None = None,
     ) -> Interval:
         """Confidence interval of ``r2_`` over sequences.
@@ -189,7 +187,7 @@ class PositionProbe(SequenceScoredRidge):
             2000 for ``"fixed_probe"``.
         random_state : int or Generator, default=0
             Seed.
-        weights : ndarray of shape (B, S), optional
+        weights : array-like of shape (B, S), optional
             Sequence weights of the replicates instead: the same for several probes makes their
             replicates comparable.
         n_jobs : int, optional
@@ -206,7 +204,7 @@ class PositionProbe(SequenceScoredRidge):
         """
         check_is_fitted(self)
         draws = self._replicates(estimand, n_resamples, random_state, weights, n_jobs)
-        return bootstrap_interval(self.r2_, draws[:, 0], self.n_sequences_, estimand, level)
+        return replicate_interval(self.r2_, draws[:, 0], self.n_sequences_, estimand, level)
 
     def _to_target(self, y: Array) -> Array:
         if self.target not in ("position", "log_position"):

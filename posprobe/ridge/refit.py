@@ -14,7 +14,6 @@ import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
-from posprobe.errors import DesignError
 from posprobe.gram import ClusterGram
 from posprobe.ridge.design import Design
 
@@ -61,17 +60,7 @@ def refit_scores(
     -------
     ndarray of shape (B, M)
         R2 averaged over targets; NaN where fewer than two folds have weight.
-
-    Raises
-    ------
-    DesignError
-        If ``weights`` has another number of sequences.
     """
-    if weights.ndim != 2 or weights.shape[1] != len(gram):
-        raise DesignError(
-            f"weights {weights.shape} for {len(gram)} sequences: give one row per replicate and "
-            "one column per sequence"
-        )
     size = max(1, _BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
     batches = [weights[i : i + size] for i in range(0, len(weights), size)]
     parts = Parallel(n_jobs=n_jobs)(

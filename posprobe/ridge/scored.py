@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags
 
 from posprobe.errors import DesignError
 from posprobe.gram import Block, ClusterGram
+from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
 from posprobe.ridge.design import resolve_columns
 from posprobe.ridge.group import GroupRidgeCV
 from posprobe.ridge.refit import refit_scores
 
-__all__ = ["Estimand", "SequenceScoredRidge", "bootstrap_interval"]
-
-if TYPE_CHECKING:
-    from posprobe.intervals import Interval
+__all__ = ["Estimand", "SequenceScoredRidge", "replicate_interval"]
 
 Array = NDArray[np.float64]
 Estimand = Literal["refit", "fixed_probe"]
@@ -67,11 +64,12 @@ class SequenceScoredRidge(GroupRidgeCV):
         self.gram_ = gram if keep else None
         columns = resolve_columns(self.feature_groups, X.shape[1], self._names())
         folded = gram.merge(self.fold_of_sequence_) if keep else gram
-        self._fit_folds(folded, columns, self._subsets(len(columns)))
+        self._models = self._subsets(len(columns))
+        self._fit_folds(folded, columns, self._models)
         # Residuals, not quadratic forms, which would cancel as R2 approaches 1.
         out = [self._out_of_fold(X, folds, m)[:, 0] for m in range(len(self._choices))]
-        sse = np.stack([np.bincount(sequence, (z - o) ** 2) for o in out], axis=1)
-        self._set_sequences(sse, np.bincount(sequence, (z - z.mean()) ** 2))
+        sse = np.stack([_sums(sequence, (z - o) ** 2) for o in out], axis=1)
+        self._set_sequences(sse, _sums(sequence, (z - z.mean()) ** 2))
         return out[-1]
 
     def _subsets(self, n_groups: int) -> list[tuple[int, ...]]:
@@ -85,7 +83,8 @@ class SequenceScoredRidge(GroupRidgeCV):
         self.sequences_, self._grouped, self.gram_ = gram.groups, True, gram
         self.fold_of_sequence_ = folds
         columns = resolve_columns(self.feature_groups, gram.n_features)
-        self._fit_folds(gram.merge(folds), columns, self._subsets(len(columns)))
+        self._models = self._subsets(len(columns))
+        self._fit_folds(gram.merge(folds), columns, self._models)
         sse = np.empty((len(gram), len(self._choices)))
         for row, k in enumerate(self._fold_ids):
             here = np.flatnonzero(folds == k)
@@ -121,7 +120,7 @@ class SequenceScoredRidge(GroupRidgeCV):
         estimand: Estimand,
         n_resamples: int | None,
         random_state: Any,
-        weights: Array | None,
+        weights: ArrayLike | None,
         n_jobs: int | None,
     ) -> Array:
         """Bootstrap replicates (B, M) of the models' R2, one set of weights for all models."""
@@ -135,17 +134,22 @@ class SequenceScoredRidge(GroupRidgeCV):
         if weights is None:
             size = _RESAMPLES[estimand] if n_resamples is None else n_resamples
             weights = cluster_weights(self.n_sequences_, size, random_state)
+        w = np.asarray(weights, dtype=np.float64)
+        if w.ndim != 2 or w.shape[1] != self.n_sequences_:
+            raise DesignError(
+                f"weights {w.shape} for {self.n_sequences_} sequences: give one row per replicate "
+                "and one column per sequence"
+            )
         if estimand == "fixed_probe":
-            return 1 - (weights @ self._sse) / (weights @ self.sequence_sst_)[:, None]
+            return np.asarray(1 - (w @ self._sse) / (w @ self.sequence_sst_)[:, None])
         if self.gram_ is None:
             raise DesignError(
                 "refitting needs one Gram per sequence: fit with keep_gram=True, or ask for "
                 "estimand='fixed_probe'"
             )
-        subsets = [tuple(np.flatnonzero(np.array(c.index) >= 0)) for c in self._choices]
         start = [choice.index for choice in self._choices]
         return refit_scores(
-            self.gram_, self.fold_of_sequence_, self._design, subsets, start, weights, n_jobs
+            self.gram_, self.fold_of_sequence_, self._design, self._models, start, w, n_jobs
         )
 
     def __sklearn_tags__(self) -> Tags:
@@ -153,6 +157,10 @@ class SequenceScoredRidge(GroupRidgeCV):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = False
         return tags
+
+
+def _sums(sequence: NDArray[np.intp], values: Array) -> Array:
+    return np.asarray(np.bincount(sequence, values), dtype=np.float64)
 
 
 def _deviations(gram: ClusterGram) -> Array:
@@ -163,17 +171,17 @@ def _deviations(gram: ClusterGram) -> Array:
     return np.asarray(squares - 2 * mean * sums + rows * mean**2)
 
 
-def bootstrap_interval(
+def replicate_interval(
     estimate: float, draws: Array, n: int, estimand: Estimand, level: float
 ) -> Interval:
-    """Turn replicates into the interval that goes with the estimand.
+    """Turn replicates of R2, or of a contrast of R2, into the interval of the estimand.
 
     Parameters
     ----------
     estimate : float
         Estimate from the original data.
     draws : ndarray of shape (B,)
-        Replicates; NaN where one could not be computed.
+        Replicates; those in which fewer than two folds kept a sequence are NaN, and left out.
     n : int
         Number of sequences.
     estimand : {"refit", "fixed_probe"}
@@ -185,18 +193,11 @@ def bootstrap_interval(
     -------
     Interval
     """
-    from posprobe.intervals import Interval
-
-    draws = draws[np.isfinite(draws)]
-    if estimand == "fixed_probe":
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-        method = "cluster percentile"
-    else:
-        half = stats.t.ppf((1 + level) / 2, n - 1) * draws.std(ddof=1)
-        low, high, method = estimate - half, estimate + half, "refit SE + t"
-    return Interval(float(estimate), float(low), float(high), level, method, estimand, n)
-
-
-def cluster_weights(n: int, n_resamples: int, random_state: Any) -> Array:
-    rng = np.random.default_rng(random_state)
-    return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
+    return bootstrap_interval(
+        draws[np.isfinite(draws)],
+        estimate,
+        n=n,
+        level=level,
+        method="t" if estimand == "refit" else "percentile",
+        estimand=estimand,
+    )

@@ -160,7 +160,7 @@ class _Table:
         if start is None:
             if len(outer) > 1:
                 self.fill()
-            i = int(outer[np.argmin([best_of_row(i)[0] for i in outer])])
+            i = int(outer[np.argmin([best_of_row(int(i))[0] for i in outer])])
         else:
             first = start[self.outer] if self.outer in subset else out[self.outer]
             i = _climb(first, outer, lambda i: best_of_row(i)[0])
