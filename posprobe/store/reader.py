@@ -74,10 +74,10 @@ class ActivationStore:
         self.n_sequences, self.length = header.n_sequences, header.length
         self.offsets, self.prefixes, self.window = header.offsets, header.prefixes, header.window
         self.layer_window = header.layer_window
-        self.tokens = self.read("tokens")
-        self.item = self.read("item")
-        self.prefix_length = self.read("prefix_length")
-        self.sequence_id = self.read("sequence_id")
+        self.tokens = self.read("tokens").copy()
+        self.item = self.read("item").copy()
+        self.prefix_length = self.read("prefix_length").copy()
+        self.sequence_id = self.read("sequence_id").copy()
         self.positions = self.read("query_start")[:, np.newaxis] + np.arange(header.n_queries)
 
     def read(self, quantity: str, layer: int | None = None, sequences: Any = None) -> np.ndarray:
