@@ -1,6 +1,6 @@
 from .capture import capture
+from .channels import decompose
 from .cli import audit
-from .effects import decompose
 from .errors import PosprobeError
 from .intervals import Interval
 from .mixed import compare_architectures
