@@ -18,14 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, bootstrap_interval, cluster_weights, fieller_ratio
 from posprobe.store import ActivationStore
 
-__all__ = ["ChannelEffects", "channel_effects", "decompose", "position_covariance", "share"]
+__all__ = ["ChannelEffects", "channel_effects", "position_covariance"]
 
 Array = NDArray[np.float64]
 REQUIRED = ("normalizer", "sink_score", "offset_score", "remasked_normalizer", "remasked_body")
@@ -108,12 +106,25 @@ class ChannelEffects:
     residual: Array
     sink: Array
 
+    @property
+    def n_items(self) -> int:
+        """N, the number of resampling units."""
+        return len(self.total)
+
     def up_to(self, position: int) -> ChannelEffects:
         """Early positions only, and the reference."""
         keep = self.positions <= position
         keep[-1] = True
         parts = (p[:, keep] for p in (self.total, self.mask, self.residual, self.sink))
         return ChannelEffects(self.positions[keep], *parts)
+
+    def profile(self, weights: Array | None = None) -> dict[str, Array]:
+        """T, M, R and S at each position, averaged over heads and offsets: (P,), or (B, P)."""
+        rows = np.ones((1, self.n_items)) if weights is None else np.asarray(weights, dtype=float)
+        rows = rows / rows.sum(1, keepdims=True)
+        parts = {"T": self.total, "M": self.mask, "R": self.residual, "S": self.sink}
+        means = {name: rows @ part.mean((2, 3)) for name, part in parts.items()}
+        return {k: v[0] for k, v in means.items()} if weights is None else means
 
     def variances(self, weights: Array | None = None) -> dict[str, Array]:
         """V_T, V_M, V_R, C_MR and V_S per head, averaged over offsets: (H,), or (B, H)."""
@@ -207,21 +218,3 @@ def _sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
     """Whether the mask of each position shows key 0: (prefix, row)."""
     limit = store.layer_window[layer] or np.inf
     return np.add.outer(store.prefixes, np.arange(store.window)) < limit
-
-
-def share(component: Array, total: Array, *, level: float, estimand: str) -> Interval:
-    """Share of the total variance by Fieller's interval on paired pseudo-values.
-
-    Parameters
-    ----------
-    component, total : array of shape (N,)
-        Jackknife pseudo-values of V_M + C (or V_R + C) and of V_T, item by item.
-    level : float
-    estimand : str
-
-    Returns
-    -------
-    Interval
-        Unbounded where V_T is not distinguishable from 0.
-    """
-    return fieller_ratio(total, component, level=level, estimand=estimand)

@@ -1,0 +1,258 @@
+"""From stored files to tables: everything that claims, figures and report are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from posprobe.channels import decompose
+from posprobe.effects import channel_effects
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval
+from posprobe.probing import probe_layers
+from posprobe.replacement import replacement_table
+from posprobe.sinks import (
+    closed_system_table,
+    closure,
+    fingerprint_spread,
+    mean_interval,
+    share_of_sink_heads,
+    sink_table,
+)
+from posprobe.store import ActivationStore
+
+__all__ = ["Analysis", "Files", "analyze_files", "sort_files"]
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Captures of one model, by the question that each answers.
+
+    Attributes
+    ----------
+    natural, shifted : ActivationStore or None
+        Native position 0.
+    repeated, bos_repeated : ActivationStore or None
+        One token all along; the same behind a BOS.
+    replaced : list of ActivationStore
+        The shifted stimulus with another embedding at position 0.
+    """
+
+    natural: ActivationStore | None = None
+    shifted: ActivationStore | None = None
+    repeated: ActivationStore | None = None
+    bos_repeated: ActivationStore | None = None
+    replaced: list[ActivationStore] = field(default_factory=list)
+
+    def all(self) -> list[ActivationStore]:
+        """Every file there is."""
+        named = [self.natural, self.shifted, self.repeated, self.bos_repeated]
+        return [store for store in named if store is not None] + self.replaced
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found.
+
+    Attributes
+    ----------
+    files : Files
+    tables : dict of str to pandas.DataFrame
+        By file name, without extension.
+    intervals : dict of str to Interval
+        Single numbers that claims rest on.
+    level : float
+        Of every interval.
+    """
+
+    files: Files
+    tables: dict[str, pd.DataFrame]
+    intervals: dict[str, Interval]
+    level: float
+
+
+def sort_files(stores: Iterable[ActivationStore]) -> Files:
+    """Recognise each file by its header.
+
+    Raises
+    ------
+    DesignError
+        If files are of different models or variants, or two answer the same question.
+    """
+    stores = list(stores)
+    if not stores:
+        raise DesignError("no file was given; make one with: posprobe capture MODEL -o FILE.h5")
+    found: dict[str, Any] = {"replaced": []}
+    first = stores[0]
+    for store in stores:
+        for name in ("weights_digest", "variant"):
+            if getattr(store.header, name) != getattr(first.header, name):
+                raise DesignError(
+                    f"{store.path.name} differs from {first.path.name} in {name}; analyze one "
+                    "model and variant at a time"
+                )
+        role = _role(store)
+        if role == "replaced":
+            found["replaced"].append(store)
+        elif role in found:
+            raise DesignError(
+                f"{store.path.name} and {found[role].path.name} are both {role} captures; give one"
+            )
+        else:
+            found[role] = store
+    return Files(**found)
+
+
+def _role(store: ActivationStore) -> str:
+    if store.header.position0_treatment != "native":
+        return "replaced"
+    if store.design == "repeated":
+        has_bos = store.header.stimulus.get("bos_token") is not None
+        return "bos_repeated" if has_bos else "repeated"
+    if store.design in ("natural", "shifted"):
+        return store.design
+    raise DesignError(
+        f"{store.path.name} is of design {store.design!r}, which no analysis uses; read it with "
+        "posprobe.ActivationStore"
+    )
+
+
+def analyze_files(
+    files: Files,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    step: Step = lambda what: None,
+) -> Analysis:
+    """Compute all tables that the files allow, without a model.
+
+    Parameters
+    ----------
+    files : Files
+    level : float
+        Of all intervals.
+    seed : int
+        Of all resampling.
+    step : callable
+        Told what comes next, for a progress bar.
+
+    Returns
+    -------
+    Analysis
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    intervals: dict[str, Interval] = {}
+    if files.natural is not None:
+        step("sinks")
+        _sinks(files.natural, tables, intervals, level, seed)
+        if "residual" in files.natural.header.quantities:
+            step("probes")
+            probes = probe_layers(files.natural, level=level, seed=seed)
+            tables["probes"], tables["partition"] = probes.probes, probes.partition
+            intervals |= {f"probe_{name}": mean for name, mean in probes.mean.items()}
+    for store in (files.shifted, files.natural):
+        if store is not None and "remasked_normalizer" in store.header.quantities:
+            step(f"channels, {store.design}")
+            _channels(store, tables, level, seed)
+    if files.shifted is not None:
+        intervals["fingerprint_bos"], spread = fingerprint_spread(
+            files.shifted, level=level, seed=seed
+        )
+        _append(tables, "fingerprint", spread, _first_token(files.shifted))
+        if files.replaced:
+            step("replacement of position 0")
+            tables["replacement"] = replacement_table(files.shifted, files.replaced, level=level)
+    for store in (files.repeated, files.bos_repeated):
+        if store is not None:
+            step("repeated token")
+            name = "repeated" if store is files.repeated else "bos_repeated"
+            table, intervals[name] = _repeated(store, level, seed)
+            _append(tables, "repeated", table, name)
+    tables["checks"] = pd.DataFrame([_check(store) for store in files.all()])
+    return Analysis(files, tables, intervals, level)
+
+
+def _append(tables: dict[str, pd.DataFrame], name: str, table: pd.DataFrame, stimulus: str) -> None:
+    table = table.copy()
+    table.insert(0, "stimulus", stimulus)
+    tables[name] = pd.concat([tables[name], table]) if name in tables else table
+
+
+def _sinks(
+    store: ActivationStore,
+    tables: dict[str, pd.DataFrame],
+    intervals: dict[str, Interval],
+    level: float,
+    seed: int,
+) -> None:
+    tables["sinks"] = sink_table(store, level=level, seed=seed)
+    intervals["sink_heads"] = share_of_sink_heads(store, level=level, seed=seed)
+    tables["closed_system"] = closed_system_table(store)
+    intervals["closure"] = closure(store, level=level, seed=seed)
+    intervals["fingerprint_text"], spread = fingerprint_spread(store, level=level, seed=seed)
+    _append(tables, "fingerprint", spread, _first_token(store))
+
+
+def _first_token(store: ActivationStore) -> str:
+    """Say whether all inputs begin with the same token."""
+    return "one first token" if len(np.unique(store.tokens[:, 0])) == 1 else "many first tokens"
+
+
+def _channels(
+    store: ActivationStore, tables: dict[str, pd.DataFrame], level: float, seed: int
+) -> None:
+    result = decompose(store, level=level, seed=seed)
+    for name, table in (
+        ("channels_by_head", result.by_head),
+        ("channels_by_layer", result.by_layer),
+        ("channels", result.overall),
+        ("position_effects", result.positions),
+    ):
+        _append(tables, name, table, store.design)
+
+
+def _repeated(store: ActivationStore, level: float, seed: int) -> tuple[pd.DataFrame, Interval]:
+    """Largest absolute residual and mask effect at each layer and position, over all items."""
+    rows, largest = [], []
+    for layer in range(store.n_layers):
+        effects = channel_effects(store, layer)
+        residual, mask = np.abs(effects.residual), np.abs(effects.mask)
+        largest.append(residual.max((1, 2, 3)))
+        for p, position in enumerate(effects.positions[:-1]):
+            rows.append(
+                {
+                    "layer": layer,
+                    "position": int(position),
+                    "residual": float(residual[:, p].max()),
+                    "mask": float(mask[:, p].max()),
+                }
+            )
+    interval = mean_interval(np.max(largest, axis=0), "largest |R|", level, seed)
+    return pd.DataFrame(rows), interval
+
+
+def _check(store: ActivationStore) -> dict[str, Any]:
+    """Manipulation checks of one file, in words that a table can show."""
+    header = store.header
+    first = np.unique(store.tokens[:, 0])
+    windows = [w for w in header.layer_window if w]
+    rope = header.config.get("rope_parameters") or {}
+    return {
+        "file": store.path.name,
+        "design": store.design,
+        "variant": header.variant,
+        "position0": header.position0_treatment,
+        "sequences": store.n_sequences,
+        "items": len(np.unique(store.item)),
+        "tokens": store.length,
+        "first_token": str(first[0]) if len(first) == 1 else f"{len(first)} different",
+        "windowed_layers": f"{len(windows)} of {store.n_layers}",
+        "rope": str(rope.get("rope_type", "none")),
+        "rope_theta": rope.get("rope_theta", np.nan),
+    }

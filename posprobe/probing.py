@@ -1,0 +1,143 @@
+"""Position probes and variance partitions of every layer of a stored file, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from posprobe.errors import DesignError
+from posprobe.features import features
+from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
+from posprobe.partition import VariancePartition
+from posprobe.ridge import PositionProbe
+from posprobe.store import ActivationStore
+
+__all__ = ["REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
+
+REFIT_LAYERS = 5
+N_RESAMPLES = {"fixed_probe": 2000, "refit": 60}
+
+
+def spread_layers(n_layers: int, count: int) -> list[int]:
+    """`count` layers spread evenly from the first to the last."""
+    return sorted({int(x) for x in np.linspace(0, n_layers - 1, count).round()})
+
+
+class Probes(NamedTuple):
+    """Probes and partitions of every layer.
+
+    Attributes
+    ----------
+    probes : pandas.DataFrame
+        layer, features, n_features, r2, low, high, estimand, method, mae, mae_guess (tokens), n.
+    partition : pandas.DataFrame
+        layer, quantity, group, estimate, low, high, estimand, method, n_features, n.
+    mean : dict of str to Interval
+        Mean R2 over layers by features, of the probes as fitted.
+    """
+
+    probes: pd.DataFrame
+    partition: pd.DataFrame
+    mean: dict[str, Interval]
+
+
+def probe_layers(
+    store: ActivationStore,
+    *,
+    layers: Iterable[int] | None = None,
+    refit_layers: Iterable[int] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Probes:
+    """Probe position from normalizers (N), residual stream (R) and both (J), layer by layer.
+
+    Ridge on standardised position, folds by sequence, position 0 left out. At every layer the
+    interval is that of the probe as fitted (`fixed_probe`); at `refit_layers` also that of the
+    average probe at this number of sequences (`refit`), which costs a hundred times as much.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Of the natural design, with normalizers and residual stream.
+    layers : iterable of int or None
+        None: all layers whose residual stream was kept.
+    refit_layers : iterable of int or None
+        None: five, spread evenly.
+    level : float
+    seed : int
+
+    Returns
+    -------
+    Probes
+
+    Raises
+    ------
+    DesignError
+        If the file has fewer than five sequences, the number of folds.
+    """
+    if len(np.unique(store.item)) < 5:
+        raise DesignError(
+            f"{store.path.name} has {len(np.unique(store.item))} sequences; probes need 5 folds, "
+            "so capture with a larger --n"
+        )
+    kept = set(store.header.residual_layers or ())
+    chosen = [k for k in range(store.n_layers) if k in kept] if layers is None else list(layers)
+    refit = spread_layers(store.n_layers, REFIT_LAYERS) if refit_layers is None else refit_layers
+    n_groups = len(np.unique(store.item))
+    weights = {
+        kind: cluster_weights(n_groups, count, np.random.default_rng(seed))
+        for kind, count in N_RESAMPLES.items()
+    }
+    probes, partitions = [], []
+    draws: dict[str, list[np.ndarray]] = {}
+    for layer in chosen:
+        kinds = ["fixed_probe", "refit"] if layer in set(refit) else ["fixed_probe"]
+        X, y, groups, feature_groups = features(store, layer)
+        model = VariancePartition(feature_groups).fit(X, y, groups=groups)
+        table = pd.concat(
+            [model.intervals(kind, level=level, weights=weights[kind]) for kind in kinds]
+        )
+        table.insert(0, "layer", layer)
+        partitions.append(table[table["quantity"] != "R2"])
+        r2 = table[table["quantity"] == "R2"].rename(
+            columns={"estimate": "r2", "group": "features"}
+        )
+        probes.append(r2.drop(columns="quantity").merge(_errors(X, y, groups, feature_groups)))
+        replicates = model.replicates("fixed_probe", weights=weights["fixed_probe"])
+        for column, name in enumerate(r2["features"].unique()):
+            draws.setdefault(name, []).append(replicates[:, column])
+    table = pd.concat(probes, ignore_index=True)
+    mean = {name: _mean_r2(table, name, replicates, level) for name, replicates in draws.items()}
+    return Probes(table, pd.concat(partitions, ignore_index=True), mean)
+
+
+def _mean_r2(
+    probes: pd.DataFrame, features: str, replicates: list[np.ndarray], level: float
+) -> Interval:
+    """Mean R2 over layers; the replicates of all layers share their weights."""
+    rows = probes[(probes["features"] == features) & (probes["estimand"] == "fixed_probe")]
+    return bootstrap_interval(
+        np.mean(replicates, axis=0),
+        float(rows["r2"].mean()),
+        n=int(rows["n"].iloc[0]),
+        level=level,
+        method="percentile",
+        estimand="mean R2 over layers, fixed probe",
+    )
+
+
+def _errors(
+    X: np.ndarray, y: np.ndarray, groups: np.ndarray, feature_groups: dict[str, slice]
+) -> pd.DataFrame:
+    """Mean absolute error of the probe on each feature group, beside that of a random guess."""
+    rows = []
+    for name, columns in feature_groups.items():
+        probe = PositionProbe(keep_gram=False).fit(X[:, columns], y, groups=groups)
+        rows.append({"features": name, "mae": probe.mae_, "mae_guess": probe.mae_guess_})
+    joint = PositionProbe(feature_groups=feature_groups, keep_gram=False).fit(X, y, groups=groups)
+    names = "+".join(feature_groups)
+    rows.append({"features": names, "mae": joint.mae_, "mae_guess": joint.mae_guess_})
+    return pd.DataFrame(rows)

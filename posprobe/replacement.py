@@ -1,0 +1,120 @@
+"""How much of the residual channel goes when the embedding at position 0 is replaced."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from posprobe.channels import gather_variances
+from posprobe.effects import channel_effects
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval, fieller_ratio
+from posprobe.sinks import SINK_THRESHOLD, sink_attention
+from posprobe.store import ActivationStore
+
+__all__ = ["PRIMARY", "early_limit", "fraction_removed", "replacement_table"]
+
+PRIMARY = "mean"
+
+
+def early_limit(store: ActivationStore) -> int:
+    """Early queries are those behind a prefix of at most an eighth of the longest sequence."""
+    limit = store.length // 8
+    return max([p for p in store.prefixes if p <= limit], default=store.prefixes[0])
+
+
+def fraction_removed(
+    native: ActivationStore, replaced: ActivationStore, *, up_to: int, level: float = 0.95
+) -> tuple[Interval, float, float]:
+    r"""Fraction of the residual channel that a replacement removes, at early queries.
+
+    .. math:: 1 - V_R(\mathrm{replaced}) / V_R(\mathrm{native})
+
+    with V_R averaged over layers, heads and offsets, over the positions up to `up_to` and the
+    reference. Items are paired: the same windows and prefixes, another embedding at position 0.
+
+    Parameters
+    ----------
+    native, replaced : ActivationStore
+        Two captures of the same shifted stimulus.
+    up_to : int
+        The largest early prefix, in tokens.
+    level : float
+
+    Returns
+    -------
+    interval : Interval
+        Fieller's, on the jackknife pseudo-values of the two U-statistics.
+    native_variance, replaced_variance : float
+        V_R under each, in squared nats.
+
+    Raises
+    ------
+    DesignError
+        If the files are not of the same windows behind the same prefixes.
+    """
+    _check_pair(native, replaced)
+    overall = []
+    for store in (native, replaced):
+        effects = (channel_effects(store, k).up_to(up_to) for k in range(store.n_layers))
+        overall.append(gather_variances(effects, n_resamples=2).mean((0, 1)))
+    before, after = (variances.pseudo["V_R"][:, 0, 0] for variances in overall)
+    interval = fieller_ratio(before, after, level=level, estimand="fraction of V_R removed")
+    return interval, *(float(v.estimate["V_R"][0, 0]) for v in overall)
+
+
+def replacement_table(
+    native: ActivationStore, replaced: list[ActivationStore], *, level: float = 0.95
+) -> pd.DataFrame:
+    """One row per treatment of position 0 and range of queries.
+
+    Returns
+    -------
+    pandas.DataFrame
+        treatment, positions ("early" or "all"), up_to (tokens), primary, fraction_removed, low,
+        high (empty where unbounded), method, n, V_R_native, V_R_replaced, sink_rate_native,
+        sink_rate_replaced (share of sequences and heads with mean attention to key 0 > 0.3).
+    """
+    rows = []
+    for store in replaced:
+        treatment = store.header.position0_treatment
+        for positions, up_to in (("early", early_limit(native)), ("all", native.prefixes[-1])):
+            interval, before, after = fraction_removed(native, store, up_to=up_to, level=level)
+            rows.append(
+                {
+                    "treatment": treatment,
+                    "positions": positions,
+                    "up_to": up_to,
+                    "primary": treatment == PRIMARY and positions == "early",
+                    "fraction_removed": interval.estimate,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "method": interval.method + (": unbounded" if interval.unbounded else ""),
+                    "n": interval.n,
+                    "V_R_native": before,
+                    "V_R_replaced": after,
+                    "sink_rate_native": _sink_rate(native),
+                    "sink_rate_replaced": _sink_rate(store),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _sink_rate(store: ActivationStore) -> float:
+    attention = [sink_attention(store, layer) for layer in range(store.n_layers)]
+    return float((np.stack(attention) > SINK_THRESHOLD).mean())
+
+
+def _check_pair(native: ActivationStore, replaced: ActivationStore) -> None:
+    same = (
+        native.prefixes == replaced.prefixes
+        and native.offsets == replaced.offsets
+        and np.array_equal(native.tokens[:, 1:], replaced.tokens[:, 1:])
+    )
+    if not same:
+        raise DesignError(
+            f"{replaced.path.name} is not the stimulus of {native.path.name}; capture both with "
+            "the same design, --n, --length and --seed"
+        )
+    if native.header.weights_digest != replaced.header.weights_digest:
+        raise DesignError(f"{replaced.path.name} is of another model than {native.path.name}")

@@ -1,0 +1,178 @@
+"""Position 0: who attends to it, whether it is a closed system, and what fingerprint it leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval, bootstrap_interval, bootstrap_limits, cluster_weights
+from posprobe.store import ActivationStore
+
+__all__ = [
+    "SINK_THRESHOLD",
+    "closed_system_table",
+    "fingerprint_spread",
+    "mean_interval",
+    "share_of_sink_heads",
+    "sink_attention",
+    "sink_table",
+]
+
+Array = NDArray[np.float64]
+SINK_THRESHOLD = 0.3
+N_RESAMPLES = 2000
+
+
+def sink_attention(store: ActivationStore, layer: int) -> Array:
+    """Attention to key 0, averaged over the stored queries: (sequence, head), from 0 to 1.
+
+    In the shifted design only the sequences with the longest prefix are taken. Queries from whose
+    sight a window hides key 0 count as 0.
+    """
+    late = store.prefix_length == store.prefix_length.max()
+    attention = np.exp(store.read("sink_score", layer) - store.normalizer(layer))[late]
+    limit = store.layer_window[layer] or np.inf
+    return np.where(store.positions[late, :, None] < limit, attention, 0.0).mean(1)
+
+
+def sink_table(
+    store: ActivationStore,
+    *,
+    threshold: float = SINK_THRESHOLD,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Sink rate of every head: share of sequences whose mean attention to key 0 is > threshold.
+
+    Returns
+    -------
+    pandas.DataFrame
+        layer, head, sink_rate, attention (mean over sequences) with cluster bootstrap limits.
+
+    References
+    ----------
+    Gu et al. (2024), When attention sink emerges in language models, arXiv 2410.10781.
+    """
+    attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
+    mean = attention.mean(0)
+    low, high = bootstrap_limits(_means(attention, seed), mean, n=len(attention), level=level)
+    layers, heads = np.indices(mean.shape)
+    return pd.DataFrame(
+        {
+            "layer": layers.ravel(),
+            "head": heads.ravel(),
+            "sink_rate": (attention > threshold).mean(0).ravel(),
+            "attention": mean.ravel(),
+            "attention_low": low.ravel(),
+            "attention_high": high.ravel(),
+        }
+    )
+
+
+def share_of_sink_heads(
+    store: ActivationStore, *, threshold: float = SINK_THRESHOLD, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Share of heads whose mean attention to key 0 is > threshold, by cluster bootstrap."""
+    attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
+    estimate = float((attention.mean(0) > threshold).mean())
+    replicates = (_means(attention, seed) > threshold).mean((1, 2))
+    return bootstrap_interval(
+        replicates, estimate, n=len(attention), level=level, estimand="share of heads that sink"
+    )
+
+
+def _means(values: Array, seed: int) -> Array:
+    """Bootstrap means over sequences: (B, ...)."""
+    weights = cluster_weights(len(values), N_RESAMPLES, np.random.default_rng(seed))
+    return np.tensordot(weights, values, 1) / len(values)
+
+
+def closed_system_table(store: ActivationStore) -> pd.DataFrame:
+    r"""Compare the trajectory of position 0 with that of a run on its token alone.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Per layer: `norm` of :math:`h_0` (median over sequences), `norm_later` of the other stored
+        positions (NaN where they were not kept), and `difference`, the largest over sequences of
+        :math:`\lVert h_0 - h_0^{alone}\rVert / \lVert h_0^{alone}\rVert`.
+    """
+    rows = []
+    for layer in range(store.n_layers + 1):
+        together, alone = (
+            store.read(name, layer).astype(float) for name in ("position0", "position0_alone")
+        )
+        rows.append(
+            {
+                "layer": layer,
+                "norm": float(np.median(np.linalg.norm(together, axis=-1))),
+                "norm_later": _later_norm(store, layer),
+                "difference": float(_relative(together - alone, alone).max()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def closure(store: ActivationStore, *, level: float = 0.95, seed: int = 0) -> Interval:
+    """Largest relative difference over layers between position 0 and a length-1 run, per sequence.
+
+    The mean over sequences with cluster bootstrap limits; 0 if position 0 is a closed system.
+    """
+    pairs = ((store.read("position0", k), store.read("position0_alone", k)) for k in _layers(store))
+    worst = np.max([_relative(a.astype(float) - b, b.astype(float)) for a, b in pairs], axis=0)
+    return mean_interval(worst, "relative difference to a length-1 run", level, seed)
+
+
+def fingerprint_spread(
+    store: ActivationStore, *, level: float = 0.95, seed: int = 0
+) -> tuple[Interval, pd.DataFrame]:
+    """How much the trajectory of position 0 differs between inputs, relative to its norm.
+
+    Returns
+    -------
+    interval : Interval
+        Mean over inputs of the largest distance over layers to the mean input.
+    table : pandas.DataFrame
+        layer, spread: the mean distance at each layer.
+    """
+    first = np.unique(store.item, return_index=True)[1]
+    distances = []
+    for layer in _layers(store):
+        h0 = store.read("position0", layer)[first].astype(float)
+        mean = h0.mean(0)
+        distances.append(np.linalg.norm(h0 - mean, axis=-1) / np.linalg.norm(mean))
+    table = pd.DataFrame({"layer": _layers(store), "spread": np.mean(distances, axis=1)})
+    worst = np.max(distances, axis=0)
+    return mean_interval(worst, "relative spread of position 0 over inputs", level, seed), table
+
+
+def _layers(store: ActivationStore) -> range:
+    return range(store.n_layers + 1)
+
+
+def _relative(difference: Array, reference: Array) -> Array:
+    size = np.linalg.norm(reference, axis=-1)
+    if (size == 0).any():  # the zero embedding entering the first block
+        return np.linalg.norm(difference, axis=-1)
+    return np.linalg.norm(difference, axis=-1) / size
+
+
+def _later_norm(store: ActivationStore, layer: int) -> float:
+    if "residual" not in store.header.quantities:
+        return float("nan")
+    if layer not in (store.header.residual_layers or ()):
+        return float("nan")
+    later = store.positions > 0
+    norms = np.linalg.norm(store.residual(layer).astype(np.float32), axis=-1)
+    return float(np.median(norms[later]))
+
+
+def mean_interval(values: Array, estimand: str, level: float, seed: int) -> Interval:
+    """Mean over sequences of one number each, (S,), with cluster bootstrap limits."""
+    if len(values) < 2:
+        raise DesignError(f"{estimand}: at least 2 sequences are needed, not {len(values)}")
+    return bootstrap_interval(
+        _means(values, seed), float(values.mean()), n=len(values), level=level, estimand=estimand
+    )
