@@ -148,7 +148,7 @@ class ClusterGram:
             columns = columns or (X.shape[1], y.shape[1])
             if columns != (X.shape[1], y.shape[1]):
                 raise DesignError(
-                    f"block of sequence {groups[0]!r} has {X.shape[1]} features and {y.shape[1]} "
+                    f"block of sequence {groups[0]!s} has {X.shape[1]} features and {y.shape[1]} "
                     f"targets, the first block {columns[0]} and {columns[1]}: give every block "
                     "the same columns"
                 )
@@ -339,8 +339,14 @@ class ClusterGram:
         found = (group.attrs.get("format"), group.attrs.get("version"))
         if found != (_FORMAT, _VERSION):
             raise StoreError(
-                f"group {group.name!r} holds format {found[0]!r} version {found[1]!r}, not "
+                f"group {group.name!r} holds format {found[0]!r} version {found[1]}, not "
                 f"{_FORMAT!r} version {_VERSION}: write it with ClusterGram.to_hdf5"
+            )
+        missing = {"grams", "groups", "shift"} - set(group)
+        if missing:
+            raise StoreError(
+                f"group {group.name!r} has no {sorted(missing)[0]!r}: the file is damaged, write "
+                "it again"
             )
         grams, labels, shift = (group[name][()] for name in ("grams", "groups", "shift"))
         t = int(group.attrs["n_targets"])
