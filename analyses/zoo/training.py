@@ -46,7 +46,7 @@ class Settings:
         Held-out sequences on which the curve is measured.
     """
 
-    steps: int = 4000
+    steps: int = 6000
     batch: int = 16
     every: int = 250
     peak: float = 6e-3
@@ -117,6 +117,8 @@ class Run:
         self.curve = work / f"{self.name}.csv"
         self.step, self.cpu_seconds, self.rows = 0, 0.0, []
         self.model = family.build_model(architecture, seed, settings.shape).to(device).train()
+        # At 128 tokens the plain path is a quarter faster on a CPU than the fused one.
+        self.model.set_attn_implementation("eager")
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=settings.peak, betas=(0.9, 0.95), fused=True
         )
