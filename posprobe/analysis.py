@@ -25,7 +25,7 @@ from posprobe.sinks import (
 )
 from posprobe.store import ActivationStore
 
-__all__ = ["Analysis", "Files", "analyze_files", "sort_files"]
+__all__ = ["Analysis", "Files", "analyze_files", "count_steps", "sort_files"]
 
 Step = Callable[[str], None]
 
@@ -123,6 +123,20 @@ def _role(store: ActivationStore) -> str:
     )
 
 
+def count_steps(files: Files) -> int:
+    """How often `analyze_files` will call `step`."""
+    natural, shifted = files.natural, files.shifted
+    repeated = [store for store in (files.repeated, files.bos_repeated) if store is not None]
+    with_residual = natural is not None and "residual" in natural.header.quantities
+    named = (natural, with_residual, shifted is not None and files.replaced)
+    channels = [store for store in (shifted, natural) if store is not None and _split(store)]
+    return sum(map(bool, named)) + len(channels) + len(repeated)
+
+
+def _split(store: ActivationStore) -> bool:
+    return "remasked_normalizer" in store.header.quantities
+
+
 def analyze_files(
     files: Files,
     *,
@@ -157,7 +171,7 @@ def analyze_files(
             tables["probes"], tables["partition"] = probes.probes, probes.partition
             intervals |= {f"probe_{name}": mean for name, mean in probes.mean.items()}
     for store in (files.shifted, files.natural):
-        if store is not None and "remasked_normalizer" in store.header.quantities:
+        if store is not None and _split(store):
             step(f"channels, {store.design}")
             _channels(store, tables, level, seed)
     if files.shifted is not None:

@@ -347,8 +347,8 @@ def _replacement_claims(analysis: Analysis) -> list[Claim]:
     protocol = (
         f"{_shifted(store)} Primary specification, fixed beforehand: the embedding at position 0 "
         f"({_first(store)}) replaced by the mean embedding; 1 - V_R(replaced)/V_R(native) over "
-        f"prefixes up to {int(row['up_to'])} against {store.prefixes[-1]} tokens, mean over layers, "
-        f"heads and offsets {_list(store.offsets)}; items paired. Heads that sink: "
+        f"prefixes up to {int(row['up_to'])} against {store.prefixes[-1]} tokens, mean over "
+        f"layers, heads and offsets {_list(store.offsets)}; items paired. Heads that sink: "
         f"{row['sink_rate_native']:.0%} native, {row['sink_rate_replaced']:.0%} replaced. "
         "The study's own protocol is not known."
     )

@@ -3,7 +3,6 @@
 __all__ = ["DesignError", "ModelError", "PosprobeError", "StimulusError", "StoreError"]
 
 
-
 class PosprobeError(ValueError):
     """The user's input cannot be used as it is; the message is one line that names it.
 

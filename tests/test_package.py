@@ -66,11 +66,6 @@ def test_about_fifteen_public_names():
     assert len(posprobe.__all__) <= 15
 
 
-def test_capture_stays_the_function_when_its_module_was_imported_first():
-    printed = run("import posprobe.capture, posprobe; print(callable(posprobe.capture))")
-    assert printed == "True"
-
-
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         posprobe.no_such_name  # noqa: B018

