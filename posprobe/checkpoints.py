@@ -60,7 +60,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"model {name!r}: there is no such file")
+            raise ModelError(f"model {name!r}: there is no such file; check the path")
         return _from_gguf(name, path)
     if path.is_dir():
         _check_folder(name, path)
@@ -68,7 +68,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     if path.is_file():
         raise ModelError(f"model {name!r} is a file that is no GGUF; give its folder")
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
-        raise ModelError(f"model {name!r}: there is no such folder")
+        raise ModelError(f"model {name!r}: there is no such folder; check the path")
     return Checkpoint(name, name)
 
 
@@ -84,9 +84,11 @@ def _bundled_file(name: str) -> Path:
 
 def _check_folder(name: str, path: Path) -> None:
     if not (path / "config.json").is_file():
-        raise ModelError(f"model {name!r}: the folder has no config.json")
+        raise ModelError(f"model {name!r}: the folder has no config.json; is it the right one?")
     if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
-        raise ModelError(f"model {name!r}: the folder has no weights (no *.safetensors)")
+        raise ModelError(
+            f"model {name!r}: the folder has no weights (no *.safetensors); download them into it"
+        )
 
 
 def _from_gguf(name: str, path: Path) -> Checkpoint:
@@ -150,7 +152,11 @@ def _quantization(path: Path) -> str:
 def _rewrite(path: Path, folder: Path) -> None:
     """Save a GGUF model as safetensors: a model loaded from GGUF refuses to save itself."""
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:  # transformers fills them with random numbers
+        raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:3])}")
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     clean = transformers.AutoModelForCausalLM.from_config(

@@ -7,6 +7,7 @@ the interventions of the study.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from posprobe.attention import Scoring, Visibility, attend
+from posprobe.errors import ModelError
 
 __all__ = [
     "NO_INTERVENTION",
@@ -68,6 +70,10 @@ class Intervention:
         if self.cut_sink == "all":
             return list(range(n_heads))
         return [head for at, head in self.cut_sink if at == layer]
+
+    def factor(self, layer: int) -> float:
+        """Factor on all scores of `layer`."""
+        return math.prod(factor for at, factor in self.temperature if at == layer)
 
 
 NO_INTERVENTION = Intervention()
@@ -173,12 +179,12 @@ def observed_attention(
 
     Raises
     ------
-    TypeError
+    ModelError
         If the mask is not one that posprobe made: a mask is never dropped silently.
     """
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(attention_mask, Visibility):
-        raise TypeError(
+        raise ModelError(
             f"layer {layer} got a mask that posprobe did not make; pass token ids of equal length "
             "and no attention_mask"
         )
@@ -186,7 +192,7 @@ def observed_attention(
     change = observer.intervention
     visibility = change.visibility(attention_mask)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scoring = Scoring(factor * dict(change.temperature).get(layer, 1.0), softcap, s_aux)
+    scoring = Scoring(factor * change.factor(layer), softcap, s_aux)
     cut = change.heads_without_sink(layer, query.shape[1])
     output, normalizer = attend(query, key, value, visibility, scoring)
     if cut and query.shape[2] > 1:
@@ -294,8 +300,7 @@ def _remasked(
             continue
         position = (prefix if visibility.causal else own_prefix) + row
         near = distance < position.clamp(max=limit)[:, None]
-        if visibility.causal:
-            near &= distance >= 0
+        near &= distance >= 0 if visibility.causal else distance > -limit
         far = torch.zeros_like(row)
         if not observation.first_is_apart:
             far = (own_prefix - position + row).clamp(min=0)

@@ -93,7 +93,7 @@ def parse_variant(text: str) -> Variant:
     >>> parse_variant("window(64)").intervention.window
     64
     """
-    match = re.fullmatch(r"(\w+?)(?:\(([\d.]+)\))?", text.strip())
+    match = re.fullmatch(r"(\w+?)(?:\((\d+(?:\.\d+)?)\))?", text.strip())
     kind, number = match.groups() if match else (text, None)
     known = {name.partition("(")[0] for name in VARIANTS}
     if kind not in known:
@@ -103,7 +103,8 @@ def parse_variant(text: str) -> Variant:
             raise ModelError(f"variant {text!r}: {kind} takes no number")
         return Variant(kind)
     value = DEFAULTS[kind] if number is None else float(number)
-    lowest = 2.0 if kind == "window" else 1.0
-    if not value >= lowest or (kind != "window" and value == 1.0):
-        raise ModelError(f"variant {text!r} would change nothing; give a larger number")
+    if kind == "window" and not (value >= 2 and value.is_integer()):
+        raise ModelError(f"variant {text!r}: a window is a whole number of tokens, 2 or more")
+    if kind != "window" and not value > 1:
+        raise ModelError(f"variant {text!r} would change nothing; give a number above 1")
     return Variant(kind, value)
