@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -236,7 +237,7 @@ def _columns(name: str, chosen: Any, n_features: int, names: list[str] | None) -
             unknown = [c for c in columns if names is None or c not in names]
             if unknown:
                 raise DesignError(
-                    f"feature group {name!r}: X has no column named {unknown[0]!r}: pass a "
+                    f"feature group {name!r}: X has no column named {str(unknown[0])!r}: pass a "
                     "DataFrame with that column, or column numbers"
                 )
             columns = np.array([(names or []).index(c) for c in columns])
@@ -281,7 +282,11 @@ def fold_labels(cv: Any, groups: NDArray[Any]) -> NDArray[np.intp]:
     else:
         splitter = check_cv(cv)
     folds = np.full(len(groups), -1, dtype=np.intp)
-    for k, (_, test) in enumerate(splitter.split(np.zeros(len(groups)), groups=sequence)):
+    with warnings.catch_warnings():
+        # Whether a splitter heeds groups is checked below, by what it did.
+        warnings.filterwarnings("ignore", "The groups parameter is ignored")
+        tests = [test for _, test in splitter.split(np.zeros(len(groups)), groups=sequence)]
+    for k, test in enumerate(tests):
         if (folds[test] >= 0).any():
             raise DesignError("test sets of cv overlap: use folds that partition the sequences")
         folds[test] = k
