@@ -34,6 +34,7 @@ QUANTITIES = (
     "position0",
     "position0_alone",
 )
+REMASKED = {"remasked_normalizer", "remasked_body"}
 POSITION0 = {
     "native": "the token that stands there",
     "special": "another special token of the tokenizer",
@@ -179,9 +180,11 @@ def capture_stimulus(
     observation = Observation(
         n_queries=stimulus.n_queries,
         offsets=header.offsets,
-        prefixes=stimulus.prefixes if "remasked_normalizer" in quantities else (),
+        prefixes=stimulus.prefixes if REMASKED & set(quantities) else (),
         window=stimulus.window,
-        first_is_apart=stimulus.design != "repeated" or stimulus.bos_token is not None,
+        first_is_apart=stimulus.design != "repeated"
+        or stimulus.bos_token is not None
+        or position0 != "native",
     )
     index = {
         "tokens": stimulus.tokens,
@@ -330,7 +333,14 @@ def _replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) -
     elif position0 == "content":
         text = stimulus.tokens[stimulus.tokens >= 0]
         content = np.setdiff1d(text, model.special_ids)
-        chosen = np.array([_item_rng(stimulus, i).choice(content) for i in stimulus.item])
+        others = [content[content != native] for native in stimulus.first_token]
+        if not all(len(tokens) for tokens in others):
+            raise StimulusError(
+                "position0 'content': the text holds no other token; pass more text"
+            )
+        chosen = np.array(
+            [_item_rng(stimulus, i).choice(o) for i, o in zip(stimulus.item, others, strict=True)]
+        )
     else:
         return stimulus
     tokens = stimulus.tokens.copy()
@@ -342,23 +352,19 @@ def _embedding0(
     model: ObservableModel, stimulus: Stimulus, batch: slice, position0: str
 ) -> Tensor | None:
     """Embeddings that replace those at position 0 of a batch: the treatments that are no token."""
+    if position0 not in ("zero", "mean", "noise"):
+        return None
     first = torch.from_numpy(stimulus.tokens[batch, 0].astype(np.int64))
+    native = model.embed(first).float().cpu()
     if position0 == "zero":
-        return torch.zeros(len(first), model.width)
+        return torch.zeros_like(native)
     if position0 == "mean":
-        return model.mean_embedding.expand(len(first), -1)
-    if position0 == "noise":
-        native = model.embed(first).float().cpu()
-        noise = torch.stack(
-            [
-                torch.from_numpy(_item_rng(stimulus, i).standard_normal(model.width))
-                for i in stimulus.item[batch]
-            ]
-        ).to(native)
-        return noise * (native.norm(dim=-1) / noise.norm(dim=-1)).unsqueeze(-1)
-    return None
+        return model.mean_embedding.expand_as(native)
+    draws = [_item_rng(stimulus, i).standard_normal(native.shape[-1]) for i in stimulus.item[batch]]
+    noise = torch.from_numpy(np.stack(draws)).to(native)
+    return noise * (native.norm(dim=-1) / noise.norm(dim=-1)).unsqueeze(-1)
 
 
 def _item_rng(stimulus: Stimulus, item: int) -> np.random.Generator:
     """Randomness that belongs to an item: all of its sequences get the same draw."""
-    return np.random.default_rng([stimulus.seed, int(item), 0])
+    return np.random.default_rng([stimulus.seed, int(item), 1])
