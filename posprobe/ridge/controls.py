@@ -19,6 +19,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from posprobe.errors import DesignError
+from posprobe.ridge.group import GroupRidgeCV
 from posprobe.ridge.probe import PositionProbe
 
 __all__ = ["permute_positions", "shift_positions", "with_controls"]
@@ -88,8 +89,9 @@ def with_controls(
     Parameters
     ----------
     probe : estimator
-        `PositionProbe` (scored by its own folds, with intervals of this probe), or any
-        scikit-learn regressor (scored by sequence folds). It is cloned, never fitted itself.
+        `PositionProbe` or another `GroupRidgeCV` (scored by its own folds, with intervals of this
+        probe), or any scikit-learn regressor (scored by sequence folds). It is cloned, never
+        fitted itself.
     X : array-like of shape (n, p)
         Features.
     y : array-like of shape (n,)
@@ -106,7 +108,7 @@ def with_controls(
     DataFrame
         Rows ``position``, ``permuted``, ``shifted`` (column ``control``); columns ``r2``, ``mae``
         (tokens), ``selectivity`` (the probe's r2 less the control's; 0 for the probe), and for a
-        `PositionProbe` ``low`` and ``high`` of the 95% interval of r2 for the fixed probe.
+        `GroupRidgeCV` ``low`` and ``high`` of the 95% interval of r2 for the fixed probe.
     """
     y, groups = np.asarray(y), np.asarray(groups)
     rng = np.random.default_rng(random_state)
@@ -115,6 +117,8 @@ def with_controls(
         "permuted": permute_positions(y, rng),
         "shifted": shift_positions(y, groups, rng),
     }
+    if isinstance(probe, GroupRidgeCV) and not isinstance(probe, PositionProbe):
+        probe = PositionProbe("position", probe.alphas, probe.feature_groups, probe.cv)
     score = _score_probe if isinstance(probe, PositionProbe) else _score_regressor
     rows = [{"control": name, **score(probe, X, z, groups, cv)} for name, z in targets.items()]
     table = pd.DataFrame(rows)
