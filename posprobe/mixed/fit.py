@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from patsy import PatsyError
 from scipy import optimize
 from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams
 
@@ -98,21 +99,29 @@ def _build(
 ) -> tuple[MixedLM, Components]:
     if groups not in data.columns:
         raise DesignError(f"the table lacks the grouping column {groups!r}: name one it has")
+    if data[groups].isna().any():
+        raise DesignError(f"column {groups!r} has missing values: drop those rows")
     if len(data) > MOST_ROWS:
         raise DesignError(
             f"{len(data)} rows are too many for a mixed model (at most {MOST_ROWS}): average over "
             "sequences first"
         )
-    # statsmodels picks the rows of a group by label, so labels must be unique.
-    model = MixedLM.from_formula(
-        formula,
-        data.reset_index(drop=True),
-        groups=groups,
-        re_formula=re_formula,
-        vc_formula=vc_formula,
-    )
-    if len(model.endog) < len(data) or not np.all(np.isfinite(model.endog)):
-        raise DesignError(f"{model.endog_names!r} has missing values: drop those rows or fill them")
+    try:
+        # statsmodels picks the rows of a group by label, so labels must be unique.
+        model = MixedLM.from_formula(
+            formula,
+            data.reset_index(drop=True),
+            groups=groups,
+            re_formula=re_formula,
+            vc_formula=vc_formula,
+        )
+    except PatsyError as error:
+        raise DesignError(
+            f"the formula {formula!r} does not fit the table ({error.message}): check its columns, "
+            "and drop rows with missing values"
+        ) from error
+    if not (np.all(np.isfinite(model.endog)) and np.all(np.isfinite(model.exog))):
+        raise DesignError(f"{formula!r} meets infinite values: drop those rows")
     rank = int(np.linalg.matrix_rank(model.exog))
     if rank < model.exog.shape[1]:
         raise DesignError(
