@@ -14,7 +14,7 @@ __all__ = ["FEATURES", "Features", "features"]
 
 FEATURES = {
     "normalizer": "log-normalizers z of all heads (N)",
-    "residual": "the residual stream entering the layer (R)",
+    "residual": "the residual stream entering the layer, each token at unit RMS (R)",
     "joint": "both (J)",
     "attention": "log attention weights s - z at fixed offsets (P)",
     "scores": "scores s at fixed offsets: attention under a fixed denominator (P_fix)",
@@ -52,6 +52,12 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
         Its normalizers, and the residual stream that enters it.
     which : str
         One of `FEATURES`.
+
+    Notes
+    -----
+    Residual vectors are scaled to unit root mean square, token by token, as the block's own norm
+    does before anything reads them. Raw, a single massive activation rules a linear fit: on
+    SmolLM2 at layer 15 one token in 10,200 took the probe's R2 from .56 to .00.
 
     Returns
     -------
@@ -101,5 +107,7 @@ def _blocks(store: ActivationStore, layer: int, which: str) -> dict[str, np.ndar
     if which in ("normalizer", "joint"):
         blocks["normalizer"] = store.normalizer(layer)
     if which in ("residual", "joint"):
-        blocks["residual"] = store.residual(layer)
+        stream = store.residual(layer).astype(np.float64)
+        rms = np.sqrt(np.square(stream).mean(-1, keepdims=True))
+        blocks["residual"] = stream / np.where(rms > 0, rms, 1.0)
     return blocks

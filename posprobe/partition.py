@@ -68,6 +68,8 @@ class VariancePartition(SequenceScoredRidge):
         Groups of each fitted model; the last one has all.
     r2_ : ndarray of shape (M,)
         Out-of-fold R2 of each model.
+    mae_ : ndarray of shape (M,)
+        Out-of-fold mean absolute error of each model, in the unit of y; only after `fit`.
     penalties_ : DataFrame of shape (M, k)
         Chosen penalties, infinite where a group is left out.
     sequence_sse_ : ndarray of shape (S, M)
@@ -142,7 +144,9 @@ class VariancePartition(SequenceScoredRidge):
             As `posprobe.ridge.GroupRidgeCV.fit`; also if y is constant.
         """
         X, y, names = self._validate(X, y, groups)
-        self._fit_rows(X, column_or_1d(y, dtype=np.float64, warn=True), names, groups is not None)
+        y = column_or_1d(y, dtype=np.float64, warn=True)
+        predicted = self._fit_rows(X, y, names, groups is not None)
+        self.mae_ = np.array([np.abs(y - own).mean() for own in predicted])
         return self
 
     def intervals(

@@ -12,13 +12,13 @@ from posprobe.errors import DesignError
 from posprobe.features import features
 from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
 from posprobe.partition import VariancePartition
-from posprobe.ridge import PositionProbe
+from posprobe.ridge.probe import guess_error
 from posprobe.store import ActivationStore
 
 __all__ = ["REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
 
 REFIT_LAYERS = 5
-N_RESAMPLES = {"fixed_probe": 2000, "refit": 60}
+N_RESAMPLES = {"fixed_probe": 2000, "refit": 40}
 
 
 def spread_layers(n_layers: int, count: int) -> list[int]:
@@ -51,6 +51,7 @@ def probe_layers(
     refit_layers: Iterable[int] | None = None,
     level: float = 0.95,
     seed: int = 0,
+    n_jobs: int | None = -1,
 ) -> Probes:
     """Probe position from normalizers (N), residual stream (R) and both (J), layer by layer.
 
@@ -68,6 +69,8 @@ def probe_layers(
         None: five, spread evenly.
     level : float
     seed : int
+    n_jobs : int or None
+        Processes that refit.
 
     Returns
     -------
@@ -98,14 +101,19 @@ def probe_layers(
         X, y, groups, feature_groups = features(store, layer)
         model = VariancePartition(feature_groups).fit(X, y, groups=groups)
         table = pd.concat(
-            [model.intervals(kind, level=level, weights=weights[kind]) for kind in kinds]
+            [
+                model.intervals(kind, level=level, weights=weights[kind], n_jobs=n_jobs)
+                for kind in kinds
+            ]
         )
         table.insert(0, "layer", layer)
         partitions.append(table[table["quantity"] != "R2"])
         r2 = table[table["quantity"] == "R2"].rename(
             columns={"estimate": "r2", "group": "features"}
         )
-        probes.append(r2.drop(columns="quantity").merge(_errors(X, y, groups, feature_groups)))
+        mae = dict(zip(r2["features"].unique(), model.mae_, strict=True))
+        r2 = r2.assign(mae=r2["features"].map(mae), mae_guess=guess_error(y))
+        probes.append(r2.drop(columns="quantity"))
         replicates = model.replicates("fixed_probe", weights=weights["fixed_probe"])
         for column, name in enumerate(r2["features"].unique()):
             draws.setdefault(name, []).append(replicates[:, column])
@@ -127,17 +135,3 @@ def _mean_r2(
         method="percentile",
         estimand="mean R2 over layers, fixed probe",
     )
-
-
-def _errors(
-    X: np.ndarray, y: np.ndarray, groups: np.ndarray, feature_groups: dict[str, slice]
-) -> pd.DataFrame:
-    """Mean absolute error of the probe on each feature group, beside that of a random guess."""
-    rows = []
-    for name, columns in feature_groups.items():
-        probe = PositionProbe(keep_gram=False).fit(X[:, columns], y, groups=groups)
-        rows.append({"features": name, "mae": probe.mae_, "mae_guess": probe.mae_guess_})
-    joint = PositionProbe(feature_groups=feature_groups, keep_gram=False).fit(X, y, groups=groups)
-    names = "+".join(feature_groups)
-    rows.append({"features": names, "mae": joint.mae_, "mae_guess": joint.mae_guess_})
-    return pd.DataFrame(rows)

@@ -143,7 +143,7 @@ class PositionProbe(SequenceScoredRidge):
         X, y, names = self._validate(X, y, groups)
         y = column_or_1d(y, dtype=np.float64, warn=True)
         z = self._to_target(y)
-        predicted = self._fit_rows(X, z, names, groups is not None)
+        predicted = self._fit_rows(X, z, names, groups is not None)[-1]
         self.mae_ = float(np.abs(y - self._to_position(predicted)).mean())
         self.mae_guess_ = guess_error(y)
         return self

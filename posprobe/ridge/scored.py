@@ -51,8 +51,8 @@ class SequenceScoredRidge(GroupRidgeCV):
         z: Array,
         names: NDArray[Any],
         grouped: bool,
-    ) -> Array:
-        """Fit all models; return the joint model's out-of-fold predictions (n,)."""
+    ) -> list[Array]:
+        """Fit all models; return their out-of-fold predictions (n,), the joint model's last."""
         if np.ptp(z) == 0:
             raise DesignError(f"y is {z[0]:g} in every row: give rows that differ")
         folds = self._row_folds(names)
@@ -70,7 +70,7 @@ class SequenceScoredRidge(GroupRidgeCV):
         out = [self._out_of_fold(X, folds, m)[:, 0] for m in range(len(self._choices))]
         sse = np.stack([_sums(sequence, (z - o) ** 2) for o in out], axis=1)
         self._set_sequences(sse, _sums(sequence, (z - z.mean()) ** 2))
-        return out[-1]
+        return out
 
     def _subsets(self, n_groups: int) -> list[tuple[int, ...]]:
         """Models to fit, as groups of features; the last one has all."""
