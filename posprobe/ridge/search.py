@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posprobe.ridge.banded import (
-    MANY_PENALTIES,
     Moments,
     Split,
     line_errors,
+    many_penalties,
     near_singular,
 )
 
@@ -136,8 +136,8 @@ class _Table:
     def fill(self) -> None:
         """Evaluate the whole grid, by one factorisation per fold where there is one group."""
         alphas = self.grids[self.outer]
-        if self.k == 1 and len(alphas) > MANY_PENALTIES:
-            whole, none = self.columns[self.outer], self.columns[1 - self.outer]
+        whole, none = self.columns[self.outer], self.columns[1 - self.outer]
+        if self.k == 1 and len(alphas) >= many_penalties(whole.stop):
             errors = np.stack([line_errors(s, none, whole, np.inf, alphas) for s in self.splits])
             self.rows = {i: errors[:, [i]] for i in range(len(alphas))}
         for i in range(len(alphas)):

@@ -1,0 +1,306 @@
+"""What sufficient statistics save: our estimators against the usual ones, ratios in one process.
+
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \\
+        python benchmarks/estimators.py [--quick] [--out FILE]
+
+Everything runs on one thread. Each row asserts that both sides give the same answer, then prints
+the ratio of their best times. --quick takes smaller data: it checks correctness, not the targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import himalaya
+import numpy as np
+import scipy
+import sklearn
+from himalaya.ridge import ColumnTransformerNoStack
+from himalaya.ridge import GroupRidgeCV as HimalayaGroupRidgeCV
+from scipy.linalg import blas
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from threadpoolctl import threadpool_limits
+
+from posprobe import GroupRidgeCV, PositionProbe, VariancePartition
+from posprobe.gram import ClusterGram
+from posprobe.intervals import cluster_weights
+from posprobe.ridge.banded import centre, solve
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `target` is what the ratio must reach, or stay below."""
+
+    what: str
+    shape: str
+    theirs: float
+    ours: float
+    target: str
+    agreement: str
+
+    def line(self) -> str:
+        return (
+            f"| {self.what} | {self.shape} | {seconds(self.theirs)} | {seconds(self.ours)} "
+            f"| {self.theirs / self.ours:.3g} | {self.target} | {self.agreement} |"
+        )
+
+
+def seconds(value: float) -> str:
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def best_time(call: Callable[[], object], repeats: int) -> float:
+    """Shortest wall time of `repeats` calls, after one that warms up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def make_data(s: int, t: int, p: int, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Features with variance between sequences; the target reads a tenth of them."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(s), t)
+    X = rng.normal(size=(s * t, p)) + 0.5 * rng.normal(size=(s, p))[groups]
+    y = X[:, : max(1, p // 10)].sum(axis=1) + np.sqrt(p) * rng.normal(size=s * t)
+    return X, y, groups
+
+
+def bootstrap_fits(gram: ClusterGram, weights: np.ndarray, alpha: float) -> np.ndarray:
+    """Ridge coefficients (B, p) under B sets of sequence weights, Grams summed in batches."""
+    p, out = gram.n_features, []
+    size = max(1, (1 << 27) // gram.grams[0].nbytes)
+    for start in range(0, len(weights), size):
+        for total in gram.sum(weights[start : start + size]):
+            out.append(solve(centre(total, p), [p], np.array([alpha]))[:, 0])
+    return np.array(out)
+
+
+def replicate(s: int, t: int, p: int, target: float, replicates: int, theirs: int) -> Row:
+    X, y, groups = make_data(s, t, p)
+    weights = cluster_weights(s, replicates, 0).astype(float)
+    alpha = 10.0
+    gram = ClusterGram.from_arrays(X, y, groups)
+
+    def refit(b: int) -> np.ndarray:
+        return Ridge(alpha=alpha).fit(X, y, sample_weight=weights[b][groups]).coef_
+
+    ours = bootstrap_fits(gram, weights, alpha)
+    gap = max(abs(refit(b) - ours[b]).max() for b in range(2))
+    assert gap < 1e-8, gap
+    slow = best_time(lambda: [refit(b) for b in range(theirs)], 3) / theirs
+    fast = best_time(lambda: bootstrap_fits(gram, weights, alpha), 3) / replicates
+    return Row(
+        "bootstrap replicate, against `Ridge` with sample weights",
+        f"S={s}, T={t}, p={p}", slow, fast, f">= {target:g}", f"coefficients to {gap:.0e}",
+    )  # fmt: skip
+
+
+def grid_search(s: int, t: int, p: int, repeats: int) -> Row:
+    X, y, groups = make_data(s, t, p)
+    alphas = np.logspace(-2, 5, 20)
+
+    def theirs() -> GridSearchCV:
+        return GridSearchCV(
+            Ridge(), {"alpha": alphas}, cv=GroupKFold(5), scoring="neg_mean_squared_error"
+        ).fit(X, y, groups=groups)
+
+    def ours() -> GroupRidgeCV:
+        return GroupRidgeCV(alphas=alphas).fit(X, y, groups=groups)
+
+    a, b = theirs(), ours()
+    gap = abs(b.cv_mse_ + a.cv_results_["mean_test_score"]).max()
+    assert a.best_params_["alpha"] == b.alpha_[0]
+    assert gap < 1e-8, gap
+    assert abs(a.best_estimator_.coef_ - b.coef_).max() < 1e-8
+    return Row(
+        "GroupKFold(5) x 20 penalties, against `GridSearchCV(Ridge)`", f"S={s}, T={t}, p={p}",
+        best_time(theirs, repeats), best_time(ours, 3 * repeats), ">= 20",
+        f"same penalty, errors to {gap:.0e}",
+    )  # fmt: skip
+
+
+def banded(s: int, t: int, p: int, n_iter: int) -> Row:
+    """Against random search over 20 penalties and `n_iter` directions: 20 x 20 pairs at 20."""
+    X, y, groups = make_data(s, t, p)
+    X, y = X - X.mean(axis=0), y - y.mean()
+    columns = {"a": slice(0, p // 2), "b": slice(p // 2, p)}
+    alphas = np.logspace(-2, 5, 20)
+    split = list(GroupKFold(5).split(X, y, groups))
+
+    def theirs() -> HimalayaGroupRidgeCV:
+        bands = ColumnTransformerNoStack([(k, "passthrough", c) for k, c in columns.items()])
+        solver = {"n_iter": n_iter, "alphas": alphas, "progress_bar": False}
+        model = HimalayaGroupRidgeCV(
+            groups="input", cv=split, fit_intercept=True, solver_params=solver, random_state=0
+        )
+        return model.fit(bands.fit_transform(X), y)
+
+    def ours() -> GroupRidgeCV:
+        return GroupRidgeCV(alphas=alphas, feature_groups=columns).fit(X, y, groups=groups)
+
+    start = time.perf_counter()
+    model = theirs()
+    slow = time.perf_counter() - start
+    fitted = ours()
+    # Ours is pooled, theirs a mean over folds of R2 by the variance of the test rows.
+    theirs_pooled = pooled_score(X, y, split, banded_weights(model, columns, p))
+    assert fitted.best_score_ >= theirs_pooled - 1e-9, (fitted.best_score_, theirs_pooled)
+    return Row(
+        "two penalties, 20 x 20 x 5 folds, against himalaya `GroupRidgeCV` (default solver)",
+        f"n={s * t}, p={p}", slow, best_time(ours, 3), ">= 100",
+        f"R2 {fitted.best_score_:.8f} against {theirs_pooled:.8f}",
+    )  # fmt: skip
+
+
+def banded_weights(model: HimalayaGroupRidgeCV, columns: dict[str, slice], p: int) -> np.ndarray:
+    """Penalty of each column: himalaya scales group g by exp(delta_g) and uses penalty 1."""
+    deltas = np.asarray(model.deltas_).ravel()
+    penalties = np.empty(p)
+    for delta, chosen in zip(deltas, columns.values(), strict=True):
+        penalties[chosen] = np.exp(-delta)
+    return penalties
+
+
+def pooled_score(X: np.ndarray, y: np.ndarray, split: list, penalties: np.ndarray) -> float:
+    out, scale = np.empty_like(y), 1 / np.sqrt(penalties)
+    for train, test in split:
+        out[test] = Ridge(alpha=1.0).fit(X[train] * scale, y[train]).predict(X[test] * scale)
+    return 1 - ((y - out) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+
+
+def one_pass(s: int, t: int, p: int, repeats: int) -> Row:
+    X, y, groups = make_data(s, t, p)
+    gram = ClusterGram.from_arrays(X, y, groups)
+    assert abs(gram.rebase(np.zeros(p + 1)).sum()[:p, :p] / (X.T @ X) - 1).max() < 1e-6
+    bare = best_time(lambda: [blas.dsyrk(1.0, X[i * t : (i + 1) * t].T) for i in range(s)], repeats)
+    whole = best_time(lambda: blas.dsyrk(1.0, X.T), repeats)
+    ours = best_time(lambda: ClusterGram.from_arrays(X, y, groups), repeats)
+    return Row(
+        "one pass over the data, against one BLAS syrk per sequence", f"S={s}, T={t}, p={p}",
+        bare, ours, ">= 0.667 (1.5x)", f"one syrk over all rows at once: {seconds(whole)}",
+    )  # fmt: skip
+
+
+def growth_in_tokens(s: int, t: int, p: int, repeats: int) -> Row:
+    """Four times the tokens: the pass takes four times as long."""
+    times = {}
+    for factor in (1, 4):
+        data = make_data(s, factor * t, p)
+        times[factor] = best_time(lambda data=data: ClusterGram.from_arrays(*data), repeats)
+    return Row(
+        "pass over 4 times the tokens, against once the tokens", f"S={s}, T={t} and {4 * t}, p={p}",
+        times[4], times[1], "about 4", "-",
+    )  # fmt: skip
+
+
+def growth_of_replicates(s: int, t: int, p: int, repeats: int) -> Row:
+    """Four times the tokens: a replicate takes as long as before."""
+    weights, times = cluster_weights(s, 50, 0).astype(float), {}
+    for factor in (1, 4):
+        gram = ClusterGram.from_arrays(*make_data(s, factor * t, p))
+        times[factor] = best_time(lambda gram=gram: bootstrap_fits(gram, weights, 1.0), repeats)
+    return Row(
+        "replicate of 4 times the tokens, against once the tokens",
+        f"S={s}, T={t} and {4 * t}, p={p}", times[4] / 50, times[1] / 50, "about 1", "-",
+    )  # fmt: skip
+
+
+def audit_layer(s: int, t: int, p: int) -> list[str]:
+    """Cost of one layer as the audit runs it: absolute times, nothing to compare with."""
+    rng = np.random.default_rng(0)
+    y = np.tile(np.arange(1.0, t + 1), s)
+    groups = np.repeat(np.arange(s), t)
+    X = rng.normal(size=(s * t, p + 9)) + np.log(y)[:, None] * rng.normal(size=p + 9) / 4
+    bands = {"normalizer": slice(0, 9), "residual": slice(9, p + 9)}
+    partition, lines = VariancePartition(bands), []
+
+    def timed(what: str, call: Callable[[], object], per: int = 1) -> None:
+        start = time.perf_counter()
+        call()
+        lines.append(f"| {what} | {seconds((time.perf_counter() - start) / per)} |")
+
+    timed("N, R and J with 17 x 17 penalties, 5 folds", lambda: partition.fit(X, y, groups))
+    timed("score-only intervals, 2000 replicates", lambda: partition.intervals("fixed_probe"))
+    timed(
+        "refit interval of N, R, J, per replicate",
+        lambda: partition.replicates("refit", n_resamples=20), 20,
+    )  # fmt: skip
+    probe = PositionProbe()
+    timed("position probe, residual alone", lambda: probe.fit(X[:, 9:], y, groups))
+    timed("its refit interval, per replicate", lambda: probe.interval(n_resamples=20), 20)
+    return lines
+
+
+def machine() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    names = [x.split(":")[1] for x in info.read_text().splitlines() if x.startswith("model name")] \
+        if info.exists() else []  # fmt: skip
+    return [
+        f"- CPU: {names[0].strip() if names else platform.processor()}, {os.cpu_count()} cores; "
+        "every figure on one thread",
+        f"- load average while running: {os.getloadavg()[0]:.1f}",
+        f"- Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}, "
+        f"scikit-learn {sklearn.__version__}, himalaya {himalaya.__version__}",
+    ]
+
+
+def measure(quick: bool) -> list[Row]:
+    if quick:
+        return [
+            replicate(20, 32, 16, 1, 20, 2),
+            grid_search(20, 32, 16, 1),
+            banded(10, 32, 16, 20),
+            one_pass(20, 32, 16, 3),
+            growth_in_tokens(20, 32, 16, 3),
+            growth_of_replicates(20, 32, 16, 3),
+        ]
+    return [
+        replicate(100, 256, 64, 300, 400, 5),
+        replicate(100, 256, 256, 60, 200, 3),
+        replicate(60, 256, 768, 20, 40, 2),
+        grid_search(100, 256, 64, 2),
+        grid_search(100, 256, 256, 1),
+        banded(30, 256, 96, 20),
+        one_pass(100, 256, 64, 5),
+        one_pass(100, 256, 256, 5),
+        one_pass(60, 256, 768, 3),
+        growth_in_tokens(40, 256, 256, 5),
+        growth_of_replicates(40, 256, 256, 5),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small data: correctness only")
+    parser.add_argument("--out", type=Path, help="write the table here as well")
+    options = parser.parse_args()
+    with threadpool_limits(1):
+        rows = measure(options.quick)
+        layer = audit_layer(10, 32, 24) if options.quick else audit_layer(40, 255, 576)
+    size = "10 sequences of 32 rows, 24" if options.quick else "40 sequences of 255 rows, 576"
+    text = "\n".join([
+        *machine(), "",
+        "| what | shape | theirs | ours | ratio | target | agreement |",
+        "|---|---|---|---|---|---|---|",
+        *(row.line() for row in rows), "",
+        f"One layer of an audit ({size} residual and 9 normalizer features):", "",
+        "| step | time |", "|---|---|", *layer, "",
+    ])  # fmt: skip
+    print(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
