@@ -1,6 +1,5 @@
 from .captures import capture
 from .channels import decompose
-from .study import audit
 from .errors import PosprobeError
 from .intervals import Interval
 from .mixed import compare_architectures
@@ -9,6 +8,7 @@ from .partition import VariancePartition
 from .ridge import GroupRidgeCV, PositionProbe
 from .stimuli import Stimulus, make_stimulus
 from .store import ActivationStore
+from .study import audit
 
 __version__: str
 
