@@ -264,6 +264,35 @@ def test_an_exception_saves_progress(complete, tmp_path):
     assert digest(path) == digest(complete)
 
 
+def test_a_system_that_writes_a_few_bytes_at_a_time_loses_none(complete, tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:50], offset))
+    child.capture(tmp_path / "a.h5")
+    assert digest(tmp_path / "a.h5") == digest(complete)
+
+
+def test_data_are_on_disk_before_anything_claims_them(tmp_path, monkeypatch):
+    calls = []
+    with StoreWriter.create(tmp_path / "a.h5", HEADER, INDEX) as writer:
+        writer.write(child.batch(HEADER, 0, HEADER.n_sequences))
+        for name in ("pwrite", "fsync", "fdatasync", "replace"):
+            function = getattr(os, name)
+            monkeypatch.setattr(
+                os, name, lambda *a, n=name, f=function: (calls.append(n), f(*a))[1]
+            )
+        writer.finish()
+    # data; the journal and its name; the flag, the file's name, and the folder's entry
+    journal, flag = ["fsync", "replace"], ["pwrite", "fsync", "replace", "fsync"]
+    assert calls == ["fdatasync", *journal, *flag]
+
+
+def test_resume_refuses_an_unfinished_file_under_the_final_name(tmp_path):
+    StoreWriter.create(tmp_path / "a.h5", HEADER, INDEX).close()
+    (tmp_path / "a.h5.partial").rename(tmp_path / "a.h5")
+    with pytest.raises(StoreError, match=r"a\.h5 is incomplete"):
+        StoreWriter.resume(tmp_path / "a.h5", HEADER, INDEX)
+
+
 def test_progress_is_synced_no_more_often_than_asked(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     with StoreWriter.create(path, HEADER, INDEX, sync_seconds=1e9) as writer:

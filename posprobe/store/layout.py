@@ -92,6 +92,14 @@ QUANTITIES: dict[str, Quantity] = {
     "remasked_body": Quantity(
         ("L", "S", "P", "W", "H"), "<f4", "nats", "the same without key 0", nan=True
     ),
+    "sink_value": Quantity(
+        ("L", "S", "H"),
+        "<f4",
+        "1",
+        "norm of what key 0's value writes through each head, at attention 1; NaN where the "
+        "output projection is not known",
+        nan=True,
+    ),
     "residual": Quantity(
         ("R", "S", "Q", "d"),
         "float",
