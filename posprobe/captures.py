@@ -30,6 +30,7 @@ QUANTITIES = (
     "offset_score",
     "remasked_normalizer",
     "remasked_body",
+    "sink_value",
     "residual",
     "position0",
     "position0_alone",

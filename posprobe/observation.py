@@ -39,6 +39,9 @@ class Intervention:
         A sliding window forced on every layer.
     cut_sink : tuple of (layer, head), or "all", or None
         Heads whose queries > 0 do not see key 0.
+    fixed_denominator : tuple of (layer, head, c)
+        Heads whose weights are exp(s - c), c in nats, instead of exp(s - z). Their rows no longer
+        sum to 1, but to exp(z - c): the row sums then carry position themselves.
     temperature : tuple of (layer, factor)
         Factor on all scores of a layer; used to prove that a layer's scores move the logits.
     """
@@ -46,6 +49,7 @@ class Intervention:
     causal: bool = True
     window: int | None = None
     cut_sink: tuple[tuple[int, int], ...] | str | None = None
+    fixed_denominator: tuple[tuple[int, int, float], ...] = ()
     temperature: tuple[tuple[int, float], ...] = ()
 
     def combined(self, other: Intervention) -> Intervention:
@@ -55,6 +59,7 @@ class Intervention:
             causal=self.causal and other.causal,
             window=min(windows, default=None),
             cut_sink=other.cut_sink or self.cut_sink,
+            fixed_denominator=self.fixed_denominator + other.fixed_denominator,
             temperature=self.temperature + other.temperature,
         )
 
@@ -70,6 +75,16 @@ class Intervention:
         if self.cut_sink == "all":
             return list(range(n_heads))
         return [head for at, head in self.cut_sink if at == layer]
+
+    def row_sums(self, layer: int, normalizer: Tensor) -> Tensor | None:
+        """What the attention rows of `layer` sum to, (batch, head, query); None: to 1."""
+        fixed = {head: c for at, head, c in self.fixed_denominator if at == layer}
+        if not fixed:
+            return None
+        sums = torch.ones_like(normalizer)
+        for head, c in fixed.items():
+            sums[:, head] = (normalizer[:, head] - c).exp()
+        return sums
 
     def factor(self, layer: int) -> float:
         """Factor on all scores of `layer`."""
@@ -204,6 +219,9 @@ def observed_attention(
             visibility,
             scoring.of_heads(cut),
         )
+    sums = change.row_sums(layer, normalizer)
+    if sums is not None:
+        output = output * sums.unsqueeze(-1).to(output.dtype)
     observer.layers.append(layer)
     observer.visibilities[layer] = visibility
     if s_aux is not None:
@@ -212,9 +230,27 @@ def observed_attention(
         seen = observe_scores(
             query, key, normalizer, visibility, observer.observation, scoring, cut
         )
+        seen["sink_value"] = _sink_value(module, value, query.shape[1])
         for name, tensor in seen.items():
             observer.emit(name, layer, tensor)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _sink_value(module: torch.nn.Module, value: Tensor, n_heads: int) -> Tensor:
+    """Norm of what key 0 would write into the residual stream through each head: (batch, head).
+
+    The norm of v_0 W_O, head by head, to be multiplied by the attention to key 0. NaN where the
+    module's output projection has none of the usual names.
+    """
+    names = ("o_proj", "c_proj", "dense", "out_proj")
+    project = next((child for name in names if (child := getattr(module, name, None))), None)
+    if not isinstance(project, torch.nn.Module):
+        return value.new_full((value.shape[0], n_heads), torch.nan)
+    first = value[:, :, 0].repeat_interleave(n_heads // value.shape[1], dim=1)
+    alone = torch.diag_embed(first.transpose(1, 2)).permute(0, 2, 3, 1)  # (batch, head, head, d)
+    nothing = torch.zeros_like(alone[:1, :1])
+    written = project(alone.flatten(2)) - project(nothing.flatten(2))
+    return written.norm(dim=-1)
 
 
 def observe_scores(
