@@ -31,7 +31,7 @@ CODECS = {
 }
 
 
-def capture_header(n_sequences, length, batch_size):
+def capture_header(n_sequences, length, batch_tokens):
     return Header(
         model="benchmark",
         design="natural",
@@ -43,7 +43,7 @@ def capture_header(n_sequences, length, batch_size):
         n_queries=length,
         quantities=("normalizer", "sink_score", "residual", "position0"),
         layer_window=(0,) * 30,
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
     )
 
 
@@ -85,9 +85,9 @@ def write_posprobe(path, header, batch):
 def write_h5py(path, header, batch):
     with h5py.File(path, "w") as file:
         sets = {name: file.create_dataset(name, header.shape(name), "f4") for name in batch}
-        for start in range(0, header.n_sequences, header.batch_size):
+        for start in range(0, header.n_sequences, header.batch_tokens):
             for name, values in batch.items():
-                sets[name][:, start : start + header.batch_size] = values
+                sets[name][:, start : start + header.batch_tokens] = values
     sync(path)
 
 
@@ -121,7 +121,7 @@ def row(what, target, times, n_bytes):
 
 def compare_write(folder, header, repeats):
     batch = {
-        name: activations((header.shape(name)[0], header.batch_size, *header.shape(name)[2:]))
+        name: activations((header.shape(name)[0], header.batch_tokens, *header.shape(name)[2:]))
         for name in header.quantities
     }
 
@@ -162,7 +162,7 @@ def compare_read(folder, header, repeats):
         prepare(ours)
         store = ActivationStore(ours)
         return lambda: [
-            block.sum() for _, block in store.blocks("residual", layer, header.batch_size)
+            block.sum() for _, block in store.blocks("residual", layer, header.batch_tokens)
         ]
 
     def mapped(prepare):
@@ -226,7 +226,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--file", type=Path, default=None)
     options = parser.parse_args()
-    header = capture_header(options.sequences, options.length, batch_size=4)
+    header = capture_header(options.sequences, options.length, batch_tokens=4)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write = compare_write(folder, header, options.repeats)

@@ -176,7 +176,7 @@ def capture_stimulus(
         header,
         offsets=offsets if "offset_score" in quantities else (),
         quantities=quantities,
-        batch_size=batch_tokens,
+        batch_tokens=batch_tokens,
     )
     observation = Observation(
         n_queries=stimulus.n_queries,
@@ -267,7 +267,7 @@ def _fill(
         if name == "position0":
             emit("position0_alone", layer, tensor)
 
-    for batch in _batches(stimulus, writer.done, writer.header.batch_size):
+    for batch in _batches(stimulus, writer.done, writer.header.batch_tokens):
         length = int(stimulus.lengths[batch.start])
         tokens = torch.from_numpy(stimulus.tokens[batch, :length].astype(np.int64))
         embedding0 = _embedding0(model, stimulus, batch, position0)

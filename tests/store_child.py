@@ -37,7 +37,7 @@ def header(**changes):
         weights_digest="sha256:00",
         config={"rope": {"theta": 10000.0}, "name": "tïny"},
         stimulus={"bos": "force"},
-        batch_size=BATCH,
+        batch_tokens=BATCH,
         versions={"torch": "2", "transformers": "5"},
     )
     return Header(**values | changes)

@@ -22,7 +22,7 @@ FORMAT = "posprobe"
 VERSION = 1
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
-_COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries", "batch_size")
+_COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries", "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Header:
         "json", "stimulus: corpus, BOS policy, lengths", default_factory=dict
     )
     seed: int = _attribute("integer", "seed of the stimulus and of random treatments", default=0)
-    batch_size: int = _attribute("integer", "sequences per forward pass", default=1)
+    batch_tokens: int = _attribute("integer", "tokens per forward pass, at most", default=1)
     versions: Mapping[str, str] = _attribute(
         "json", "versions of posprobe, torch and transformers", default_factory=dict
     )
