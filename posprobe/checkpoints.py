@@ -55,6 +55,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     ModelError
         If it is a path without a model, a broken GGUF file, or a bundled name not installed.
     """
+    if not name:
+        raise ModelError("no model was named; give a hub id, a folder, a .gguf file or 'smollm2'")
     if name in BUNDLED:
         return _from_gguf(name, _bundled_file(name))
     path = Path(name).expanduser()
@@ -67,7 +69,7 @@ def find_checkpoint(name: str) -> Checkpoint:
         return Checkpoint(name, str(path))
     if path.is_file():
         raise ModelError(f"model {name!r} is a file that is no GGUF; give its folder")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"model {name!r}: there is no such folder; check the path")
     return Checkpoint(name, name)
 
@@ -133,7 +135,7 @@ def _convert(name: str, path: Path, digest: str, target: Path) -> None:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"model {name!r}: {path.name} is no complete GGUF file of a supported architecture "
-            f"({type(error).__name__}: {reason})"
+            f"({type(error).__name__}: {reason}); download it again"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)

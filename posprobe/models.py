@@ -37,6 +37,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 def _recognise_mask(
     *,
+    batch_size: int,
     q_length: int,
     kv_length: int,
     mask_function: Callable[..., Tensor],
@@ -58,22 +59,17 @@ def _recognise_mask(
         )
     keys = torch.arange(kv_length, device=device)
     rows = torch.linspace(0, q_length - 1, min(q_length, 64), device=device).long().unique()
-    native = _evaluate(mask_function, rows, keys)
-    seen = int(native[-1].sum())
+    sequences = torch.arange(batch_size, device=device)[:, None, None]
+    native = mask_function(sequences, sequences.new_zeros(()), rows[:, None], keys[None, :])
+    native = torch.as_tensor(native, device=device).expand(batch_size, len(rows), kv_length)
+    seen = int(native[0, -1].sum())
     causal = not bool((native & (keys[None, :] > rows[:, None])).any())
     visibility = Visibility(causal, seen if seen < kv_length else None)
-    if not torch.equal(native, visibility.mask(rows, keys)):
+    if not torch.equal(native, visibility.mask(rows, keys).expand_as(native)):
         raise ModelError(
             "the model's mask is neither causal nor a causal sliding window: it cannot be observed"
         )
     return visibility
-
-
-def _evaluate(mask_function: Callable[..., Tensor], rows: Tensor, keys: Tensor) -> Tensor:
-    """Evaluate an index-based mask of the first sequence and head on a grid of rows and keys."""
-    zero = torch.zeros((), dtype=torch.long, device=keys.device)
-    value = mask_function(zero, zero, rows[:, None], keys[None, :])
-    return torch.as_tensor(value, device=keys.device).expand(len(rows), len(keys))
 
 
 AttentionInterface.register(ATTENTION, observed_attention)

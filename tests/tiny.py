@@ -16,7 +16,15 @@ COMMON = dict(
     pad_token_id=None,
 )
 GROUPED = COMMON | dict(num_key_value_heads=2, head_dim=8)
-GPT2 = dict(bos_token_id=None, eos_token_id=None, vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=64)
+GPT2 = dict(
+    bos_token_id=None,
+    eos_token_id=None,
+    vocab_size=97,
+    n_embd=32,
+    n_layer=3,
+    n_head=4,
+    n_positions=64,
+)
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 WHOLE = {"rope_type": "default", "rope_theta": 1e4}
 PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
@@ -79,7 +87,9 @@ def tiny_model(family="llama", *, dtype=torch.float64, attention=None, seed=0, *
     keywords = {} if attention is None else {"attn_implementation": attention}
     if family == "gpt-oss":
         keywords["experts_implementation"] = "eager"  # the fused one has no float64
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
     return scramble(model, seed)
 
 
