@@ -123,6 +123,33 @@ def test_late_queries_alone_are_the_late_rows_of_all():
     assert late["offset_score"][0][..., 2].isnan().all()
 
 
+OUTPUT_PROJECTION = ("o_proj", "c_proj", "dense", "out_proj")
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_sink_value_is_what_key_0_writes(family):
+    """Alone, a token attends to itself: its heads' outputs are their values, up to a weight."""
+    entered, expected = [], []
+    model = tiny.tiny_model(family, attention="eager")
+    for module in model.modules():
+        if "Attention" in type(module).__name__:
+            project = next(getattr(module, n) for n in OUTPUT_PROJECTION if hasattr(module, n))
+            project.register_forward_hook(
+                lambda project, args, _: entered.append((project, args[0]))
+            )
+    with tiny.exact_softmax(), torch.inference_mode():
+        output = model(IDS[:, :1], use_cache=False, output_attentions=True)
+        weights = [layer.flatten(1) for layer in output.attentions]
+        for project, heads in entered.copy():
+            alone = torch.diag_embed(heads[:, 0])
+            each = project(alone) - project(torch.zeros_like(alone))
+            n_heads = model.config.num_attention_heads
+            expected.append(each.unflatten(1, (n_heads, -1)).sum(2).norm(dim=-1))
+    seen = watch(ObservableModel(tiny.tiny_model(family)))["sink_value"]
+    for layer in range(3):
+        torch.testing.assert_close(seen[layer] * weights[layer], expected[layer])
+
+
 def test_windows_and_sizes_are_read_off_the_configuration():
     model = ObservableModel(tiny.tiny_model("qwen2-window"))
     assert model.layer_windows == (None, 9, 9)

@@ -1,6 +1,7 @@
 """Tiny random models of many families, for the code path and never for findings."""
 
 import contextlib
+import copy
 from unittest import mock
 
 import torch
@@ -67,7 +68,7 @@ FAMILIES = {
 
 def tiny_config(family, **changes):
     name, values = FAMILIES[family]
-    return getattr(transformers, name)(**values | changes)
+    return getattr(transformers, name)(**copy.deepcopy(values | changes))
 
 
 def scramble(model, seed=0):
