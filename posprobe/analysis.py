@@ -12,14 +12,13 @@ import pandas as pd
 from posprobe.channels import decompose
 from posprobe.effects import channel_effects
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval
+from posprobe.intervals import Interval, mean_interval
 from posprobe.probing import probe_layers
 from posprobe.replacement import replacement_table
 from posprobe.sinks import (
     closed_system_table,
     closure,
     fingerprint_spread,
-    mean_interval,
     share_of_sink_heads,
     sink_table,
 )
@@ -247,7 +246,7 @@ def _repeated(store: ActivationStore, level: float, seed: int) -> tuple[pd.DataF
                     "mask": float(mask[:, p].max()),
                 }
             )
-    interval = mean_interval(np.max(largest, axis=0), "largest |R|", level, seed)
+    interval = mean_interval(np.max(largest, axis=0), estimand="largest |R|", level=level, rng=seed)
     return pd.DataFrame(rows), interval
 
 

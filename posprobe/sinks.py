@@ -6,15 +6,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.errors import DesignError
-from posprobe.intervals import Interval, bootstrap_interval, bootstrap_limits, cluster_weights
+from posprobe.intervals import (
+    Interval,
+    bootstrap_interval,
+    bootstrap_limits,
+    cluster_weights,
+    mean_interval,
+)
 from posprobe.store import ActivationStore
 
 __all__ = [
     "SINK_THRESHOLD",
     "closed_system_table",
     "fingerprint_spread",
-    "mean_interval",
     "share_of_sink_heads",
     "sink_attention",
     "sink_table",
@@ -122,7 +126,9 @@ def closure(store: ActivationStore, *, level: float = 0.95, seed: int = 0) -> In
     """
     pairs = ((store.read("position0", k), store.read("position0_alone", k)) for k in _layers(store))
     worst = np.max([_relative(a.astype(float) - b, b.astype(float)) for a, b in pairs], axis=0)
-    return mean_interval(worst, "relative difference to a length-1 run", level, seed)
+    return mean_interval(
+        worst, estimand="relative difference to a length-1 run", level=level, rng=seed
+    )
 
 
 def fingerprint_spread(
@@ -145,7 +151,10 @@ def fingerprint_spread(
         distances.append(np.linalg.norm(h0 - mean, axis=-1) / np.linalg.norm(mean))
     table = pd.DataFrame({"layer": _layers(store), "spread": np.mean(distances, axis=1)})
     worst = np.max(distances, axis=0)
-    return mean_interval(worst, "relative spread of position 0 over inputs", level, seed), table
+    interval = mean_interval(
+        worst, estimand="relative spread of position 0 over inputs", level=level, rng=seed
+    )
+    return interval, table
 
 
 def _layers(store: ActivationStore) -> range:
@@ -167,12 +176,3 @@ def _later_norm(store: ActivationStore, layer: int) -> float:
     later = store.positions > 0
     norms = np.linalg.norm(store.residual(layer).astype(np.float32), axis=-1)
     return float(np.median(norms[later]))
-
-
-def mean_interval(values: Array, estimand: str, level: float, seed: int) -> Interval:
-    """Mean over sequences of one number each, (S,), with cluster bootstrap limits."""
-    if len(values) < 2:
-        raise DesignError(f"{estimand}: at least 2 sequences are needed, not {len(values)}")
-    return bootstrap_interval(
-        _means(values, seed), float(values.mean()), n=len(values), level=level, estimand=estimand
-    )

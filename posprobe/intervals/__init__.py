@@ -1,0 +1,40 @@
+"""Intervals: what a number is an estimate of, how sure it is, and over how many independent units.
+
+The unit is the cluster (a sequence, or an item of a paired design), never the token. Resampling is
+drawn once, as counts per cluster (`cluster_weights`), and handed to every statistic, so that many
+statistics share their draws. What comes back goes to one of
+
+- `bootstrap_interval`: percentile, basic, normal, t, BCa from bootstrap replicates;
+- `jackknife_interval`: from leave-one-out values;
+- `fieller_ratio`, `log_ratio_bootstrap_t`: a ratio of two paired means;
+- `max_t`, `benjamini_hochberg`: many statistics at once.
+"""
+
+from posprobe.intervals.interval import Interval
+from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
+from posprobe.intervals.resampling import (
+    bootstrap_interval,
+    bootstrap_limits,
+    cluster_weights,
+    jackknife_interval,
+    leave_one_out,
+    mean_interval,
+    pseudo_values,
+)
+from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, max_t
+
+__all__ = [
+    "Interval",
+    "MaxT",
+    "benjamini_hochberg",
+    "bootstrap_interval",
+    "bootstrap_limits",
+    "cluster_weights",
+    "fieller_ratio",
+    "jackknife_interval",
+    "leave_one_out",
+    "log_ratio_bootstrap_t",
+    "max_t",
+    "mean_interval",
+    "pseudo_values",
+]

@@ -1,0 +1,64 @@
+"""Checks that every interval shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from posprobe.errors import DesignError
+
+__all__ = ["check_level", "check_pairs", "check_replicates", "check_units", "common_length"]
+
+Floats = NDArray[np.float64]
+
+
+def check_level(level: float) -> None:
+    """Refuse what is no coverage."""
+    if not 0 < level < 1:
+        raise DesignError(f"level={level} is no coverage: give a number between 0 and 1, as 0.95")
+
+
+def check_units(n: int, what: str) -> None:
+    """Refuse fewer than two independent units."""
+    if n < 2:
+        raise DesignError(f"{what}: n={n} independent unit(s), at least 2 are needed")
+
+
+def check_replicates(
+    replicates: ArrayLike, center: Floats, what: str = "bootstrap replicates"
+) -> Floats:
+    """Finite replicates (B, ...) of a finite estimate (...), B at least 2."""
+    draws = np.asarray(replicates, dtype=np.float64)
+    if draws.ndim != center.ndim + 1 or draws.shape[1:] != center.shape:
+        raise DesignError(
+            f"{what} have shape {draws.shape}, the estimate {center.shape}: they must have one "
+            "more axis, in front"
+        )
+    if len(draws) < 2:
+        raise DesignError(f"there are {len(draws)} {what}: at least 2 are needed")
+    lost = int(np.sum(~np.isfinite(draws)))
+    if lost or not np.all(np.isfinite(center)):
+        raise DesignError(f"{lost} of {draws.size} {what}, or the estimate itself, are not finite")
+    return draws
+
+
+def check_pairs(baseline: ArrayLike, treated: ArrayLike) -> tuple[Floats, Floats]:
+    """Two finite samples (n,) of the same items."""
+    a, b = (np.asarray(x, dtype=np.float64) for x in (baseline, treated))
+    check_units(common_length(a, b), "paired ratio")
+    for name, x in (("baseline", a), ("treated", b)):
+        if x.ndim != 1:
+            raise DesignError(f"{name} has shape {x.shape}: give one value for each item")
+        if not np.all(np.isfinite(x)):
+            raise DesignError(f"{name} has {np.sum(~np.isfinite(x))} values that are not finite")
+    return a, b
+
+
+def common_length(*samples: NDArray[Any]) -> int:
+    """Return the one length that paired samples have."""
+    lengths = {len(sample) for sample in samples}
+    if len(lengths) != 1:
+        raise DesignError(f"paired samples have lengths {sorted(lengths)}: pair them by item")
+    return lengths.pop()

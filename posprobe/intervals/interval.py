@@ -1,0 +1,103 @@
+"""One interval: an estimate, its limits, and what it estimates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import floor, isfinite, log10
+from typing import Any
+
+from posprobe.errors import DesignError
+from posprobe.intervals.checks import check_level
+
+__all__ = ["Interval"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval, or with the statement that it has none.
+
+    Parameters
+    ----------
+    estimate : float
+        The point estimate; it may lie outside its interval (BCa, basic).
+    low, high : float or None
+        Limits in the unit of the estimate. Both None: the confidence set is unbounded.
+    level : float
+        Nominal coverage, in (0, 1).
+    method : str
+        How the limits were found.
+    estimand : str
+        What is estimated: ``"refit"``, ``"fixed_probe"``, ``"fraction removed"``, ...
+    n : int
+        Number of independent units (sequences or items).
+
+    Raises
+    ------
+    DesignError
+        If a field is out of its range, or only one limit is given.
+
+    Examples
+    --------
+    >>> interval = Interval(0.4, 0.31, 0.52, 0.95, "fieller", "fraction removed", 30)
+    >>> print(interval)
+    0.40 [0.31, 0.52]
+    >>> interval.excludes(0), interval.excludes(0.5)
+    (True, False)
+    >>> print(Interval(0.4, None, None, 0.95, "fieller", "fraction removed", 30))
+    0.40 (95% CI unbounded)
+    """
+
+    estimate: float
+    low: float | None
+    high: float | None
+    level: float
+    method: str
+    estimand: str
+    n: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is not an interval."""
+        check_level(self.level)
+        if not isfinite(self.estimate):
+            raise DesignError(f"the estimate of {self.estimand!r} is {self.estimate}: not a number")
+        if self.n < 1:
+            raise DesignError(f"the interval of {self.estimand!r} rests on n={self.n} units")
+        if self.low is None and self.high is None:
+            return
+        if self.low is None or self.high is None:
+            raise DesignError(
+                f"the interval of {self.estimand!r} has one limit, low={self.low}, "
+                f"high={self.high}: give both, or None for both where it is unbounded"
+            )
+        if not (isfinite(self.low) and isfinite(self.high) and self.low <= self.high):
+            raise DesignError(
+                f"the limits of {self.estimand!r} are [{self.low}, {self.high}]: they must be "
+                "finite and in order; give None for both where the interval is unbounded"
+            )
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether the data leave the quantity without limits."""
+        return self.low is None
+
+    def excludes(self, value: float) -> bool:
+        """Whether `value` lies outside the interval; an unbounded one excludes nothing."""
+        if self.low is None or self.high is None:
+            return False
+        return not self.low <= value <= self.high
+
+    def asdict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON or a table."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            digits = _decimals(abs(self.estimate))
+            return f"{self.estimate:.{digits}f} ({100 * self.level:g}% CI unbounded)"
+        digits = _decimals(self.high - self.low)
+        return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def _decimals(width: float) -> int:
+    """Decimals that show two significant digits of `width`."""
+    return max(0, 1 - floor(log10(width))) if width > 0 else 2

@@ -1,0 +1,411 @@
+"""Bootstrap and jackknife over clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from posprobe.errors import DesignError
+from posprobe.intervals.checks import check_level, check_replicates, check_units, common_length
+from posprobe.intervals.interval import Interval
+
+__all__ = [
+    "bootstrap_interval",
+    "bootstrap_limits",
+    "cluster_weights",
+    "jackknife_interval",
+    "leave_one_out",
+    "mean_interval",
+    "pseudo_values",
+]
+
+Floats = NDArray[np.float64]
+Method = Literal["percentile", "basic", "normal", "t", "bca"]
+
+
+def cluster_weights(
+    n_clusters: int,
+    n_resamples: int,
+    rng: np.random.Generator | int | None,
+    strata: ArrayLike | None = None,
+) -> NDArray[np.int64]:
+    """How often each cluster is drawn in each bootstrap replicate.
+
+    A row is multinomial, ``w_b ~ Mult(n; 1/n, ..., 1/n)``: drawing n clusters with replacement.
+    With strata, each stratum keeps its size. Give the same weights to all statistics that are to
+    be compared. For two crossed factors multiply the weights of two calls.
+
+    Parameters
+    ----------
+    n_clusters : int
+        Number n of sequences or items.
+    n_resamples : int
+        Number B of replicates.
+    rng : Generator, int or None
+        Source of randomness; an int is a seed.
+    strata : array-like (n,), optional
+        Label of each cluster's stratum.
+
+    Returns
+    -------
+    ndarray (B, n) of int
+        Counts; every row sums to n.
+
+    Raises
+    ------
+    DesignError
+        If there are fewer than two clusters in all or in a stratum, no resamples, or if the
+        strata do not match the clusters.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), An Introduction to the Bootstrap, sections 6.2 and 8.3; Davison
+    and Hinkley (1997), Bootstrap Methods and their Application, section 3.8, for whole clusters.
+
+    Examples
+    --------
+    >>> weights = cluster_weights(4, 1000, rng=0)
+    >>> weights.shape, set(weights.sum(axis=1).tolist())
+    ((1000, 4), {4})
+    """
+    if n_resamples < 1:
+        raise DesignError(f"n_resamples={n_resamples}: ask for at least one bootstrap replicate")
+    labels = np.zeros(n_clusters) if strata is None else np.asarray(strata)
+    if labels.shape != (n_clusters,):
+        raise DesignError(
+            f"strata have shape {labels.shape}, there are {n_clusters} clusters: give a label each"
+        )
+    generator = np.random.default_rng(rng)
+    weights = np.empty((n_resamples, n_clusters), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        where = "" if strata is None else f" in stratum {label}"
+        check_units(len(members), f"bootstrap over clusters{where}")
+        chances = np.full(len(members), 1 / len(members))
+        weights[:, members] = generator.multinomial(len(members), chances, size=n_resamples)
+    return weights
+
+
+def bootstrap_limits(
+    replicates: ArrayLike,
+    estimate: ArrayLike,
+    *,
+    n: int,
+    level: float = 0.95,
+    method: Method = "t",
+    leave_one_out: ArrayLike | None = None,
+) -> tuple[Floats, Floats]:
+    r"""Limits of bootstrap intervals, for any number of statistics at once.
+
+    With :math:`\alpha = 1 - level`, quantiles :math:`q` of the replicates and their standard
+    deviation :math:`se`::
+
+        percentile   [q(α/2), q(1 - α/2)]
+        basic        [2 estimate - q(1 - α/2), 2 estimate - q(α/2)]
+        normal       estimate ± z(1 - α/2) se
+        t            estimate ± t(1 - α/2; n - 1) se
+        bca          [q(α₁), q(α₂)], with bias z₀ and acceleration a:
+                     α₁ = Φ(z₀ + (z₀ + z(α/2)) / (1 - a (z₀ + z(α/2)))), α₂ alike
+
+    Parameters
+    ----------
+    replicates : array-like (B, ...)
+        The statistic in each of B bootstrap samples.
+    estimate : array-like (...)
+        The statistic in the data.
+    n : int
+        Number of clusters that were resampled.
+    level : float
+        Nominal coverage.
+    method : {"percentile", "basic", "normal", "t", "bca"}
+        See above. "t" is the default: the others are too short where clusters are few.
+    leave_one_out : array-like (n, ...), optional
+        The statistic without each cluster in turn; "bca" needs it.
+
+    Returns
+    -------
+    low, high : ndarray (...)
+        In the unit of the estimate.
+
+    Raises
+    ------
+    DesignError
+        If shapes do not match, replicates are not finite, the method is unknown, or "bca" comes
+        without leave-one-out values.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), chapters 13 and 14; Davison and Hinkley (1997), section 5.2.
+
+    Examples
+    --------
+    >>> values = np.arange(10.0)
+    >>> means = cluster_weights(10, 5000, rng=0) @ values / 10
+    >>> low, high = bootstrap_limits(means, values.mean(), n=10, method="percentile")
+    >>> print(f"{low:.1f} {high:.1f}")
+    2.7 6.2
+    """
+    check_level(level)
+    check_units(n, "bootstrap interval")
+    center = np.asarray(estimate, dtype=np.float64)
+    draws = check_replicates(replicates, center)
+    tail = (1 - level) / 2
+    if method in ("normal", "t"):
+        quantile = stats.norm.isf(tail) if method == "normal" else stats.t.isf(tail, n - 1)
+        half = quantile * draws.std(axis=0, ddof=1)
+        return center - half, center + half
+    if method == "bca":
+        return _bca_limits(draws, center, n, tail, leave_one_out)
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    if method == "percentile":
+        return low, high
+    if method == "basic":
+        return 2 * center - high, 2 * center - low
+    raise DesignError(
+        f"unknown bootstrap method {method!r}: choose percentile, basic, normal, t or bca"
+    )
+
+
+def bootstrap_interval(
+    replicates: ArrayLike,
+    estimate: float,
+    *,
+    n: int,
+    level: float = 0.95,
+    method: Method = "t",
+    estimand: str = "refit",
+    leave_one_out: ArrayLike | None = None,
+) -> Interval:
+    """One bootstrap interval; equations and methods as in `bootstrap_limits`.
+
+    Parameters
+    ----------
+    replicates : array-like (B,)
+        The statistic in each bootstrap sample.
+    estimate : float
+        The statistic in the data.
+    n : int
+        Number of clusters that were resampled.
+    level : float
+        Nominal coverage.
+    method : {"percentile", "basic", "normal", "t", "bca"}
+        See `bootstrap_limits`.
+    estimand : str
+        ``"refit"`` where each replicate fitted anew, ``"fixed_probe"`` where it only scored.
+    leave_one_out : array-like (n,), optional
+        The statistic without each cluster in turn; "bca" needs it.
+
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    DesignError
+        As `bootstrap_limits`.
+
+    Examples
+    --------
+    >>> values = np.arange(10.0)
+    >>> means = cluster_weights(10, 5000, rng=0) @ values / 10
+    >>> print(bootstrap_interval(means, values.mean(), n=10, estimand="mean"))
+    4.5 [2.5, 6.5]
+    """
+    low, high = bootstrap_limits(
+        replicates, estimate, n=n, level=level, method=method, leave_one_out=leave_one_out
+    )
+    if low.ndim:
+        raise DesignError(
+            f"one interval was asked for, the estimate has shape {low.shape}: call bootstrap_limits"
+        )
+    return Interval(float(estimate), float(low), float(high), level, method, estimand, n)
+
+
+def mean_interval(
+    values: ArrayLike,
+    *,
+    estimand: str,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    rng: np.random.Generator | int | None = 0,
+) -> Interval:
+    """Mean over clusters of one number each, by cluster bootstrap (t).
+
+    Parameters
+    ----------
+    values : array-like (n,)
+        One number for each cluster.
+    estimand : str
+        What is estimated.
+    level : float
+        Nominal coverage.
+    n_resamples : int
+        Bootstrap samples.
+    rng : Generator, int or None
+        Source of randomness, or its seed.
+
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    DesignError
+        If there are fewer than two clusters, or values are not finite.
+
+    Examples
+    --------
+    >>> print(mean_interval([2.0, 3.0, 4.0, 3.0, 2.0, 4.0], estimand="mean"))
+    3.0 [2.1, 3.9]
+    """
+    each = np.asarray(values, dtype=np.float64)
+    draws = cluster_weights(len(each), n_resamples, rng) @ each / len(each)
+    return bootstrap_interval(
+        draws, float(each.mean()), n=len(each), level=level, estimand=estimand
+    )
+
+
+def leave_one_out(statistic: Callable[..., Any], *values: ArrayLike) -> Floats:
+    """Any statistic without each unit in turn; where a closed form exists, use that instead.
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes the arrays, each without one row, and returns a number or an array.
+    *values : array-like (n, ...)
+        Samples with one row for each unit, paired by row.
+
+    Returns
+    -------
+    ndarray (n, ...)
+        Entry i leaves unit i out.
+
+    Raises
+    ------
+    DesignError
+        If there are fewer than two units, or the samples differ in length.
+
+    Examples
+    --------
+    >>> leave_one_out(np.mean, [0.0, 3.0, 6.0])
+    array([4.5, 3. , 1.5])
+    """
+    arrays = [np.asarray(value) for value in values]
+    n = common_length(*arrays)
+    check_units(n, "jackknife")
+    return np.stack([statistic(*(np.delete(x, i, axis=0) for x in arrays)) for i in range(n)])
+
+
+def pseudo_values(estimate: ArrayLike, leave_one_out: ArrayLike) -> Floats:
+    """Jackknife pseudo-values ``n estimate - (n - 1) estimate without i``.
+
+    They turn a statistic into a mean over units: for a mean they are the data themselves, for a
+    U-statistic their mean is the statistic.
+
+    Parameters
+    ----------
+    estimate : array-like (...)
+        The statistic in the data.
+    leave_one_out : array-like (n, ...)
+        The statistic without each unit in turn.
+
+    Returns
+    -------
+    ndarray (n, ...)
+        In the unit of the estimate.
+
+    Raises
+    ------
+    DesignError
+        If shapes do not match, values are not finite, or there are fewer than two units.
+
+    References
+    ----------
+    Tukey (1958), Ann. Math. Statist. 29, 614; Efron and Tibshirani (1993), section 11.5.
+
+    Examples
+    --------
+    >>> pseudo_values(3.0, leave_one_out(np.mean, [0.0, 3.0, 6.0]))
+    array([0., 3., 6.])
+    """
+    center = np.asarray(estimate, dtype=np.float64)
+    without = check_replicates(leave_one_out, center, what="leave-one-out values")
+    n = len(without)
+    return n * center - (n - 1) * without
+
+
+def jackknife_interval(
+    estimate: float, leave_one_out: ArrayLike, *, level: float = 0.95, estimand: str
+) -> Interval:
+    """Jackknife interval: ``estimate ± t(n - 1) sd(pseudo-values) / sqrt(n)``.
+
+    Parameters
+    ----------
+    estimate : float
+        The statistic in the data; it must be smooth (a median is not).
+    leave_one_out : array-like (n,)
+        The statistic without each unit in turn.
+    level : float
+        Nominal coverage.
+    estimand : str
+        What is estimated.
+
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    DesignError
+        As `pseudo_values`.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), chapter 11.
+
+    Examples
+    --------
+    >>> values = np.arange(10.0)
+    >>> print(jackknife_interval(4.5, leave_one_out(np.mean, values), estimand="mean"))
+    4.5 [2.3, 6.7]
+    """
+    check_level(level)
+    values = pseudo_values(estimate, leave_one_out)
+    n = len(values)
+    half = float(stats.t.isf((1 - level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    center = float(estimate)
+    return Interval(center, center - half, center + half, level, "jackknife t", estimand, n)
+
+
+def _bca_limits(
+    draws: Floats, center: Floats, n: int, tail: float, leave_one_out: ArrayLike | None
+) -> tuple[Floats, Floats]:
+    """Bias-corrected and accelerated limits, one statistic after the other."""
+    if leave_one_out is None:
+        raise DesignError("method 'bca' needs leave_one_out values: give them, or use method 't'")
+    without = check_replicates(leave_one_out, center, what="leave-one-out values")
+    if len(without) != n:
+        raise DesignError(f"there are {len(without)} leave-one-out values for n={n} clusters")
+    share = (draws < center).mean(axis=0) + (draws == center).mean(axis=0) / 2
+    if np.any((share == 0) | (share == 1)):
+        raise DesignError(
+            "all bootstrap replicates lie on one side of the estimate, the bias is beyond BCa: "
+            "use method 't'"
+        )
+    influence = without.mean(axis=0) - without
+    scale = (influence**2).sum(axis=0)
+    if np.any(scale == 0):
+        raise DesignError("the leave-one-out values are all equal: BCa has no acceleration")
+    acceleration = (influence**3).sum(axis=0) / (6 * scale**1.5)
+    bias = stats.norm.ppf(share)
+    shifted = bias + np.array([1, -1]).reshape(2, *[1] * center.ndim) * stats.norm.ppf(tail)
+    levels = stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
+    columns = draws.reshape(len(draws), -1)
+    flat = levels.reshape(2, -1)
+    limits = [np.quantile(columns[:, k], flat[:, k]) for k in range(columns.shape[1])]
+    low, high = np.array(limits).T.reshape(2, *center.shape)
+    return low, high
