@@ -334,13 +334,13 @@ def _replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) -
     elif position0 == "content":
         text = stimulus.tokens[stimulus.tokens >= 0]
         content = np.setdiff1d(text, model.special_ids)
-        others = [content[content != native] for native in stimulus.first_token]
-        if not all(len(tokens) for tokens in others):
+        choices = [content[content != native] for native in stimulus.first_token]
+        if not all(len(tokens) for tokens in choices):
             raise StimulusError(
                 "position0 'content': the text holds no other token; pass more text"
             )
         chosen = np.array(
-            [_item_rng(stimulus, i).choice(o) for i, o in zip(stimulus.item, others, strict=True)]
+            [_item_rng(stimulus, i).choice(o) for i, o in zip(stimulus.item, choices, strict=True)]
         )
     else:
         return stimulus

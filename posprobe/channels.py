@@ -86,7 +86,7 @@ def gather_variances(
     weights = leave_one_out = None
     for layer in effects:
         if weights is None:
-            weights = cluster_weights(layer.n_items, n_resamples, np.random.default_rng(seed))
+            weights = cluster_weights(layer.n_items, n_resamples, seed).astype(float)
             # a sample that drew one item only has no pair of different items
             weights = weights[(weights > 0).sum(1) > 1]
             leave_one_out = 1.0 - np.eye(layer.n_items)
@@ -248,7 +248,7 @@ def _positions(
     effects: list[ChannelEffects], level: float, n_resamples: int, seed: int
 ) -> pd.DataFrame:
     """Mean effects at each position, layer by layer and over all layers."""
-    weights = cluster_weights(effects[0].n_items, n_resamples, np.random.default_rng(seed))
+    weights = cluster_weights(effects[0].n_items, n_resamples, seed).astype(float)
     estimates = [layer.profile() for layer in effects]
     replicates = [layer.profile(weights) for layer in effects]
     names = [*range(len(effects)), "all"]

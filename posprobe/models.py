@@ -205,8 +205,8 @@ class ObservableModel:
         """Mean input embedding over the vocabulary: (width,), as the model scales it."""
         ids = torch.arange(self.model.get_input_embeddings().num_embeddings)
         with torch.inference_mode():
-            total = sum(self.embed(chunk).float().sum(0) for chunk in ids.split(8192))
-        return (total / len(ids)).cpu()
+            sums = [self.embed(chunk).float().sum(0) for chunk in ids.split(8192)]
+            return (torch.stack(sums).sum(0) / len(ids)).cpu()
 
     @torch.inference_mode()
     def run(self, tokens: Tensor, observer: Observer, *, embedding0: Tensor | None = None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Intervention:
 
     causal: bool = True
     window: int | None = None
-    cut_sink: tuple[tuple[int, int], ...] | str | None = None
+    cut_sink: tuple[tuple[int, int], ...] | Literal["all"] | None = None
     fixed_denominator: tuple[tuple[int, int, float], ...] = ()
     temperature: tuple[tuple[int, float], ...] = ()
 
@@ -72,7 +73,7 @@ class Intervention:
         """Heads of `layer` from which key 0 is hidden."""
         if self.cut_sink is None:
             return []
-        if self.cut_sink == "all":
+        if isinstance(self.cut_sink, str):
             return list(range(n_heads))
         return [head for at, head in self.cut_sink if at == layer]
 

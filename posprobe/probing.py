@@ -13,12 +13,14 @@ from posprobe.features import features
 from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
 from posprobe.partition import VariancePartition
 from posprobe.ridge.probe import guess_error
+from posprobe.ridge.scored import Estimand
 from posprobe.store import ActivationStore
 
 __all__ = ["REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
 
 REFIT_LAYERS = 5
-N_RESAMPLES = {"fixed_probe": 2000, "refit": 40}
+FIXED: Estimand = "fixed_probe"
+N_RESAMPLES: dict[Estimand, int] = {FIXED: 2000, "refit": 40}
 
 
 def spread_layers(n_layers: int, count: int) -> list[int]:
@@ -91,13 +93,13 @@ def probe_layers(
     refit = spread_layers(store.n_layers, REFIT_LAYERS) if refit_layers is None else refit_layers
     n_groups = len(np.unique(store.item))
     weights = {
-        kind: cluster_weights(n_groups, count, np.random.default_rng(seed))
+        kind: cluster_weights(n_groups, count, seed).astype(float)
         for kind, count in N_RESAMPLES.items()
     }
     probes, partitions = [], []
     draws: dict[str, list[np.ndarray]] = {}
     for layer in chosen:
-        kinds = ["fixed_probe", "refit"] if layer in set(refit) else ["fixed_probe"]
+        kinds = list(weights) if layer in set(refit) else [FIXED]
         X, y, groups, feature_groups = features(store, layer)
         model = VariancePartition(feature_groups).fit(X, y, groups=groups)
         table = pd.concat(
@@ -114,7 +116,7 @@ def probe_layers(
         mae = dict(zip(r2["features"].unique(), model.mae_, strict=True))
         r2 = r2.assign(mae=r2["features"].map(mae), mae_guess=guess_error(y))
         probes.append(r2.drop(columns="quantity"))
-        replicates = model.replicates("fixed_probe", weights=weights["fixed_probe"])
+        replicates = model.replicates(FIXED, weights=weights[FIXED])
         for column, name in enumerate(r2["features"].unique()):
             draws.setdefault(name, []).append(replicates[:, column])
     table = pd.concat(probes, ignore_index=True)
@@ -126,7 +128,7 @@ def _mean_r2(
     probes: pd.DataFrame, features: str, replicates: list[np.ndarray], level: float
 ) -> Interval:
     """Mean R2 over layers; the replicates of all layers share their weights."""
-    rows = probes[(probes["features"] == features) & (probes["estimand"] == "fixed_probe")]
+    rows = probes[(probes["features"] == features) & (probes["estimand"] == FIXED)]
     return bootstrap_interval(
         np.mean(replicates, axis=0),
         float(rows["r2"].mean()),

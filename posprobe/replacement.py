@@ -60,7 +60,8 @@ def fraction_removed(
         overall.append(gather_variances(effects, n_resamples=2).mean((0, 1)))
     before, after = (variances.pseudo["V_R"][:, 0, 0] for variances in overall)
     interval = fieller_ratio(before, after, level=level, estimand="fraction of V_R removed")
-    return interval, *(float(v.estimate["V_R"][0, 0]) for v in overall)
+    native_variance, replaced_variance = (float(v.estimate["V_R"][0, 0]) for v in overall)
+    return interval, native_variance, replaced_variance
 
 
 def replacement_table(
