@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
-__all__ = ["ChannelEffects", "channel_effects", "position_covariance"]
+__all__ = ["ChannelEffects", "channel_effects", "cut_heads", "position_covariance"]
 
 Array = NDArray[np.float64]
 REQUIRED = ("normalizer", "sink_score", "offset_score", "remasked_normalizer", "remasked_body")
@@ -97,7 +97,10 @@ class ChannelEffects:
     total, mask, residual : array of shape (N, P, H, D)
         T, M and R, in nats, averaged over the rows of the window.
     sink : array of shape (N, P, H, D)
-        The part of R that key 0 makes by its score relative to the local mean.
+        The part of R that key 0 makes by its score relative to the local mean; 0 in heads from
+        which key 0 is hidden.
+    offsets : tuple of int
+        The D offsets, in tokens.
     """
 
     positions: NDArray[np.int64]
@@ -105,6 +108,7 @@ class ChannelEffects:
     mask: Array
     residual: Array
     sink: Array
+    offsets: tuple[int, ...] = ()
 
     @property
     def n_items(self) -> int:
@@ -116,7 +120,12 @@ class ChannelEffects:
         keep = self.positions <= position
         keep[-1] = True
         parts = (p[:, keep] for p in (self.total, self.mask, self.residual, self.sink))
-        return ChannelEffects(self.positions[keep], *parts)
+        return ChannelEffects(self.positions[keep], *parts, self.offsets)
+
+    def take(self, items: NDArray[np.intp]) -> ChannelEffects:
+        """Some of the items only, by their place along the first axis."""
+        parts = (p[items] for p in (self.total, self.mask, self.residual, self.sink))
+        return ChannelEffects(self.positions, *parts, self.offsets)
 
     def profile(self, weights: Array | None = None) -> dict[str, Array]:
         """T, M, R and S at each position, averaged over heads and offsets: (P,), or (B, P)."""
@@ -138,7 +147,21 @@ class ChannelEffects:
         return {k: position_covariance(x, y, weights).mean(-1) for k, (x, y) in pairs.items()}
 
 
-def channel_effects(store: ActivationStore, layer: int) -> ChannelEffects:
+def cut_heads(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
+    """Heads of a layer from which an intervention hides key 0, as the file says: (H,)."""
+    hidden = np.zeros(store.n_heads, dtype=bool)
+    for change in store.header.interventions:
+        heads = change.get("cut_sink") or []
+        if heads == "all":
+            hidden[:] = True
+        else:
+            hidden[[head for at, head in heads if at == layer]] = True
+    return hidden
+
+
+def channel_effects(
+    store: ActivationStore, layer: int, *, without_sink: bool = False
+) -> ChannelEffects:
     """T, M and R of one layer, from a stored file.
 
     In the shifted design each item is one window behind several prefixes; in the others the same
@@ -148,6 +171,9 @@ def channel_effects(store: ActivationStore, layer: int) -> ChannelEffects:
     ----------
     store : ActivationStore
     layer : int
+    without_sink : bool
+        Leave key 0 out of every denominator: effects on attention among the other keys, which
+        hiding key 0 from a head does not change by itself. Shifted design only.
 
     Returns
     -------
@@ -158,22 +184,25 @@ def channel_effects(store: ActivationStore, layer: int) -> ChannelEffects:
     Raises
     ------
     DesignError
-        If the file lacks a quantity that the split needs.
+        If the file lacks a quantity that the split needs, or is not of the shifted design.
     """
     missing = [name for name in REQUIRED if name not in store.header.quantities]
     if missing:
         raise DesignError(f"{store.path.name} has no {missing[0]!r}; capture it with all scores")
-    normalizer, offset_score, sink_score = (
-        _by_item(store, name, layer) for name in ("normalizer", "offset_score", "sink_score")
-    )
+    normalizer, sink_score, offset_score = (_by_item(store, k, layer) for k in REQUIRED[:3])
     remasked, body = (_late_rows(store, name, layer) for name in REQUIRED[3:])
+    seen = _sink_is_seen(store, layer)
+    if without_sink:
+        normalizer, remasked, seen = _own_body(store, layer), body, np.zeros_like(seen)
     limit = store.layer_window[layer] or np.inf
     kept = [d for d, offset in enumerate(store.offsets) if offset < min(limit, store.window)]
     if not kept:
-        raise DesignError(f"layer {layer}: no offset is inside its window of {limit} tokens")
+        raise DesignError(
+            f"layer {layer}: none of the offsets {store.offsets} is below "
+            f"{min(limit, store.window)}, the window; capture with smaller offsets"
+        )
     local_mean = _local_mean(offset_score[..., kept], np.asarray(store.offsets)[kept])
     relative_sink = sink_score - local_mean
-    seen = _sink_is_seen(store, layer)[None, :, :, None]
     moved_sink = np.logaddexp(body, local_mean[:, -1:] + relative_sink)
     sink_part = np.where(seen, -(moved_sink - remasked), 0.0)
     mask_part = -(remasked - remasked[:, -1:])
@@ -185,7 +214,8 @@ def channel_effects(store: ActivationStore, layer: int) -> ChannelEffects:
         parts["mask"].append(mask_part[:, :, rows].mean(2))
         parts["sink"].append(sink_part[:, :, rows].mean(2))
     total, mask, sink = (np.stack(parts[name], -1) for name in ("total", "mask", "sink"))
-    return ChannelEffects(np.asarray(store.prefixes), total, mask, total - mask, sink)
+    offsets = tuple(store.offsets[d] for d in kept)
+    return ChannelEffects(np.asarray(store.prefixes), total, mask, total - mask, sink, offsets)
 
 
 def _local_mean(offset_score: Array, offsets: NDArray[np.int64]) -> Array:
@@ -215,6 +245,21 @@ def _late_rows(store: ActivationStore, quantity: str, layer: int) -> Array:
 
 
 def _sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
-    """Whether the mask of each position shows key 0: (prefix, row)."""
+    """Whether each head sees key 0 at each position: (prefix, row, head)."""
     limit = store.layer_window[layer] or np.inf
-    return np.add.outer(store.prefixes, np.arange(store.window)) < limit
+    shown = np.add.outer(store.prefixes, np.arange(store.window)) < limit
+    return shown[:, :, None] & ~cut_heads(store, layer)
+
+
+def _own_body(store: ActivationStore, layer: int) -> Array:
+    """Normalizer without key 0 of every row as it is: (item, prefix, row, head), float64."""
+    if store.design != "shifted":
+        raise DesignError(
+            f"{store.path.name} is of design {store.design!r}, whose normalizers without key 0 are "
+            "kept for late rows only; capture it with --design shifted"
+        )
+    values = store.read("remasked_body", layer)
+    own = np.searchsorted(store.prefixes, store.prefix_length)
+    order = np.lexsort((store.prefix_length, store.item))
+    values = values[order, own[order]]
+    return values.reshape(-1, len(store.prefixes), *values.shape[1:]).astype(float)

@@ -33,12 +33,14 @@ def sink_attention(store: ActivationStore, layer: int) -> Array:
     """Attention to key 0, averaged over the stored queries: (sequence, head), from 0 to 1.
 
     In the shifted design only the sequences with the longest prefix are taken. Queries from whose
-    sight a window hides key 0 count as 0.
+    sight a window or an intervention hides key 0 count as 0.
     """
     late = store.prefix_length == store.prefix_length.max()
-    attention = np.exp(store.read("sink_score", layer) - store.normalizer(layer))[late]
+    weight = store.read("sink_score", layer)[late] - store.normalizer(layer)[late]
     limit = store.layer_window[layer] or np.inf
-    return np.where(store.positions[late, :, None] < limit, attention, 0.0).mean(1)
+    # hidden before exp: the score of a hidden key may exceed the normalizer by any amount
+    seen = (store.positions[late, :, None] < limit) & ~cut_heads(store, layer)
+    return np.exp(np.where(seen, weight, -np.inf), dtype=np.float64).mean(1)
 
 
 def sink_table(
@@ -148,7 +150,7 @@ def fingerprint_spread(
     for layer in _layers(store):
         h0 = store.read("position0", layer)[first].astype(float)
         mean = h0.mean(0)
-        distances.append(np.linalg.norm(h0 - mean, axis=-1) / np.linalg.norm(mean))
+        distances.append(_relative(h0 - mean, mean))
     table = pd.DataFrame({"layer": _layers(store), "spread": np.mean(distances, axis=1)})
     worst = np.max(distances, axis=0)
     interval = mean_interval(
