@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -352,7 +353,7 @@ def _load(
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each means: not loadable
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(". ")[0][:160]
         raise ModelError(
             f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
             "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
@@ -380,12 +381,16 @@ def _load_tokenizer(checkpoint: Checkpoint, revision: str | None, trust_remote_c
 def _quiet() -> Iterator[None]:
     """Keep transformers' own bars and notices off the terminal while it loads."""
     level = transformers.logging.get_verbosity()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
     transformers.logging.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers.logging.set_verbosity(level)
+        hub.setLevel(hub_level)
         transformers.logging.enable_progress_bar()
 
 
