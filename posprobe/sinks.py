@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from posprobe.effects import cut_heads
 from posprobe.intervals import (
     Interval,
     bootstrap_interval,
