@@ -38,6 +38,7 @@ class Interval:
 
     Examples
     --------
+    >>> from posprobe.intervals import Interval
     >>> interval = Interval(0.4, 0.31, 0.52, 0.95, "fieller", "fraction removed", 30)
     >>> print(interval)
     0.40 [0.31, 0.52]

@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from posprobe.errors import DesignError
-from posprobe.intervals.checks import check_level, check_replicates, check_units, common_length
+from posprobe.intervals.checks import (
+    check_level,
+    check_replicates,
+    check_units,
+    common_length,
+)
 from posprobe.intervals.interval import Interval
 
 __all__ = [
@@ -21,6 +26,7 @@ __all__ = [
     "leave_one_out",
     "mean_interval",
     "pseudo_values",
+    "standard_error",
 ]
 
 Floats = NDArray[np.float64]
@@ -68,6 +74,7 @@ def cluster_weights(
 
     Examples
     --------
+    >>> from posprobe.intervals import cluster_weights
     >>> weights = cluster_weights(4, 1000, rng=0)
     >>> weights.shape, set(weights.sum(axis=1).tolist())
     ((1000, 4), {4})
@@ -90,6 +97,24 @@ def cluster_weights(
     return weights
 
 
+def standard_error(replicates: Floats, n: int) -> Floats:
+    """Bootstrap standard error, ``sd(replicates) sqrt(n / (n - 1))``; see `bootstrap_limits`.
+
+    Parameters
+    ----------
+    replicates : ndarray (B, ...)
+        The statistic in each of B bootstrap samples.
+    n : int
+        Number of clusters that were resampled.
+
+    Returns
+    -------
+    ndarray (...)
+        In the unit of the statistic.
+    """
+    return np.asarray(replicates.std(axis=0, ddof=1) * np.sqrt(n / (n - 1)))
+
+
 def bootstrap_limits(
     replicates: ArrayLike,
     estimate: ArrayLike,
@@ -102,7 +127,7 @@ def bootstrap_limits(
     r"""Limits of bootstrap intervals, for any number of statistics at once.
 
     With :math:`\alpha = 1 - level`, quantiles :math:`q` of the replicates and their standard
-    deviation :math:`se`::
+    error :math:`se`, which is their standard deviation times :math:`\sqrt{n / (n - 1)}`::
 
         percentile   [q(α/2), q(1 - α/2)]
         basic        [2 estimate - q(1 - α/2), 2 estimate - q(α/2)]
@@ -137,12 +162,19 @@ def bootstrap_limits(
         If shapes do not match, replicates are not finite, the method is unknown, or "bca" comes
         without leave-one-out values.
 
+    Notes
+    -----
+    Drawing from n clusters varies as their variance with divisor n does. The factor puts that
+    right, so that "t" is Student's interval where the statistic is a mean.
+
     References
     ----------
     Efron and Tibshirani (1993), chapters 13 and 14; Davison and Hinkley (1997), section 5.2.
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import bootstrap_limits, cluster_weights
     >>> values = np.arange(10.0)
     >>> means = cluster_weights(10, 5000, rng=0) @ values / 10
     >>> low, high = bootstrap_limits(means, values.mean(), n=10, method="percentile")
@@ -156,7 +188,7 @@ def bootstrap_limits(
     tail = (1 - level) / 2
     if method in ("normal", "t"):
         quantile = stats.norm.isf(tail) if method == "normal" else stats.t.isf(tail, n - 1)
-        half = quantile * draws.std(axis=0, ddof=1)
+        half = quantile * standard_error(draws, n)
         return center - half, center + half
     if method == "bca":
         return _bca_limits(draws, center, n, tail, leave_one_out)
@@ -210,10 +242,12 @@ def bootstrap_interval(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import bootstrap_interval, cluster_weights
     >>> values = np.arange(10.0)
     >>> means = cluster_weights(10, 5000, rng=0) @ values / 10
     >>> print(bootstrap_interval(means, values.mean(), n=10, estimand="mean"))
-    4.5 [2.5, 6.5]
+    4.5 [2.4, 6.6]
     """
     low, high = bootstrap_limits(
         replicates, estimate, n=n, level=level, method=method, leave_one_out=leave_one_out
@@ -259,6 +293,7 @@ def mean_interval(
 
     Examples
     --------
+    >>> from posprobe.intervals import mean_interval
     >>> print(mean_interval([2.0, 3.0, 4.0, 3.0, 2.0, 4.0], estimand="mean"))
     3.0 [2.1, 3.9]
     """
@@ -291,6 +326,8 @@ def leave_one_out(statistic: Callable[..., Any], *values: ArrayLike) -> Floats:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import leave_one_out
     >>> leave_one_out(np.mean, [0.0, 3.0, 6.0])
     array([4.5, 3. , 1.5])
     """
@@ -329,6 +366,8 @@ def pseudo_values(estimate: ArrayLike, leave_one_out: ArrayLike) -> Floats:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import leave_one_out, pseudo_values
     >>> pseudo_values(3.0, leave_one_out(np.mean, [0.0, 3.0, 6.0]))
     array([0., 3., 6.])
     """
@@ -369,6 +408,8 @@ def jackknife_interval(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import jackknife_interval, leave_one_out
     >>> values = np.arange(10.0)
     >>> print(jackknife_interval(4.5, leave_one_out(np.mean, values), estimand="mean"))
     4.5 [2.3, 6.7]

@@ -10,6 +10,7 @@ from scipy import stats
 
 from posprobe.errors import DesignError
 from posprobe.intervals.checks import check_level, check_replicates, check_units
+from posprobe.intervals.resampling import standard_error
 
 __all__ = ["MaxT", "benjamini_hochberg", "max_t"]
 
@@ -52,8 +53,9 @@ def max_t(
 ) -> MaxT:
     r"""Simultaneous intervals and adjusted p-values of many statistics from shared weights.
 
-    With :math:`t_k = (\theta_k - null) / se_k`, replicates :math:`\theta^*_{bk}` and
-    :math:`m_b = \max_k |\theta^*_{bk} - \theta_k| / se_k`, all intervals
+    With standard errors :math:`se_k` of `standard_error`, :math:`t_k = (\theta_k - null) / se_k`,
+    replicates :math:`\theta^*_{bk}` of standard deviation :math:`sd_k`, and
+    :math:`m_b = \max_k |\theta^*_{bk} - \theta_k| / sd_k`, all intervals
     :math:`\theta_k \pm c\, se_k` cover at once with probability `level` where c is that quantile
     of m, and the single-step adjusted p-value is the share of m that reaches :math:`|t_k|`.
     Because the :math:`se_k` are estimated from n clusters, normal quantiles are exchanged for
@@ -99,15 +101,15 @@ def max_t(
     check_units(n, "max-T")
     center = np.asarray(estimates, dtype=np.float64)
     draws = check_replicates(replicates, center)
-    error = draws.std(axis=0, ddof=1)
+    spread, error = draws.std(axis=0, ddof=1), standard_error(draws, n)
     # Identical replicates differ by rounding alone, so their deviation is compared with their size.
-    still = np.argwhere(error <= 1e-12 * np.abs(draws).max(axis=0))
+    still = np.argwhere(spread <= 1e-12 * np.abs(draws).max(axis=0))
     if len(still):
         raise DesignError(
             f"statistic {tuple(still[0].tolist())} is the same in all bootstrap replicates: "
             "leave it out"
         )
-    largest = (np.abs(draws - center) / error).reshape(len(draws), -1).max(axis=1)
+    largest = (np.abs(draws - center) / spread).reshape(len(draws), -1).max(axis=1)
     critical = float(stats.t.isf(stats.norm.sf(np.quantile(largest, level)), n - 1))
     observed = stats.norm.isf(stats.t.sf(np.abs(center - null) / error, n - 1))
     reached = len(largest) - np.searchsorted(np.sort(largest), observed)
@@ -140,6 +142,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
 
     Examples
     --------
+    >>> from posprobe.intervals import benjamini_hochberg
     >>> benjamini_hochberg([0.01, 0.02, 0.03, 0.5])
     array([0.04, 0.04, 0.04, 0.5 ])
     """
