@@ -81,11 +81,21 @@ def gather_variances(
         One per layer, of the same items.
     n_resamples, seed : int
         Bootstrap samples of items.
+
+    Raises
+    ------
+    DesignError
+        With fewer than three items: without one of them, pairs must be left.
     """
     parts: dict[str, dict[str, list[Array]]] = {}
     weights = leave_one_out = None
     for layer in effects:
         if weights is None:
+            if layer.n_items < 3:
+                raise DesignError(
+                    f"intervals of position effects need at least 3 items, not {layer.n_items}; "
+                    "capture with a larger --n"
+                )
             weights = cluster_weights(layer.n_items, n_resamples, seed).astype(float)
             # a sample that drew one item only has no pair of different items
             weights = weights[(weights > 0).sum(1) > 1]
@@ -111,8 +121,11 @@ def shares(variances: Variances, layer: int, head: int, level: float) -> dict[st
     -------
     dict of str to Interval
         `mask`: (V_M + C)/V_T, `residual`: (V_R + C)/V_T; unbounded where V_T is not
-        distinguishable from 0. Below 0 where the channels oppose each other.
+        distinguishable from 0. Below 0 where the channels oppose each other. Empty where the
+        estimate of V_T is not above 0: noise may put it even significantly below.
     """
+    if variances.estimate["V_T"][layer, head] <= 0:
+        return {}
     psi = {name: values[:, layer, head] for name, values in variances.pseudo.items()}
     parts = {"mask": psi["V_M"] + psi["C_MR"], "residual": psi["V_R"] + psi["C_MR"]}
     return {
@@ -217,28 +230,33 @@ def _table(variances: Variances, layers: list[Any], heads: list[Any], level: flo
     table = pd.DataFrame(columns)
     if len(table) > 1:
         for name in ("V_T", "V_R"):
-            together = max_t(
-                variances.estimate[name].ravel(),
-                variances.bootstrap[name].reshape(len(variances.bootstrap[name]), -1),
-                n=variances.n_items,
-            )
-            table[f"{name}_p_adjusted"] = together.p_value
+            table[f"{name}_p_adjusted"] = _adjusted_p(variances, name)
     cells = [(row, head) for row in range(len(layers)) for head in range(len(heads))]
     described = [_describe(variances, *cell, level) for cell in cells]
     return pd.concat([table, pd.DataFrame(described)], axis=1)
 
 
+def _adjusted_p(variances: Variances, name: str) -> Array:
+    """P-values of all cells by max-T; NaN where a variance is exactly 0 whatever is drawn."""
+    draws = variances.bootstrap[name].reshape(len(variances.bootstrap[name]), -1)
+    varies = np.ptp(draws, axis=0) > 0
+    p_values = np.full(len(varies), np.nan)
+    if varies.any():
+        estimate = variances.estimate[name].ravel()[varies]
+        p_values[varies] = max_t(estimate, draws[:, varies], n=variances.n_items).p_value
+    return p_values
+
+
 def _describe(variances: Variances, layer: int, head: int, level: float) -> dict[str, Any]:
     """Shares, their status, and the relation of the channels in words."""
-    row: dict[str, Any] = {"status": "ok"}
-    for name, interval in shares(variances, layer, head, level).items():
-        if interval.unbounded:
-            row["status"] = "undefined"
-        bounds = (interval.estimate, interval.low, interval.high)
+    parts = shares(variances, layer, head, level)
+    defined = bool(parts) and not any(interval.unbounded for interval in parts.values())
+    row: dict[str, Any] = {"status": "ok" if defined else "undefined"}
+    for name in ("mask", "residual"):
         keys = (f"share_{name}", f"share_{name}_low", f"share_{name}_high")
+        part = parts[name] if defined else None
+        bounds = (part.estimate, part.low, part.high) if part else (np.nan,) * 3
         row |= dict(zip(keys, bounds, strict=True))
-    if row["status"] == "undefined":
-        row |= {key: np.nan for key in row if key.startswith("share_")}
     low, high = (limit[layer, head] for limit in variances.limits("C_MR", level))
     row["relation"] = "opposed" if high < 0 else "reinforcing" if low > 0 else "not distinguishable"
     return row
