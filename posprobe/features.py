@@ -62,13 +62,15 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
     Returns
     -------
     Features
-        For the attention features, rows whose largest offset would reach key 0 are left out.
+        For the attention features, offsets that a sliding window hides are left out, and rows
+        whose largest offset would reach key 0.
 
     Raises
     ------
     DesignError
-        If `which` is unknown, a value is not finite, or all normalizers are in a layer that the
-        store does not have.
+        If `which` is unknown, a value is not finite, or no row or offset is left.
+    StoreError
+        If the file lacks the layer or the quantity.
 
     Examples
     --------
@@ -80,8 +82,12 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
     if which not in FEATURES:
         raise DesignError(f"features {which!r} are unknown; use one of {', '.join(FEATURES)}")
     blocks = _blocks(store, layer, which)
-    first = 1 + (max(store.offsets) if which in ("attention", "scores") else 0)
+    first = 1 + (max(_seen_offsets(store, layer)) if which in ("attention", "scores") else 0)
     keep = store.positions >= first
+    if not keep.any():
+        raise DesignError(
+            f"{store.path.name} has no query from position {first} on; capture longer sequences"
+        )
     columns, feature_groups = [], {}
     stop = 0
     for name, values in blocks.items():
@@ -97,9 +103,21 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
     return Features(X, store.positions[keep].astype(float), groups, feature_groups)
 
 
+def _seen_offsets(store: ActivationStore, layer: int) -> list[int]:
+    limit = store.layer_window[layer] or np.inf
+    seen = [offset for offset in store.offsets if offset < limit]
+    if not seen:
+        raise DesignError(
+            f"layer {layer} of {store.path.name} has no score at an offset that its queries see; "
+            "capture with offset_score and smaller offsets"
+        )
+    return seen
+
+
 def _blocks(store: ActivationStore, layer: int, which: str) -> dict[str, np.ndarray]:
     if which in ("attention", "scores"):
-        scores = store.read("offset_score", layer)
+        seen = _seen_offsets(store, layer)
+        scores = store.read("offset_score", layer)[..., np.isin(store.offsets, seen)]
         if which == "attention":
             scores = scores - store.normalizer(layer)[..., None]
         return {which: scores}
