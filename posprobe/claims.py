@@ -419,7 +419,8 @@ def _first(store: ActivationStore) -> str:
     first = np.unique(store.tokens[:, 0])
     if len(first) > 1:
         return "whatever token the text begins with"
-    return f"token {first[0]}" + (" (BOS)" if store.header.stimulus.get("bos_token") else "")
+    forced = store.header.stimulus.get("bos_token") is not None
+    return f"token {first[0]}" + (" (BOS)" if forced else "")
 
 
 def _fingerprint(store: ActivationStore) -> str:
