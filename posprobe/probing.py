@@ -81,7 +81,7 @@ def probe_layers(
     Raises
     ------
     DesignError
-        If the file has fewer than five sequences, the number of folds.
+        If the file has fewer than five sequences, the number of folds, or there is no layer.
     """
     if len(np.unique(store.item)) < 5:
         raise DesignError(
@@ -90,7 +90,13 @@ def probe_layers(
         )
     kept = set(store.header.residual_layers or ())
     chosen = [k for k in range(store.n_layers) if k in kept] if layers is None else list(layers)
-    refit = spread_layers(store.n_layers, REFIT_LAYERS) if refit_layers is None else refit_layers
+    if not chosen:
+        raise DesignError(
+            f"{store.path.name} keeps the residual stream of no layer that was asked for; capture "
+            "it with residual_layers"
+        )
+    spread = spread_layers(store.n_layers, REFIT_LAYERS)
+    refit = set(spread if refit_layers is None else refit_layers)
     n_groups = len(np.unique(store.item))
     weights = {
         kind: cluster_weights(n_groups, count, seed).astype(float)
@@ -99,7 +105,7 @@ def probe_layers(
     probes, partitions = [], []
     draws: dict[str, list[np.ndarray]] = {}
     for layer in chosen:
-        kinds = list(weights) if layer in set(refit) else [FIXED]
+        kinds = list(weights) if layer in refit else [FIXED]
         X, y, groups, feature_groups = features(store, layer)
         model = VariancePartition(feature_groups).fit(X, y, groups=groups)
         table = pd.concat(
