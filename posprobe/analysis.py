@@ -90,14 +90,15 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
     found: dict[str, Any] = {"replaced": []}
     first = stores[0]
     for store in stores:
-        for name in ("weights_digest", "variant"):
+        for name in ("weights_digest", "variant", "interventions"):
             if getattr(store.header, name) != getattr(first.header, name):
                 raise DesignError(
                     f"{store.path.name} differs from {first.path.name} in {name}; analyze one "
-                    "model and variant at a time"
+                    "model and one change of its attention at a time"
                 )
         role = _role(store)
         if role == "replaced":
+            _check_new_treatment(store, found["replaced"])
             found["replaced"].append(store)
         elif role in found:
             raise DesignError(
@@ -106,6 +107,16 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
         else:
             found[role] = store
     return Files(**found)
+
+
+def _check_new_treatment(store: ActivationStore, others: list[ActivationStore]) -> None:
+    treatment = store.header.position0_treatment
+    for other in others:
+        if other.header.position0_treatment == treatment:
+            raise DesignError(
+                f"{store.path.name} and {other.path.name} both replace position 0 by "
+                f"{treatment!r}; give one"
+            )
 
 
 def _role(store: ActivationStore) -> str:
