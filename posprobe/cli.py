@@ -73,8 +73,13 @@ def audit(
 ) -> None:
     """Capture, analyze and report on MODEL: a hub id, folder, GGUF file or bundled name."""
     from posprobe.study import audit as run
+    from posprobe.variants import parse_variant
 
-    names = [name.strip() for name in variants.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in variants.split(",") if name.strip()))
+    if not names:
+        raise click.BadParameter("name at least one variant", param_hint="--variants")
+    for name in names:
+        parse_variant(name)  # before the first of them is captured
     for name in names:
         report = run(
             model,

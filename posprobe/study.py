@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 
 from posprobe.analysis import analyze_files, count_steps, sort_files
 from posprobe.claims import make_claims
-from posprobe.errors import StoreError
+from posprobe.errors import DesignError, StoreError
 from posprobe.report import write_report
 from posprobe.stimuli import Stimulus, default_corpus, make_stimulus
 from posprobe.store import ActivationStore
@@ -23,6 +24,7 @@ __all__ = ["REPLACEMENTS", "analyze", "audit"]
 
 REPLACEMENTS = ("mean", "content")
 N_NATURAL, N_SHIFTED, N_REPEATED = 40, 32, 4
+LEAST_N = 5
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def audit(
     text : str or None
         The text to draw from (None: the Python language reference that comes with CPython).
     n : int or None
-        Sequences and windows (None: 40 natural sequences and 32 windows).
+        Sequences and windows, at least 5 (None: 40 natural sequences and 32 windows).
     length : int
         Tokens of the longest sequence.
     replacements : sequence of str
@@ -86,11 +88,13 @@ def audit(
     """
     from posprobe.models import load_model
 
-    folder = make_folder(folder)
-    if isinstance(model, str):
-        model = load_model(model, variant=variant)
-    paths = _capture_all(model, folder, text, n, length, replacements, seed, progress)
-    return analyze(paths, folder, seed=seed, progress=progress)
+    if n is not None and n < LEAST_N:
+        raise DesignError(f"n={n} is too few: probes need {LEAST_N} folds of sequences, so raise n")
+    with output_folder(folder) as made:
+        if isinstance(model, str):
+            model = load_model(model, variant=variant)
+        paths = _capture_all(model, made, text, n, length, replacements, seed, progress)
+        return analyze(paths, made, seed=seed, progress=progress)
 
 
 def analyze(
@@ -112,10 +116,10 @@ def analyze(
     Path
         Of the report.
     """
-    folder = make_folder(folder)
     captured = sort_files(ActivationStore(path) for path in files)
     off = None if progress else True
-    with tqdm(total=count_steps(captured) + 1, unit="step", disable=off) as bar:
+    total = count_steps(captured) + 1
+    with output_folder(folder) as made, tqdm(total=total, unit="step", disable=off) as bar:
 
         def step(what: str) -> None:
             bar.set_description(f"analyze: {what}")
@@ -123,15 +127,17 @@ def analyze(
 
         analysis = analyze_files(captured, seed=seed, step=step)
         bar.set_description("analyze: report")
-        report = write_report(analysis, make_claims(analysis), folder)
+        report = write_report(analysis, make_claims(analysis), made)
         bar.update()
     return report
 
 
-def make_folder(folder: str | Path) -> Path:
-    """Make the output folder, and see that it can be written before any work is done."""
+@contextlib.contextmanager
+def output_folder(folder: str | Path) -> Iterator[Path]:
+    """Make a folder that can be written before any work is done; unmake it if it stays empty."""
     folder = Path(folder)
     probe = folder / ".writable"
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -140,15 +146,21 @@ def make_folder(folder: str | Path) -> Path:
         raise StoreError(
             f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
         ) from error
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # which it is where something was written
+            for path in new:
+                path.rmdir()
+        raise
 
 
 def _plans(model: ObservableModel, n: int | None, replacements: Sequence[str]) -> list[Plan]:
     """The captures of an audit, in order; BOS is forced where the tokenizer has one."""
     bos = "none" if model.bos_id is None else "force"
-    shifted = n or N_SHIFTED
+    natural, shifted = (N_NATURAL, N_SHIFTED) if n is None else (n, n)
     plans = [
-        Plan("natural.h5", "natural", n or N_NATURAL, "native", residual=True),
+        Plan("natural.h5", "natural", natural, "native", residual=True),
         Plan("shifted.h5", "shifted", shifted, bos),
         *(Plan(f"replaced_{r}.h5", "shifted", shifted, bos, r) for r in replacements),
         Plan("repeated.h5", "repeated", N_REPEATED, "none"),
