@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from posprobe.channels import gather_variances
 from posprobe.effects import channel_effects
@@ -12,7 +13,7 @@ from posprobe.intervals import Interval, fieller_ratio
 from posprobe.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.store import ActivationStore
 
-__all__ = ["PRIMARY", "early_limit", "fraction_removed", "replacement_table"]
+__all__ = ["PRIMARY", "common_items", "early_limit", "fraction_removed", "replacement_table"]
 
 PRIMARY = "mean"
 
@@ -32,6 +33,7 @@ def fraction_removed(
 
     with V_R averaged over layers, heads and offsets, over the positions up to `up_to` and the
     reference. Items are paired: the same windows and prefixes, another embedding at position 0.
+    Where one file has more items than the other, those that both have are compared.
 
     Parameters
     ----------
@@ -53,10 +55,10 @@ def fraction_removed(
     DesignError
         If the files are not of the same windows behind the same prefixes.
     """
-    _check_pair(native, replaced)
     overall = []
-    for store in (native, replaced):
-        effects = (channel_effects(store, k).up_to(up_to) for k in range(store.n_layers))
+    for store, items in zip((native, replaced), common_items(native, replaced), strict=True):
+        layers = (channel_effects(store, k) for k in range(store.n_layers))
+        effects = (layer.take(items).up_to(up_to) for layer in layers)
         overall.append(gather_variances(effects, n_resamples=2).mean((0, 1)))
     before, after = (variances.pseudo["V_R"][:, 0, 0] for variances in overall)
     interval = fieller_ratio(before, after, level=level, estimand="fraction of V_R removed")
@@ -106,16 +108,40 @@ def _sink_rate(store: ActivationStore) -> float:
     return float((np.stack(attention) > SINK_THRESHOLD).mean())
 
 
-def _check_pair(native: ActivationStore, replaced: ActivationStore) -> None:
+def common_items(
+    native: ActivationStore, other: ActivationStore
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places, among the sorted items of each file, of those that both hold.
+
+    Items stay as they are when more of them are drawn, so that a capture of the first 16 pairs with
+    one of 32.
+
+    Raises
+    ------
+    DesignError
+        If the files are of different models, or their common items are not the same windows
+        behind the same prefixes.
+    """
+    if native.header.weights_digest != other.header.weights_digest:
+        raise DesignError(f"{other.path.name} is of another model than {native.path.name}")
+    items = [np.unique(store.item) for store in (native, other)]
+    both, *places = np.intersect1d(*items, return_indices=True)
     same = (
-        native.prefixes == replaced.prefixes
-        and native.offsets == replaced.offsets
-        and np.array_equal(native.tokens[:, 1:], replaced.tokens[:, 1:])
+        native.prefixes == other.prefixes
+        and native.offsets == other.offsets
+        and native.design == other.design
+        and len(both) > 0
+        and np.array_equal(_text(native, both), _text(other, both))
     )
     if not same:
         raise DesignError(
-            f"{replaced.path.name} is not the stimulus of {native.path.name}; capture both with "
-            "the same design, --n, --length and --seed"
+            f"{other.path.name} is not the stimulus of {native.path.name}; capture both with "
+            "the same design, --length and --seed"
         )
-    if native.header.weights_digest != replaced.header.weights_digest:
-        raise DesignError(f"{replaced.path.name} is of another model than {native.path.name}")
+    return places[0], places[1]
+
+
+def _text(store: ActivationStore, items: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Tokens behind position 0 of some items, by item and prefix."""
+    order = np.lexsort((store.prefix_length, store.item))
+    return store.tokens[order[np.isin(store.item[order], items)], 1:]

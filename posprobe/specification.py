@@ -1,0 +1,201 @@
+r"""The specification curve: how much of a result hangs on how it was measured.
+
+The study says that replacing the BOS embedding removes 40% of the residual component at early
+queries, and not how that was measured. So the fraction removed is computed under every combination
+of treatment, range of queries, offset, layers and measure of the component, with the one that was
+fixed beforehand marked.
+
+All measures are means over heads, offsets and layers, and so are their jackknife pseudo-values:
+each file is read once, and a specification is a mean of numbers already there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.effects import ChannelEffects, channel_effects, position_covariance
+from posprobe.intervals import fieller_ratio, pseudo_values
+from posprobe.replacement import PRIMARY, common_items, early_limit
+from posprobe.store import ActivationStore
+
+__all__ = ["METRICS", "specification_curve"]
+
+Array = NDArray[np.float64]
+METRICS = {
+    "V_R": "variance over positions of the residual channel",
+    "V_S": "variance over positions of the sink's part of it",
+    "mean |R|": "mean absolute residual effect at the early positions themselves, in nats",
+}
+
+
+def specification_curve(
+    native: ActivationStore,
+    replaced: Iterable[ActivationStore],
+    *,
+    sink_reading: Sequence[tuple[int, int]] = (),
+    level: float = 0.95,
+) -> pd.DataFrame:
+    r"""Fraction removed, 1 - metric(replaced)/metric(native), under every specification.
+
+    Treatment x range of queries (up to each prefix, and all) x offset (each, and all) x layers
+    (all, thirds, those that read the sink) x metric. V_R and V_S are U-statistics over pairs of
+    different items; mean \|R\| is :math:`|E_n R[n, p]|` averaged over the positions of the range
+    without the reference, its bias reduced by the jackknife.
+
+    Parameters
+    ----------
+    native : ActivationStore
+        The shifted design with native position 0.
+    replaced : iterable of ActivationStore
+        The same stimulus, or its first items, with other treatments of position 0.
+    sink_reading : sequence of (layer, head)
+        Layers where at least half of the heads are among these are the sink-reading layers; none:
+        that choice of layers is left out.
+    level : float
+        Of each interval. They are not adjusted for their number: the curve shows how much the
+        choice matters, and only the primary specification is a test.
+
+    Returns
+    -------
+    pandas.DataFrame
+        treatment, positions ("early", "up to P", "all"), up_to (tokens), offsets, layers, metric,
+        primary, fraction_removed, low, high (empty where unbounded), method ("fieller", "fieller:
+        unbounded", or "undefined" where there is nothing to remove), n (items).
+
+    Raises
+    ------
+    DesignError
+        If a file is not of the same windows behind the same prefixes.
+    """
+    ranges = _ranges(native)
+    choices = _layer_choices(native, sink_reading)
+    own: dict[tuple[int, ...], dict[str, Array]] = {}
+    rows: list[dict[str, Any]] = []
+    for store in replaced:
+        mine, theirs = common_items(native, store)
+        key = tuple(mine.tolist())
+        if key not in own:
+            own[key] = _all_pseudo_values(native, mine, ranges)
+        pair = own[key], _all_pseudo_values(store, theirs, ranges)
+        for row in _specifications(pair, ranges, choices, native.offsets, level):
+            rows.append({"treatment": store.header.position0_treatment} | row)
+    table = pd.DataFrame(rows)
+    if len(table):
+        table.insert(6, "primary", _is_primary(table, early_limit(native)))
+    return table
+
+
+def _ranges(store: ActivationStore) -> dict[int, str]:
+    """Ranges of queries by their largest prefix; the one before the reference leaves none out."""
+    early = early_limit(store)
+    names = {p: "early" if p == early else f"up to {p}" for p in store.prefixes[:-2]}
+    return names | {store.prefixes[-1]: "all"}
+
+
+def _layer_choices(
+    store: ActivationStore, sink_reading: Sequence[tuple[int, int]]
+) -> dict[str, NDArray[np.intp]]:
+    layers = np.arange(store.n_layers)
+    choices = {"all": layers}
+    thirds = np.array_split(layers, 3)
+    if len(thirds[-1]):
+        names = ("first third", "middle third", "last third")
+        choices |= dict(zip(names, thirds, strict=True))
+    reading = np.bincount([layer for layer, _ in sink_reading], minlength=store.n_layers)
+    if (2 * reading >= store.n_heads).any():
+        choices["sink-reading"] = np.flatnonzero(2 * reading >= store.n_heads)
+    return choices
+
+
+def _all_pseudo_values(
+    store: ActivationStore, items: NDArray[np.intp], ranges: dict[int, str]
+) -> dict[str, Array]:
+    """Pseudo-values of each metric: (item, range, layer, offset); NaN where a window hides one."""
+    shape = len(items), len(ranges), store.n_layers, len(store.offsets)
+    values = {metric: np.full(shape, np.nan) for metric in METRICS}
+    for layer in range(store.n_layers):
+        effects = channel_effects(store, layer).take(items)
+        kept = [store.offsets.index(offset) for offset in effects.offsets]
+        for r, up_to in enumerate(ranges):
+            for metric, each in _pseudo_values(effects.up_to(up_to)).items():
+                values[metric][:, r, layer, kept] = each
+    return values
+
+
+def _pseudo_values(effects: ChannelEffects) -> dict[str, Array]:
+    """Pseudo-values of each metric for one layer and range, averaged over heads: (item, offset)."""
+    without_one = 1.0 - np.eye(effects.n_items)
+    found = {}
+    for metric, part in (("V_R", effects.residual), ("V_S", effects.sink)):
+        whole = position_covariance(part, part).mean(0)
+        found[metric] = pseudo_values(
+            whole, position_covariance(part, part, without_one).mean(1)
+        )
+    early = effects.residual[:, :-1]
+    others = (early.sum(0) - early) / (len(early) - 1)
+    whole = np.abs(early.mean(0)).mean((0, 1))
+    found["mean |R|"] = pseudo_values(whole, np.abs(others).mean((1, 2)))
+    return found
+
+
+def _specifications(
+    pair: tuple[dict[str, Array], dict[str, Array]],
+    ranges: dict[int, str],
+    choices: dict[str, NDArray[np.intp]],
+    offsets: tuple[int, ...],
+    level: float,
+) -> Iterable[dict[str, Any]]:
+    """Every specification of one treatment, from the pseudo-values with and without it."""
+    columns = {str(offset): [d] for d, offset in enumerate(offsets)}
+    columns["all"] = list(range(len(offsets)))
+    for metric in METRICS:
+        before, after = (values[metric] for values in pair)
+        for r, (up_to, positions) in enumerate(ranges.items()):
+            for name, layers in choices.items():
+                for offset, column in columns.items():
+                    cell = (slice(None), r, layers[:, None], column)
+                    yield {
+                        "positions": positions,
+                        "up_to": up_to,
+                        "offsets": offset,
+                        "layers": name,
+                        "metric": metric,
+                    } | _removed(_mean(before[cell]), _mean(after[cell]), level)
+
+
+def _mean(values: Array) -> Array:
+    """Mean by item over the offsets that a layer has, then over the layers that have any."""
+    there = ~np.isnan(values)
+    count = there.sum(-1)
+    by_layer = np.where(there, values, 0.0).sum(-1) / np.maximum(count, 1)
+    kept = by_layer[:, (count > 0).all(0)]
+    return kept.mean(1) if kept.size else np.full(len(values), np.nan)
+
+
+def _removed(before: Array, after: Array, level: float) -> dict[str, Any]:
+    """Fraction removed with Fieller's limits, or the word that there is nothing to remove."""
+    row: dict[str, Any] = {"fraction_removed": np.nan, "low": np.nan, "high": np.nan}
+    if not before.mean() != 0 or np.isnan(before).any():
+        return row | {"method": "undefined", "n": len(before)}
+    interval = fieller_ratio(before, after, level=level, estimand="fraction removed")
+    row["fraction_removed"] = interval.estimate
+    if not interval.unbounded:
+        row |= {"low": interval.low, "high": interval.high}
+    unbounded = ": unbounded" if interval.unbounded else ""
+    return row | {"method": interval.method + unbounded, "n": interval.n}
+
+
+def _is_primary(table: pd.DataFrame, early: int) -> pd.Series:
+    """The specification that was fixed beforehand."""
+    return (
+        (table["treatment"] == PRIMARY)
+        & (table["up_to"] == early)
+        & (table["offsets"] == "all")
+        & (table["layers"] == "all")
+        & (table["metric"] == "V_R")
+    )
