@@ -453,12 +453,22 @@ def prove_observable(observable: ObservableModel) -> None:
         )
     for layer, seen in recorded.items():
         _prove_rows(name, layer, seen, observer, tolerance)
-    # compared with a run of the same shape: another batch size changes the last bits by itself
-    still = observable.logits(tokens[:1])
-    for layer in range(observable.n_layers):
-        moved = Observer(intervention=Intervention(temperature=((layer, 0.5),)))
-        if torch.equal(observable.logits(tokens[:1], moved), still):
-            raise ModelError(f"model {name!r}: scores of layer {layer} do not reach the logits")
+    _prove_effect(observable, tokens[:1, :4])
+
+
+def _prove_effect(observable: ObservableModel, tokens: Tensor) -> None:
+    """Row l of a batch of equal rows gets other scores in layer l: its logits must be others."""
+    layers = range(observable.n_layers)
+    rows = tokens.expand(len(layers), -1)
+    halved = Intervention(temperature=tuple((layer, 0.5) for layer in layers))
+    moved = observable.logits(rows, Observer(intervention=halved, by_row=True))
+    # a run of the same shape, since another batch size changes the last bits by itself
+    still = observable.logits(rows)
+    for layer in layers:
+        if torch.equal(moved[layer], still[layer]):
+            raise ModelError(
+                f"model {observable.name!r}: scores of layer {layer} do not reach the logits"
+            )
 
 
 def _prove_callbacks(name: str, layers: list[int], n_layers: int) -> None:

@@ -131,6 +131,9 @@ class Observer:
         What to record (None: nothing; the attention function only applies the intervention).
     intervention : Intervention
         What to change.
+    by_row : bool
+        The b-th temperature of the intervention changes row b of the batch alone, so that one pass
+        tries them all.
 
     Attributes
     ----------
@@ -147,10 +150,12 @@ class Observer:
         emit: Callable[[str, int, Tensor], None] | None = None,
         observation: Observation | None = None,
         intervention: Intervention = NO_INTERVENTION,
+        by_row: bool = False,
     ) -> None:
         self.emit = emit
         self.observation = observation
         self.intervention = intervention
+        self.by_row = by_row
         self.layers: list[int] = []
         self.visibilities: dict[int, Visibility] = {}
         self.sink_logits: dict[int, Tensor] = {}
@@ -208,7 +213,12 @@ def observed_attention(
     change = observer.intervention
     visibility = change.visibility(attention_mask)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scoring = Scoring(factor * change.factor(layer), softcap, s_aux)
+    if observer.by_row:
+        rows = [temperature if at == layer else 1.0 for at, temperature in change.temperature]
+        query = query * query.new_tensor(rows).view(-1, 1, 1, 1)
+    else:
+        factor *= change.factor(layer)
+    scoring = Scoring(factor, softcap, s_aux)
     cut = change.heads_without_sink(layer, query.shape[1])
     output, normalizer = attend(query, key, value, visibility, scoring)
     if cut and query.shape[2] > 1:

@@ -238,6 +238,17 @@ def test_temperature_scales_the_scores_of_its_layer():
     assert_observed_is_eager(model, eager("llama", edit=edit), seen, 1e-9)
 
 
+def test_temperatures_by_row_are_those_of_a_run_each():
+    model = ObservableModel(tiny.tiny_model("gemma2"))
+    change = Intervention(temperature=((2, 0.5), (0, 3.0), (2, 1.0)))
+    rows = IDS[:1].expand(3, -1)
+    together = model.logits(rows, Observer(intervention=change, by_row=True))
+    for row, one in enumerate(change.temperature):
+        alone = model.logits(IDS[:1], Observer(intervention=Intervention(temperature=(one,))))
+        torch.testing.assert_close(together[row : row + 1], alone)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
 def test_variant_changes_the_rotary_embedding():
     config = tiny.tiny_config("gemma3")
     parse_variant("ntk(4)").change_config(config)
@@ -354,12 +365,9 @@ def test_scores_that_are_not_those_of_the_rows_are_refused(family, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_scores_that_do_not_reach_the_logits_are_refused(dtype, monkeypatch):
+def test_scores_that_do_not_reach_the_logits_are_refused(dtype):
     model = tiny.tiny_model("llama", dtype=dtype)
-    plain = Intervention.factor
-    monkeypatch.setattr(
-        Intervention, "factor", lambda self, layer: 1.0 if layer == 2 else plain(self, layer)
-    )
+    model.model.layers[2].self_attn.o_proj.weight.data.zero_()
     with pytest.raises(ModelError, match="scores of layer 2 do not reach the logits"):
         ObservableModel(model)
 
