@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -156,7 +155,8 @@ def capture_stimulus(
     StimulusError
         If the sequences are longer than the model was made for, or the treatment is unknown.
     ModelError
-        If a layer's window is not the one that its configuration declares.
+        If a layer's window is not the one that its configuration declares, or the intervention
+        names a head that the model does not have.
     StoreError
         If the file cannot be written, exists, or is not the one to resume.
     """
@@ -170,6 +170,7 @@ def capture_stimulus(
             f"position0 {position0!r} is unknown; use one of {', '.join(POSITION0)}"
         )
     change = model.intervention().combined(intervention)
+    change.check_heads(model.n_layers, model.n_heads)
     stimulus = _replace_token(model, stimulus, position0)
     header = _header(model, stimulus, change, position0, dtype, residual_layers)
     header = dataclasses.replace(
@@ -233,7 +234,7 @@ def _header(
         config=model.effective_config() | {"posprobe_quantization": model.quantization},
         variant=str(model.variant),
         position0_treatment=position0,
-        interventions=[json.loads(json.dumps(dataclasses.asdict(change)))],
+        interventions=[change.describe()],
         stimulus=stimulus.describe(),
         seed=stimulus.seed,
         versions={name: version(name) for name in ("posprobe", "torch", "transformers")},

@@ -16,6 +16,7 @@ constant to the scores of a query changes none of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,13 +120,17 @@ class ChannelEffects:
         """Early positions only, and the reference."""
         keep = self.positions <= position
         keep[-1] = True
-        parts = (p[:, keep] for p in (self.total, self.mask, self.residual, self.sink))
-        return ChannelEffects(self.positions[keep], *parts, self.offsets)
+        return self._with(self.positions[keep], np.s_[:, keep])
 
     def take(self, items: NDArray[np.intp]) -> ChannelEffects:
         """Some of the items only, by their place along the first axis."""
-        parts = (p[items] for p in (self.total, self.mask, self.residual, self.sink))
-        return ChannelEffects(self.positions, *parts, self.offsets)
+        return self._with(self.positions, np.s_[items])
+
+    def _with(self, positions: NDArray[np.int64], part: Any) -> ChannelEffects:
+        total, mask, residual, sink = (
+            p[part] for p in (self.total, self.mask, self.residual, self.sink)
+        )
+        return ChannelEffects(positions, total, mask, residual, sink, self.offsets)
 
     def profile(self, weights: Array | None = None) -> dict[str, Array]:
         """T, M, R and S at each position, averaged over heads and offsets: (P,), or (B, P)."""

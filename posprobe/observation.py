@@ -1,4 +1,4 @@
-"""What a forward pass lets us see: the observer, the interventions, the recorded scores.
+"""What a forward pass lets us see: the observer and the recorded scores.
 
 `observed_attention` is the attention function that transformers calls. It reads the log-normalizer,
 the sink score, the scores at chosen offsets and the mask counterfactual off each layer, and applies
@@ -7,16 +7,15 @@ the interventions of the study.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from posprobe.attention import Scoring, Visibility, attend
 from posprobe.errors import ModelError
+from posprobe.interventions import NO_INTERVENTION, Intervention
 
 __all__ = [
     "NO_INTERVENTION",
@@ -26,73 +25,6 @@ __all__ = [
     "observe_scores",
     "observed_attention",
 ]
-
-
-@dataclass(frozen=True)
-class Intervention:
-    """What is changed in the attention of a forward pass; a plain value that a file can name.
-
-    Parameters
-    ----------
-    causal : bool
-        False removes the causal mask.
-    window : int or None
-        A sliding window forced on every layer.
-    cut_sink : tuple of (layer, head), or "all", or None
-        Heads whose queries > 0 do not see key 0.
-    fixed_denominator : tuple of (layer, head, c)
-        Heads whose weights are exp(s - c), c in nats, instead of exp(s - z). Their rows no longer
-        sum to 1, but to exp(z - c): the row sums then carry position themselves.
-    temperature : tuple of (layer, factor)
-        Factor on all scores of a layer; used to prove that a layer's scores move the logits.
-    """
-
-    causal: bool = True
-    window: int | None = None
-    cut_sink: tuple[tuple[int, int], ...] | Literal["all"] | None = None
-    fixed_denominator: tuple[tuple[int, int, float], ...] = ()
-    temperature: tuple[tuple[int, float], ...] = ()
-
-    def combined(self, other: Intervention) -> Intervention:
-        """Both changes at once; of two windows the smaller, of two sink cuts the other's."""
-        windows = [w for w in (self.window, other.window) if w is not None]
-        return Intervention(
-            causal=self.causal and other.causal,
-            window=min(windows, default=None),
-            cut_sink=other.cut_sink or self.cut_sink,
-            fixed_denominator=self.fixed_denominator + other.fixed_denominator,
-            temperature=self.temperature + other.temperature,
-        )
-
-    def visibility(self, native: Visibility) -> Visibility:
-        """The keys seen under the intervention, given those of the model itself."""
-        windows = [w for w in (native.window, self.window) if w is not None]
-        return Visibility(native.causal and self.causal, min(windows) if windows else None)
-
-    def heads_without_sink(self, layer: int, n_heads: int) -> list[int]:
-        """Heads of `layer` from which key 0 is hidden."""
-        if self.cut_sink is None:
-            return []
-        if isinstance(self.cut_sink, str):
-            return list(range(n_heads))
-        return [head for at, head in self.cut_sink if at == layer]
-
-    def row_sums(self, layer: int, normalizer: Tensor) -> Tensor | None:
-        """What the attention rows of `layer` sum to, (batch, head, query); None: to 1."""
-        fixed = {head: c for at, head, c in self.fixed_denominator if at == layer}
-        if not fixed:
-            return None
-        sums = torch.ones_like(normalizer)
-        for head, c in fixed.items():
-            sums[:, head] = (normalizer[:, head] - c).exp()
-        return sums
-
-    def factor(self, layer: int) -> float:
-        """Factor on all scores of `layer`."""
-        return math.prod(factor for at, factor in self.temperature if at == layer)
-
-
-NO_INTERVENTION = Intervention()
 
 
 @dataclass(frozen=True)

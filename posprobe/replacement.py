@@ -124,8 +124,8 @@ def common_items(
     """
     if native.header.weights_digest != other.header.weights_digest:
         raise DesignError(f"{other.path.name} is of another model than {native.path.name}")
-    items = [np.unique(store.item) for store in (native, other)]
-    both, *places = np.intersect1d(*items, return_indices=True)
+    own, others = np.unique(native.item), np.unique(other.item)
+    both, *places = np.intersect1d(own, others, return_indices=True)
     same = (
         native.prefixes == other.prefixes
         and native.offsets == other.offsets

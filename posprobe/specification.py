@@ -133,9 +133,7 @@ def _pseudo_values(effects: ChannelEffects) -> dict[str, Array]:
     found = {}
     for metric, part in (("V_R", effects.residual), ("V_S", effects.sink)):
         whole = position_covariance(part, part).mean(0)
-        found[metric] = pseudo_values(
-            whole, position_covariance(part, part, without_one).mean(1)
-        )
+        found[metric] = pseudo_values(whole, position_covariance(part, part, without_one).mean(1))
     early = effects.residual[:, :-1]
     others = (early.sum(0) - early) / (len(early) - 1)
     whole = np.abs(early.mean(0)).mean((0, 1))
@@ -180,7 +178,7 @@ def _mean(values: Array) -> Array:
 def _removed(before: Array, after: Array, level: float) -> dict[str, Any]:
     """Fraction removed with Fieller's limits, or the word that there is nothing to remove."""
     row: dict[str, Any] = {"fraction_removed": np.nan, "low": np.nan, "high": np.nan}
-    if not before.mean() != 0 or np.isnan(before).any():
+    if np.isnan(before).any() or before.mean() == 0:
         return row | {"method": "undefined", "n": len(before)}
     interval = fieller_ratio(before, after, level=level, estimand="fraction removed")
     row["fraction_removed"] = interval.estimate

@@ -1,0 +1,243 @@
+r"""How much of the residual channel dies when some heads alone cannot see key 0.
+
+Hiding key 0 from a head changes that head's own denominators at once, whatever the residual stream
+does: to count that as removal of the residual channel would be to measure the cut by itself. Two
+comparisons are free of it.
+
+heads left whole
+    V_R over the heads from which none of the compared conditions hides key 0. What changes there
+    came through the residual stream. Nothing is left where key 0 is hidden from all heads.
+without key 0
+    V_R over all heads, with key 0 left out of every denominator, in the native run too: the effect
+    of position on how attention divides among the *other* keys. Hiding key 0 from a head does not
+    change it by itself, so that cut heads can be compared, and all heads cut as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.effects import channel_effects, cut_heads, position_covariance
+from posprobe.errors import DesignError
+from posprobe.heads import Head
+from posprobe.intervals import fieller_ratio, pseudo_values
+from posprobe.replacement import common_items, early_limit
+from posprobe.store import ActivationStore
+
+__all__ = ["MEASURES", "cut_table"]
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+MEASURES = {"heads left whole": False, "without key 0": True}
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """One capture with key 0 hidden from `cut` (L, H); V_R by measure and range: (N, L, H)."""
+
+    heads: str
+    cut: Mask
+    variances: dict[tuple[str, int], Array]
+    attention: Array
+
+
+def cut_table(
+    native: ActivationStore,
+    cuts: Iterable[ActivationStore],
+    sink_reading: Sequence[Head],
+    *,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Fraction of V_R removed by hiding key 0 from sink-reading, random and all heads.
+
+    Parameters
+    ----------
+    native : ActivationStore
+        The shifted design, nothing hidden.
+    cuts : iterable of ActivationStore
+        The same stimulus, or its first items, each with key 0 hidden from some heads. The items
+        that all files hold are compared, paired.
+    sink_reading : sequence of (layer, head)
+        The heads that read the sink, chosen on other data: they say what a file is.
+    level : float
+        Of Fieller's intervals on jackknife pseudo-values. They are over items: random draws are the
+        draws that were made.
+
+    Returns
+    -------
+    pandas.DataFrame
+        heads ("sink-reading", "some sink-reading", "random K", "other heads", "all"; or the name
+        of a sink condition "minus random": its fraction less the mean of those of as many random
+        heads), measured (one of `MEASURES`), positions ("early", "all"), up_to (tokens),
+        n_heads_cut, n_heads_measured, V_R_native, V_R_cut (squared nats), fraction_removed, low,
+        high (empty where unbounded), method, n (items), attention_native (mean attention to key 0
+        of the cut heads without the cut), attention_left (the largest, over cut heads, with it: 0,
+        read off the denominators that the forward pass used).
+
+    Raises
+    ------
+    DesignError
+        If a file is not of the same windows behind the same prefixes.
+    """
+    stores = list(cuts)
+    places = _places(native, stores)
+    ranges = {early_limit(native): "early", native.prefixes[-1]: "all"}
+    before = _condition("none", native, places[0], list(ranges))
+    conditions = [
+        _condition(name, store, items, list(ranges))
+        for name, store, items in zip(_names(stores, sink_reading), stores, places[1:], strict=True)
+    ]
+    rows = []
+    for condition in conditions:
+        for measured in MEASURES:
+            kept = _measured(measured, condition, conditions)
+            if not kept.any():
+                continue
+            for up_to, positions in ranges.items():
+                of = {"measured": measured, "positions": positions, "up_to": up_to}
+                key = measured, up_to
+                rows.append(_removed(condition, before, key, kept, level) | of)
+                draws = _matched_draws(condition, conditions)
+                if draws:
+                    rows.append(_difference(condition, draws, before, key, kept, level) | of)
+    leading = ["heads", "measured", "positions", "up_to"]
+    table = pd.DataFrame(rows)
+    return table[leading + [name for name in table if name not in leading]]
+
+
+def _places(native: ActivationStore, stores: list[ActivationStore]) -> list[NDArray[np.intp]]:
+    """Places, in each file, of the items that all of them hold."""
+    for store in stores:
+        common_items(native, store)
+    items = [np.unique(store.item) for store in (native, *stores)]
+    everywhere = reduce(np.intersect1d, items)
+    if len(everywhere) < 3:
+        raise DesignError(
+            f"the files with key 0 hidden share {len(everywhere)} items with {native.path.name}; "
+            "intervals need 3, so capture with a larger --n"
+        )
+    return [np.flatnonzero(np.isin(own, everywhere)) for own in items]
+
+
+def _cut(store: ActivationStore) -> Mask:
+    return np.stack([cut_heads(store, layer) for layer in range(store.n_layers)])
+
+
+def _names(stores: list[ActivationStore], sink_reading: Sequence[Head]) -> list[str]:
+    """What each file's cut is, by the heads that read the sink."""
+    names: list[str] = []
+    for store in stores:
+        cut, reading = _cut(store), np.zeros((store.n_layers, store.n_heads), dtype=bool)
+        for head in sink_reading:
+            reading[head] = True
+        if cut.all():
+            name = "all"
+        elif not (cut & reading).any():
+            name = f"random {1 + sum(other.startswith('random') for other in names)}"
+        elif (cut & ~reading).any():
+            name = "other heads"
+        else:
+            name = "sink-reading" if (cut == reading).all() else "some sink-reading"
+        names.append(name)
+    return names
+
+
+def _condition(
+    name: str, store: ActivationStore, items: NDArray[np.intp], ranges: list[int]
+) -> _Condition:
+    variances: dict[tuple[str, int], Array] = {}
+    for measured, without_sink in MEASURES.items():
+        layers: dict[int, list[Array]] = {up_to: [] for up_to in ranges}
+        for layer in range(store.n_layers):
+            effects = channel_effects(store, layer, without_sink=without_sink).take(items)
+            for up_to in ranges:
+                layers[up_to].append(_pseudo_values(effects.up_to(up_to).residual))
+        variances |= {(measured, up_to): np.stack(layers[up_to], 1) for up_to in ranges}
+    return _Condition(name, _cut(store), variances, _attention(store))
+
+
+def _pseudo_values(residual: Array) -> Array:
+    """Jackknife pseudo-values of V_R, averaged over offsets: (item, head)."""
+    without_one = 1.0 - np.eye(len(residual))
+    whole = position_covariance(residual, residual).mean(-1)
+    return pseudo_values(whole, position_covariance(residual, residual, without_one).mean(-1))
+
+
+def _attention(store: ActivationStore) -> Array:
+    """Mean attention to key 0, from the denominators with and without it: (layer, head)."""
+    own = np.searchsorted(store.prefixes, store.prefix_length)
+    rows = np.arange(store.n_sequences)
+    means = []
+    for layer in range(store.n_layers):
+        body = store.read("remasked_body", layer)[rows, own].astype(float)
+        means.append(-np.expm1(body - store.normalizer(layer)).mean((0, 1)))
+    return np.stack(means)
+
+
+def _measured(measured: str, condition: _Condition, conditions: list[_Condition]) -> Mask:
+    """Heads over which a condition is measured."""
+    if MEASURES[measured]:
+        return np.ones_like(condition.cut)
+    compared = [condition.cut] + [c.cut for c in conditions if c.heads.startswith("random")]
+    if condition.heads.startswith("random"):
+        compared += [c.cut for c in conditions if _matched_draws(c, conditions)]
+    return ~np.any(compared, axis=0)
+
+
+def _matched_draws(condition: _Condition, conditions: list[_Condition]) -> list[_Condition]:
+    """Random draws of as many heads as a sink-reading condition cuts."""
+    if not condition.heads.endswith("sink-reading"):
+        return []
+    draws = [c for c in conditions if c.heads.startswith("random")]
+    return [c for c in draws if c.cut.sum() == condition.cut.sum()]
+
+
+def _removed(
+    condition: _Condition, before: _Condition, key: tuple[str, int], kept: Mask, level: float
+) -> dict[str, Any]:
+    cut = condition.cut
+    return {
+        "heads": condition.heads,
+        "n_heads_cut": int(cut.sum()),
+        "attention_native": float(before.attention[cut].mean()),
+        "attention_left": float(np.abs(condition.attention[cut]).max()),
+    } | _ratio(before.variances[key], condition.variances[key], kept, "removed", level)
+
+
+def _difference(
+    condition: _Condition,
+    draws: list[_Condition],
+    before: _Condition,
+    key: tuple[str, int],
+    kept: Mask,
+    level: float,
+) -> dict[str, Any]:
+    """Fraction removed less that of random heads: (mean V_R(random) - V_R(cut)) / V_R(native)."""
+    at_random = np.mean([draw.variances[key] for draw in draws], axis=0)
+    row = {"heads": f"{condition.heads} minus random", "n_heads_cut": int(condition.cut.sum())}
+    excess = at_random - condition.variances[key]
+    return row | _ratio(before.variances[key], excess, kept, "ratio", level)
+
+
+def _ratio(
+    native: Array, changed: Array, kept: Mask, quantity: Any, level: float
+) -> dict[str, Any]:
+    a, b = native[:, kept].mean(1), changed[:, kept].mean(1)
+    interval = fieller_ratio(a, b, quantity=quantity, level=level)
+    return {
+        "n_heads_measured": int(kept.sum()),
+        "V_R_native": float(a.mean()),
+        "V_R_cut": float(b.mean()) if quantity == "removed" else np.nan,
+        "fraction_removed": interval.estimate,
+        "low": np.nan if interval.low is None else interval.low,
+        "high": np.nan if interval.high is None else interval.high,
+        "method": interval.method + (": unbounded" if interval.unbounded else ""),
+        "n": interval.n,
+    }

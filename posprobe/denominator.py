@@ -1,0 +1,208 @@
+r"""Position information in attention patterns with the denominator taken out.
+
+:math:`a_{ij} = s_{ij} - z_i` holds the log-normalizer of its query; under a fixed denominator
+:math:`a_{ij} = s_{ij} - c` holds none, c being a constant of the head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.errors import DesignError
+from posprobe.features import features
+from posprobe.intervals import (
+    Interval,
+    bootstrap_interval,
+    bootstrap_limits,
+    cluster_weights,
+    max_t,
+)
+from posprobe.replacement import early_limit, fraction_removed
+from posprobe.ridge import PositionProbe
+from posprobe.store import ActivationStore
+
+__all__ = [
+    "CAVEAT",
+    "FixedDenominator",
+    "fixed_denominator_probes",
+    "fixed_forward_table",
+    "mean_normalizers",
+]
+
+Array = NDArray[np.float64]
+N_RESAMPLES = 2000
+CAVEAT = (
+    "Inside the forward pass rows no longer sum to 1 but to exp(z - c), so that row sums carry "
+    "position themselves: this shows what happens under the change, not what the denominator does."
+)
+
+
+class FixedDenominator(NamedTuple):
+    """Probes of position from attention patterns, with and without the denominator.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        layer, r2_attention (P), r2_scores (P_fix), each with `_low` and `_high`, difference
+        (P - P_fix) with difference_low, difference_high, p_adjusted (max-T over layers),
+        n_features, n.
+    mean : Interval
+        Mean difference over layers.
+    """
+
+    table: pd.DataFrame
+    mean: Interval
+
+
+def fixed_denominator_probes(
+    store: ActivationStore, *, level: float = 0.95, seed: int = 0
+) -> FixedDenominator:
+    """Probe position from log attention weights (P) and from scores alone (P_fix), by layer.
+
+    Both at the same offsets, rows and folds. Intervals are those of the probes as fitted: out-of-
+    fold squared errors per sequence, resampled with one set of weights for both probes and all
+    layers (percentiles, as for every fixed probe).
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Of the natural design.
+    level : float
+    seed : int
+
+    Returns
+    -------
+    FixedDenominator
+
+    Raises
+    ------
+    DesignError
+        If the file has fewer than five sequences, the number of folds.
+    """
+    n_items = len(np.unique(store.item))
+    if n_items < 5:
+        raise DesignError(
+            f"{store.path.name} has {n_items} sequences; probes need 5 folds, so capture with a "
+            "larger --n"
+        )
+    weights = np.vstack([np.ones(n_items), cluster_weights(n_items, N_RESAMPLES, seed)])
+    rows, every = [], []
+    for layer in range(store.n_layers):
+        scores = {}
+        for which in ("attention", "scores"):
+            X, y, groups, _ = features(store, layer, which)
+            probe = PositionProbe(keep_gram=False).fit(X, y, groups=groups)
+            scores[which] = _r2(probe, weights)
+        scores["difference"] = scores["attention"] - scores["scores"]
+        every.append(scores["difference"])
+        row: dict[str, Any] = {"layer": layer, "n_features": X.shape[1], "n": n_items}
+        for name, draws in scores.items():
+            column = name if name == "difference" else f"r2_{name}"
+            low, high = bootstrap_limits(
+                draws[1:], draws[0], n=n_items, level=level, method="percentile"
+            )
+            row |= {column: draws[0], f"{column}_low": low, f"{column}_high": high}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    differences = np.stack(every, 1)
+    table["p_adjusted"] = _adjusted(differences, n_items)
+    mean = bootstrap_interval(
+        differences[1:].mean(1),
+        float(differences[0].mean()),
+        n=n_items,
+        level=level,
+        method="percentile",
+        estimand="mean over layers of R2(P) - R2(P_fix), fixed probes",
+    )
+    return FixedDenominator(table, mean)
+
+
+def _adjusted(differences: Array, n: int) -> Array:
+    """Max-T p-values over layers; 1 where both probes leave all features out and agree exactly."""
+    draws = differences[1:]
+    moves = draws.std(0) > 1e-12
+    adjusted = np.ones(len(moves))
+    if moves.any():
+        adjusted[moves] = max_t(differences[0, moves], draws[:, moves], n=n).p_value
+    return adjusted
+
+
+def _r2(probe: PositionProbe, weights: Array) -> Array:
+    """R2 of a fitted probe under each weighting of its sequences."""
+    return 1 - (weights @ probe.sequence_sse_) / (weights @ probe.sequence_sst_)
+
+
+def mean_normalizers(store: ActivationStore) -> tuple[tuple[int, int, float], ...]:
+    """Mean log-normalizer of every head after position 0, as `fixed_denominator` takes it.
+
+    Returns
+    -------
+    tuple of (layer, head, c)
+        c in nats, rounded to 1e-4 so that a file can name them all.
+    """
+    later = store.positions > 0
+    return tuple(
+        (layer, head, round(float(c), 4))
+        for layer in range(store.n_layers)
+        for head, c in enumerate(store.normalizer(layer)[later].mean(0, dtype=np.float64))
+    )
+
+
+def fixed_forward_table(
+    native: ActivationStore, fixed: ActivationStore, *, level: float = 0.95
+) -> pd.DataFrame:
+    r"""What becomes of V_R when the forward pass runs under fixed denominators.
+
+    R is read off s and z as everywhere, as if the rows were normalized: what the residual stream
+    changes in the scores, the sink and the denominator.
+
+    Parameters
+    ----------
+    native, fixed : ActivationStore
+        The same shifted stimulus, or its first items, without and with `fixed_denominator`.
+    level : float
+
+    Returns
+    -------
+    pandas.DataFrame
+        positions, up_to (tokens), V_R_native, V_R_fixed (squared nats), fraction_removed, low, high
+        (empty where unbounded), method, n, log_row_sum_first, log_row_sum_last (mean over heads of
+        z - c behind the shortest and the longest prefix, nats), caveat.
+    """
+    rows = []
+    first, last = _log_row_sums(fixed)
+    for positions, up_to in (("early", early_limit(native)), ("all", native.prefixes[-1])):
+        interval, before, after = fraction_removed(native, fixed, up_to=up_to, level=level)
+        rows.append(
+            {
+                "positions": positions,
+                "up_to": up_to,
+                "V_R_native": before,
+                "V_R_fixed": after,
+                "fraction_removed": interval.estimate,
+                "low": np.nan if interval.low is None else interval.low,
+                "high": np.nan if interval.high is None else interval.high,
+                "method": interval.method + (": unbounded" if interval.unbounded else ""),
+                "n": interval.n,
+                "log_row_sum_first": first,
+                "log_row_sum_last": last,
+                "caveat": CAVEAT,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _log_row_sums(store: ActivationStore) -> tuple[float, float]:
+    """Mean of z - c behind the shortest and the longest prefix."""
+    constants = [c for change in store.header.interventions for c in change["fixed_denominator"]]
+    ends = [store.prefix_length == p for p in (store.prefixes[0], store.prefixes[-1])]
+    sums = [
+        [store.normalizer(layer)[end, :, head].mean(dtype=np.float64) - c for end in ends]
+        for layer, head, c in constants
+    ]
+    first, last = np.mean(sums, axis=0)
+    return float(first), float(last)

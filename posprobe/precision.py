@@ -1,0 +1,119 @@
+"""How much more precisely the shifted design measures position effects than natural text does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.effects import channel_effects
+from posprobe.errors import DesignError
+from posprobe.intervals import bootstrap_interval, cluster_weights
+from posprobe.store import ActivationStore
+
+__all__ = ["precision_table"]
+
+Array = NDArray[np.float64]
+N_RESAMPLES = 500
+SCOPES = {
+    "each head": "root mean square over layers, heads and offsets",
+    "mean over heads": "of the mean over layers, heads and offsets",
+}
+
+
+def precision_table(
+    natural: ActivationStore, shifted: ActivationStore, *, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    r"""Standard errors of T(p) in the natural and in the shifted design, at equal n.
+
+    .. math:: SE(p) = \sqrt{\mathrm{Var}_n\, T_n(p) / n}
+
+    over the first n items of each, n being the smaller number of items. In the natural design
+    content differs between positions of one sequence; in the shifted design it is the same.
+
+    Parameters
+    ----------
+    natural, shifted : ActivationStore
+        With the same window and offsets; positions that both have are compared.
+    level : float
+        Of a bootstrap-t interval of the log ratio, items of the designs drawn independently.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        position (tokens), scope (one of "each head", "mean over heads"), se_natural, se_shifted
+        (nats), ratio (natural to shifted), low, high, n (items of each).
+
+    Raises
+    ------
+    DesignError
+        If windows or offsets differ, or no position but the reference is in both.
+    """
+    same = natural.window == shifted.window and natural.offsets == shifted.offsets
+    n = min(len(np.unique(store.item)) for store in (natural, shifted))
+    positions = np.intersect1d(natural.prefixes[:-1], shifted.prefixes[:-1])
+    if not same or not len(positions):
+        raise DesignError(
+            f"{natural.path.name} and {shifted.path.name} cannot be compared in precision; capture "
+            "both with the same --length and --window"
+        )
+    rng = np.random.default_rng(seed)
+    weights = [np.vstack([np.ones(n), cluster_weights(n, N_RESAMPLES, rng)]) for _ in range(2)]
+    errors = [
+        _standard_errors(store, positions, n, own)
+        for store, own in zip((natural, shifted), weights, strict=True)
+    ]
+    rows = []
+    for scope in SCOPES:
+        log_ratio = np.log(errors[0][scope] / errors[1][scope])
+        for p, position in enumerate(positions):
+            interval = bootstrap_interval(
+                log_ratio[1:, p], float(log_ratio[0, p]), n=n, level=level, estimand="log ratio"
+            )
+            rows.append(
+                {
+                    "position": int(position),
+                    "scope": scope,
+                    "se_natural": errors[0][scope][0, p],
+                    "se_shifted": errors[1][scope][0, p],
+                    "ratio": np.exp(interval.estimate),
+                    "low": np.exp(interval.low or 0.0),
+                    "high": np.exp(interval.high or 0.0),
+                    "n": n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _standard_errors(
+    store: ActivationStore, positions: NDArray[np.int64], n: int, weights: Array
+) -> dict[str, Array]:
+    """Standard errors under each weighting of the items: (weighting, position) by scope."""
+    columns = np.flatnonzero(np.isin(store.prefixes, positions))
+    each = np.zeros((len(weights), len(columns)))
+    overall = np.zeros((n, len(columns)))
+    count = 0
+    for total in _totals(store, columns, n):
+        flat = total.reshape(n, len(columns), -1)
+        each += _variance(flat, weights).sum(-1)
+        overall += flat.mean(-1)
+        count += flat.shape[-1]
+    mean = _variance(overall[..., None] / store.n_layers, weights)[..., 0]
+    return {"each head": np.sqrt(each / count / n), "mean over heads": np.sqrt(mean / n)}
+
+
+def _totals(store: ActivationStore, columns: NDArray[np.intp], n: int) -> Iterator[Array]:
+    for layer in range(store.n_layers):
+        yield channel_effects(store, layer).total[:n][:, columns]
+
+
+def _variance(values: Array, weights: Array) -> Array:
+    """Unbiased variance over items under each weighting: (weighting, ...)."""
+    n = len(values)
+    values = values - values.mean(0)
+    mean = np.tensordot(weights, values, 1) / n
+    square = np.tensordot(weights, values**2, 1) / n
+    return (square - mean**2) * n / (n - 1)
