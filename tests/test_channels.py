@@ -1,0 +1,296 @@
+"""The two channels as tables: known answers, intervals that cover, shares that are not defined."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import synthetic
+
+from posprobe.channels import decompose, gather_variances, shares
+from posprobe.effects import ChannelEffects
+from posprobe.errors import DesignError
+from posprobe.intervals import bootstrap_limits
+
+GRID = np.linspace(1, 0, 5)  # an effect that shrinks towards the reference
+
+
+def simulated(rng, n, mask, residual, repetitions, noise=1.0):
+    """Effects of `repetitions` independent studies, one in the place of each head."""
+    shape = (n, len(mask), repetitions, 1)
+    m, r = (x[:, None, None] + noise * rng.normal(size=shape) for x in (mask, residual))
+    m, r = m - m[:, -1:], r - r[:, -1:]
+    return ChannelEffects(np.arange(len(mask)), m + r, m, r, 0 * r)
+
+
+def truths(mask, residual):
+    m, r = mask - mask.mean(), residual - residual.mean()
+    return {
+        "V_T": np.mean((m + r) ** 2),
+        "V_M": np.mean(m**2),
+        "V_R": np.mean(r**2),
+        "C_MR": np.mean(m * r),
+    }
+
+
+def share_of_mask(mask, residual):
+    v = truths(mask, residual)
+    return (v["V_M"] + v["C_MR"]) / v["V_T"]
+
+
+def defined(variances, head):
+    found = shares(variances, 0, head, 0.95)
+    return bool(found) and not found["mask"].unbounded
+
+
+# --- identities ---
+
+
+def test_total_variance_is_the_sum_and_shares_add_to_one(rng, tmp_path):
+    store = synthetic.Rows(rng, design="shifted", n=20, heads=3).store(tmp_path / "a.h5")
+    result = decompose(store, n_resamples=50)
+    for table in (result.by_head, result.by_layer, result.overall):
+        total = table["V_M"] + table["V_R"] + 2 * table["C_MR"]
+        np.testing.assert_allclose(table["V_T"], total, atol=1e-12)
+    found = [shares(result.variances, 0, head, 0.95) for head in range(3)]
+    assert sum(map(len, found)) > 0
+    for pair in filter(None, found):
+        assert abs(pair["mask"].estimate + pair["residual"].estimate - 1) < 1e-10
+
+
+def test_pseudo_values_average_to_the_estimate(rng):
+    variances = gather_variances([simulated(rng, 9, GRID, -GRID / 2, 7)], n_resamples=10)
+    for name, estimate in variances.estimate.items():
+        np.testing.assert_allclose(variances.pseudo[name].mean(0), estimate, atol=1e-12)
+    assert variances.n_items == 9
+
+
+def test_mean_over_heads_is_of_every_part(rng):
+    layers = [simulated(rng, 6, GRID, GRID, 4) for _ in range(2)]
+    variances = gather_variances(layers, n_resamples=30)
+    over = variances.mean((0, 1))
+    assert over.estimate["V_R"].shape == (1, 1)
+    assert np.isclose(over.estimate["V_R"][0, 0], variances.estimate["V_R"].mean())
+    np.testing.assert_allclose(over.bootstrap["V_T"][3, 0, 0], variances.bootstrap["V_T"][3].mean())
+    np.testing.assert_allclose(over.pseudo["V_M"][:, 0, 0], variances.pseudo["V_M"].mean((1, 2)))
+
+
+def test_layers_share_their_resampled_items(rng):
+    layer = simulated(rng, 8, GRID, GRID, 2)
+    variances = gather_variances([layer, layer], n_resamples=20, seed=3)
+    assert np.array_equal(variances.bootstrap["V_T"][:, 0], variances.bootstrap["V_T"][:, 1])
+    again = gather_variances([layer], n_resamples=20, seed=3)
+    assert np.array_equal(variances.bootstrap["V_T"][:, :1], again.bootstrap["V_T"])
+
+
+# --- known answers ---
+
+
+def store_of(path, rng, mask, residual, n=60, noise=0.05):
+    each = noise * rng.normal(size=(2, n, len(mask)))
+    return synthetic.effect_store(path, mask + each[0], residual + each[1], noise, rng=rng)
+
+
+CASES = {
+    "mask only": (GRID, 0 * GRID),
+    "residual only": (0 * GRID, -0.7 * GRID),
+    "one to one": (GRID, GRID),
+    "three to one": (0.9 * GRID, 0.3 * GRID),
+    "opposed": (GRID, -0.4 * GRID**2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_known_shares_are_recovered(name, tmp_path):
+    rng = np.random.default_rng(list(CASES).index(name))
+    mask, residual = CASES[name]
+    store = store_of(tmp_path / "a.h5", rng, mask, residual)
+    # 30 intervals in all: at this level all of them hold, unless one is wrong
+    result = decompose(store, n_resamples=300, level=0.999)
+    row, truth = result.overall.iloc[0], share_of_mask(mask, residual)
+    assert row["status"] == "ok"
+    for channel, expected in (("mask", truth), ("residual", 1 - truth)):
+        assert abs(row[f"share_{channel}"] - expected) < 0.02
+        assert row[f"share_{channel}_low"] <= expected <= row[f"share_{channel}_high"]
+    for quantity, expected in truths(mask, residual).items():
+        assert row[f"{quantity}_low"] <= expected <= row[f"{quantity}_high"]
+
+
+def test_shares_that_oppose_are_not_clipped(rng, tmp_path):
+    store = store_of(tmp_path / "a.h5", rng, GRID, -0.4 * GRID)
+    row = decompose(store, n_resamples=300).overall.iloc[0]
+    assert row["share_mask"] > 1.5
+    assert row["share_residual"] < -0.5
+    assert row["relation"] == "opposed"
+
+
+@pytest.mark.parametrize(
+    ("mask", "residual", "relation"),
+    [
+        (GRID, GRID, "reinforcing"),
+        (GRID, -GRID, "opposed"),
+        (GRID, 0 * GRID, "not distinguishable"),
+    ],
+)
+def test_relation_in_words(mask, residual, relation, rng, tmp_path):
+    row = decompose(store_of(tmp_path / "a.h5", rng, mask, residual), n_resamples=300).overall
+    assert row["relation"].item() == relation
+
+
+def test_profile_of_positions(rng, tmp_path):
+    store = store_of(tmp_path / "a.h5", rng, GRID, -GRID / 2, noise=0.01)
+    table = decompose(store, n_resamples=100).positions
+    assert set(table["layer"]) == {0, "all"}
+    whole = table[table["layer"] == "all"]
+    np.testing.assert_allclose(whole["M"], GRID, atol=0.02)
+    np.testing.assert_allclose(whole["R"], -GRID / 2, atol=0.02)
+    np.testing.assert_allclose(whole["T"], whole["M"] + whole["R"], atol=1e-6)
+    assert (whole["T_low"] <= whole["T"]).all()
+    assert whole["position"].tolist() == list(store.prefixes)
+
+
+def test_up_to_keeps_early_positions_and_the_reference(rng, tmp_path):
+    store = store_of(tmp_path / "a.h5", rng, GRID, GRID)
+    result = decompose(store, up_to=4, n_resamples=20)
+    assert sorted(set(result.positions["position"])) == [1, 4, store.prefixes[-1]]
+    with pytest.raises(DesignError, match="no position up to 0; the first is 1"):
+        decompose(store, up_to=0)
+
+
+def test_same_seed_same_tables(rng, tmp_path):
+    store = store_of(tmp_path / "a.h5", rng, GRID, GRID)
+    one, two = (decompose(store, n_resamples=40, seed=5) for _ in range(2))
+    other = decompose(store, n_resamples=40, seed=6)
+    assert one.by_head.equals(two.by_head)
+    assert one.positions.equals(two.positions)
+    assert not one.by_head.equals(other.by_head)
+
+
+# --- shares that are not defined ---
+
+
+@pytest.mark.parametrize("n", [3, 8, 32])
+def test_share_of_no_effect_is_rarely_defined(n):
+    nothing = 0 * GRID
+    variances = gather_variances(
+        [simulated(np.random.default_rng(n), n, nothing, nothing, 1500)], n_resamples=2
+    )
+    rate = np.mean([defined(variances, head) for head in range(1500)])
+    assert rate < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1500)  # two binomial errors
+
+
+def test_share_is_undefined_where_the_variance_is_significantly_below_zero():
+    nothing = 0 * GRID
+    variances = gather_variances(
+        [simulated(np.random.default_rng(32), 32, nothing, nothing, 1500)], n_resamples=2
+    )
+    psi = variances.pseudo["V_T"][:, 0]
+    below = np.flatnonzero(psi.mean(0) < -2.1 * psi.std(0, ddof=1) / np.sqrt(32))
+    assert len(below) > 10  # it does happen: the estimate of a variance that is 0 is skewed
+    assert not any(shares(variances, 0, head, 0.95) for head in below)
+
+
+def test_no_share_is_printed_where_it_is_undefined(tmp_path):
+    rng = np.random.default_rng(1)
+    result = decompose(store_of(tmp_path / "a.h5", rng, 0 * GRID, 0 * GRID, n=8), n_resamples=50)
+    row = result.overall.iloc[0]
+    assert row["status"] == "undefined"
+    printed = [name for name in result.overall if name.startswith("share_")]
+    assert len(printed) == 6
+    assert row[printed].isna().all()
+
+
+def test_an_effect_of_exactly_nothing_is_undefined_and_no_error(tmp_path):
+    nothing = np.zeros((6, 5))
+    store = synthetic.effect_store(tmp_path / "a.h5", nothing, nothing, heads=2)
+    result = decompose(store, n_resamples=20)
+    assert (result.by_head["status"] == "undefined").all()
+    assert result.by_head["V_T_p_adjusted"].isna().all()
+
+
+def test_p_values_are_adjusted_over_the_heads_that_vary(rng, tmp_path):
+    mask = np.tile(GRID, (20, 1)) + rng.integers(-3, 4, (20, 5)) / 32  # exact in float32
+    store = synthetic.effect_store(tmp_path / "a.h5", mask, 0 * mask, heads=3)
+    table = decompose(store, n_resamples=400).by_head
+    assert (table["V_T_p_adjusted"] < 0.05).all()
+    assert table["V_R_p_adjusted"].isna().all()
+
+
+# --- few items ---
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_refuses_fewer_than_three_items(n, rng, tmp_path):
+    effects = simulated(rng, n, GRID, GRID, 1)
+    with pytest.raises(DesignError, match=f"at least 3 items, not {n}; capture with a larger --n"):
+        gather_variances([effects])
+    each = np.tile(GRID, (n, 1))
+    with pytest.raises(DesignError, match=f"at least 3 items, not {n}"):
+        decompose(synthetic.effect_store(tmp_path / "a.h5", each, each))
+
+
+def test_three_items_are_enough(rng, tmp_path):
+    store = store_of(tmp_path / "a.h5", rng, GRID, GRID, n=3)
+    row = decompose(store, n_resamples=100).overall.iloc[0]
+    assert np.isfinite([row["V_T"], row["V_T_low"], row["V_T_high"]]).all()
+
+
+# --- coverage ---
+
+# Binomial standard error of a coverage of .95: .008 at 800 repetitions, so .92 to .98 is nearly
+# four of them; intervals that take the 5 x 32 cells for independent units must fail.
+REPETITIONS = 800
+MASK, RESIDUAL = 4 * GRID, -2 * GRID**2
+
+
+@pytest.fixture(scope="module")
+def many():
+    effects = simulated(np.random.default_rng(7), 32, MASK, RESIDUAL, REPETITIONS)
+    return effects, gather_variances([effects], n_resamples=400)
+
+
+@pytest.mark.parametrize("quantity", ["V_T", "V_M", "V_R", "C_MR"])
+def test_intervals_of_variances_cover(quantity, many):
+    _, variances = many
+    low, high = variances.limits(quantity, 0.95)
+    truth = truths(MASK, RESIDUAL)[quantity]
+    assert 0.92 <= np.mean((low <= truth) & (truth <= high)) <= 0.98
+
+
+def test_intervals_of_shares_cover(many):
+    _, variances = many
+    found = [shares(variances, 0, head, 0.95) for head in range(REPETITIONS)]
+    truth = share_of_mask(MASK, RESIDUAL)
+    kept = [pair["mask"] for pair in found if pair and not pair["mask"].unbounded]
+    assert len(kept) > 0.8 * REPETITIONS
+    assert 0.92 <= np.mean([not interval.excludes(truth) for interval in kept]) <= 0.98
+
+
+def test_intervals_of_items_that_are_no_units_do_not_cover(many):
+    """Control: the gate can fail. Items entered three times over are not 96 items."""
+    effects, _ = many
+    thrice = dataclasses.replace(
+        effects,
+        **{k: np.tile(getattr(effects, k), (3, 1, 1, 1)) for k in ("total", "mask", "residual")},
+        sink=np.tile(effects.sink, (3, 1, 1, 1)),
+    )
+    variances = gather_variances([thrice], n_resamples=100)
+    low, high = variances.limits("V_T", 0.95)
+    truth = truths(MASK, RESIDUAL)["V_T"]
+    assert np.mean((low <= truth) & (truth <= high)) < 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2.0, 4.0, 8.0])
+@pytest.mark.parametrize("n", [8, 32])
+def test_the_t_interval_is_never_far_below_its_level(n, size):
+    mask, residual = size * GRID, -size / 2 * GRID**2
+    effects = simulated(np.random.default_rng(1), n, mask, residual, 4000)
+    variances = gather_variances([effects], n_resamples=800)
+    truth = truths(mask, residual)["V_T"]
+    coverage = {}
+    for method in ("t", "percentile"):
+        low, high = bootstrap_limits(
+            variances.bootstrap["V_T"], variances.estimate["V_T"], n=n, method=method
+        )
+        coverage[method] = np.mean((low <= truth) & (truth <= high))
+    assert coverage["t"] > 0.92
