@@ -23,6 +23,7 @@ from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
 from tqdm.auto import tqdm
 
+from posprobe.errors import DesignError
 from posprobe.gram import ClusterGram
 from posprobe.intervals import (
     Interval,
@@ -179,6 +180,11 @@ def run(
         Columns method, statistic, S, repetitions, nominal, observed, standard_error (Monte Carlo),
         gate_low, gate_high, passed.
 
+    Raises
+    ------
+    DesignError
+        If a study is unknown, or there are fewer than two repetitions.
+
     Examples
     --------
     >>> table = run(repetitions=50, sizes=[30], studies=["paired ratio"], progress=False)
@@ -186,6 +192,11 @@ def run(
     True
     """
     names = list(STUDIES) if studies is None else list(studies)
+    unknown = [name for name in names if name not in STUDIES]
+    if unknown:
+        raise DesignError(f"no calibration study {unknown[0]!r}: choose from {', '.join(STUDIES)}")
+    if repetitions < 2:
+        raise DesignError(f"repetitions={repetitions}: a rate with an error needs at least 2")
     cells = [(name, n) for name in names for n in sizes]
     tables = []
     with tqdm(total=repetitions * len(cells), disable=not progress, unit="repetition") as bar:

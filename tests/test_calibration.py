@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights, fieller_ratio, max_t
 from posprobe.ridge import PositionProbe
 from posprobe.selfcheck import STUDIES, Study, gate, run, run_study, simulate_sequences
@@ -137,3 +138,15 @@ def test_monte_carlo_error_is_that_of_a_share():
     table = run(repetitions=200, sizes=[30], studies=["many heads"], progress=False)
     rate, error = table[["observed", "standard_error"]].iloc[0]
     assert error == pytest.approx(np.sqrt(rate * (1 - rate) / 199))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"studies": ["ratio"]}, "no calibration study 'ratio': choose from paired ratio"),
+        ({"repetitions": 1}, "repetitions=1: a rate"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(DesignError, match=message):
+        run(progress=False, **arguments)
