@@ -111,9 +111,9 @@ class ClusterGram:
         labels, inverse = _labels(groups)
         q = X.shape[1] + 1 + y.shape[1]
         grams = np.empty((len(labels), q, q))
-        buffer = np.empty((int(np.bincount(inverse).max()), q))
+        buffer = np.ones((int(np.bincount(inverse).max()), q))
         for s, rows in _rows_by_cluster(inverse, len(labels)):
-            grams[s] = _product(X[rows], y[rows], c, buffer)
+            _product(X[rows], y[rows], c, buffer, grams[s])
         gram = cls(grams, labels, c, y.shape[1])
         if not gram._finite():
             _refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
@@ -156,9 +156,10 @@ class ClusterGram:
                 _refuse_nonfinite(X, y, groups)
             c = np.concatenate([_mean(X), _mean(y)]) if c is None else c
             labels, inverse = _labels(groups)
-            buffer = np.empty((len(X), len(c) + 1))
+            buffer = np.ones((len(X), len(c) + 1))
             for s, rows in _rows_by_cluster(inverse, len(labels)):
-                product = _product(X[rows], y[rows], c, buffer)
+                product = np.empty((len(c) + 1, len(c) + 1))
+                _product(X[rows], y[rows], c, buffer, product)
                 label = labels[s].item()
                 sums[label] = sums[label] + product if label in sums else product
         if c is None or columns is None:
@@ -413,15 +414,16 @@ def _rows_by_cluster(
         yield s, slice(start, end) if order is None else order[start:end]
 
 
-def _product(X: NDArray[Any], y: NDArray[Any], shift: Array, buffer: Array) -> Array:
+# Values that are not finite are found on the diagonal afterwards, and then named.
+@np.errstate(over="ignore", invalid="ignore")
+def _product(X: NDArray[Any], y: NDArray[Any], shift: Array, buffer: Array, out: Array) -> None:
+    """Write [X, 1, y]' [X, 1, y] about the shift into `out`; the buffer's column of ones stays."""
     n, p = X.shape
     Z = buffer[:n]
-    # Non-finite input is found on the diagonal afterwards, and then named.
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.subtract(X, shift[:p], out=Z[:, :p])
-        Z[:, p] = 1.0
-        np.subtract(y, shift[p:], out=Z[:, p + 1 :])
-        return np.asarray(Z.T @ Z)
+    np.subtract(X, shift[:p], out=Z[:, :p])
+    for j, level in enumerate(shift[p:]):
+        np.subtract(y[:, j], level, out=Z[:, p + 1 + j])
+    np.matmul(Z.T, Z, out=out)
 
 
 def _stack(sums: dict[Any, Array], shift: Array, n_targets: int) -> ClusterGram:

@@ -86,7 +86,8 @@ def centre(total: Array, n_features: int, floor: Array | float = 0.0) -> Moments
     p = n_features
     n = total[p, p]
     means = total[p] / n
-    gram = total[:p, :p] - np.outer(total[p, :p], means[:p])
+    gram = np.outer(total[p, :p], means[:p])
+    np.subtract(total[:p, :p], gram, out=gram)
     rhs = total[:p, p + 1 :] - np.outer(total[p, :p], means[p + 1 :])
     constant = np.flatnonzero(gram.diagonal() <= floor)
     gram[constant] = 0.0
@@ -159,7 +160,9 @@ def solve(train: Moments, sizes: Sequence[int], penalties: Array) -> Array:
     coef = np.zeros_like(train.rhs)
     if len(active) == 0:
         return coef
-    gram, rhs = _block(train.gram, active, active), train.rhs[active]
+    everything = len(active) == len(each)
+    gram = train.gram if everything else _block(train.gram, active, active)
+    rhs = train.rhs[active]
     factor = _factor(gram, each[active], gram.diagonal())
     if factor is None:
         raise near_singular(penalties)

@@ -12,17 +12,73 @@ from collections.abc import Sequence
 
 import numpy as np
 from joblib import Parallel, delayed
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import blas, lapack
 
 from posprobe.gram import ClusterGram
+from posprobe.ridge.banded import PIVOT_TOLERANCE, centre, solve
 from posprobe.ridge.design import Design
 
-__all__ = ["refit_scores"]
+__all__ = ["refit_scores", "weighted_fits"]
 
 Array = NDArray[np.float64]
 
 # Summed Grams of one batch of replicates stay below this many bytes.
 _BATCH_BYTES = 1 << 27
+
+
+def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[Array, Array]:
+    r"""Ridge fits at one penalty under many sets of sequence weights.
+
+    One Cholesky factor of the bordered matrix :math:`[X, 1, y]^\top [X, 1, y]`, penalty added, is
+    a fit with its intercept: the rows of y hold :math:`L^{-1} X^\top y`.
+
+    Parameters
+    ----------
+    gram : ClusterGram
+        One Gram per sequence (S of them).
+    weights : array-like of shape (B, S)
+        Sequence weights.
+    alpha : float
+        Penalty.
+
+    Returns
+    -------
+    coef : ndarray of shape (B, p, t)
+        Coefficients.
+    intercept : ndarray of shape (B, t)
+        Intercepts.
+
+    Raises
+    ------
+    DesignError
+        If a weighted Gram is nearly singular.
+    """
+    w, p = np.asarray(weights, dtype=np.float64), gram.n_features
+    size = max(1, _BATCH_BYTES // gram.grams[0].nbytes)
+    batches = [gram.sum(w[i : i + size]) for i in range(0, len(w), size)]
+    slopes = np.stack([_bordered_fit(total, p, alpha) for batch in batches for total in batch])
+    coef, level = slopes[:, :p], slopes[:, p]
+    return coef, level + gram.shift[p:] - gram.shift[:p] @ coef
+
+
+def _bordered_fit(total: Array, p: int, alpha: float) -> Array:
+    """Coefficients and intercept (p + 1, t) about the shift; `total` stays as it is."""
+    matrix = total.copy()
+    diagonal = matrix.ravel()[:: len(matrix) + 1]
+    diagonal[:p] += alpha
+    scale = diagonal[: p + 1].copy()
+    # The corner of y changes nothing above it; doubled, it cannot fail where the fit is perfect.
+    diagonal[p + 1 :] = 2 * diagonal[p + 1 :] + 1
+    factor, info = lapack.dpotrf(matrix.T, lower=1, clean=0, overwrite_a=1)
+    if info or (factor.diagonal()[: p + 1] ** 2 <= PIVOT_TOLERANCE * scale).any():
+        # The careful way knows constant features, and says what is wrong otherwise.
+        train = centre(total, p)
+        coef = solve(train, [p], np.array([alpha]))
+        return np.vstack([coef, train.y_mean - train.x_mean @ coef])
+    right = np.zeros((len(matrix), len(matrix) - p - 1), order="F")
+    right[p + 1 :] = -np.triu(factor[p + 1 :, p + 1 :].T)
+    return np.asarray(blas.dtrsm(1.0, factor, right, lower=1, trans_a=1)[: p + 1])
 
 
 def refit_scores(
