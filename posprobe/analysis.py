@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from posprobe.channels import decompose
-from posprobe.effects import channel_effects
-from posprobe.errors import DesignError
+from posprobe.effects import channel_effects, cut_heads
 from posprobe.intervals import Interval, mean_interval
+from posprobe.isolation import isolation_steps
 from posprobe.probing import probe_layers
 from posprobe.replacement import replacement_table
+from posprobe.roles import Files, sort_files
 from posprobe.sinks import (
     closed_system_table,
     closure,
@@ -27,32 +28,6 @@ from posprobe.store import ActivationStore
 __all__ = ["Analysis", "Files", "analyze_files", "count_steps", "sort_files"]
 
 Step = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Files:
-    """Captures of one model, by the question that each answers.
-
-    Attributes
-    ----------
-    natural, shifted : ActivationStore or None
-        Native position 0.
-    repeated, bos_repeated : ActivationStore or None
-        One token all along; the same behind a BOS.
-    replaced : list of ActivationStore
-        The shifted stimulus with another embedding at position 0.
-    """
-
-    natural: ActivationStore | None = None
-    shifted: ActivationStore | None = None
-    repeated: ActivationStore | None = None
-    bos_repeated: ActivationStore | None = None
-    replaced: list[ActivationStore] = field(default_factory=list)
-
-    def all(self) -> list[ActivationStore]:
-        """Every file there is."""
-        named = [self.natural, self.shifted, self.repeated, self.bos_repeated]
-        return [store for store in named if store is not None] + self.replaced
 
 
 @dataclass(frozen=True)
@@ -76,63 +51,6 @@ class Analysis:
     level: float
 
 
-def sort_files(stores: Iterable[ActivationStore]) -> Files:
-    """Recognise each file by its header.
-
-    Raises
-    ------
-    DesignError
-        If files are of different models or variants, or two answer the same question.
-    """
-    stores = list(stores)
-    if not stores:
-        raise DesignError("no file was given; make one with: posprobe capture MODEL -o FILE.h5")
-    found: dict[str, Any] = {"replaced": []}
-    first = stores[0]
-    for store in stores:
-        for name in ("weights_digest", "variant", "interventions"):
-            if getattr(store.header, name) != getattr(first.header, name):
-                raise DesignError(
-                    f"{store.path.name} differs from {first.path.name} in {name}; analyze one "
-                    "model and one change of its attention at a time"
-                )
-        role = _role(store)
-        if role == "replaced":
-            _check_new_treatment(store, found["replaced"])
-            found["replaced"].append(store)
-        elif role in found:
-            raise DesignError(
-                f"{store.path.name} and {found[role].path.name} are both {role} captures; give one"
-            )
-        else:
-            found[role] = store
-    return Files(**found)
-
-
-def _check_new_treatment(store: ActivationStore, others: list[ActivationStore]) -> None:
-    treatment = store.header.position0_treatment
-    for other in others:
-        if other.header.position0_treatment == treatment:
-            raise DesignError(
-                f"{store.path.name} and {other.path.name} both replace position 0 by "
-                f"{treatment!r}; give one"
-            )
-
-
-def _role(store: ActivationStore) -> str:
-    if store.header.position0_treatment != "native":
-        return "replaced"
-    if store.design == "repeated":
-        has_bos = store.header.stimulus.get("bos_token") is not None
-        return "bos_repeated" if has_bos else "repeated"
-    if store.design in ("natural", "shifted"):
-        return store.design
-    raise DesignError(
-        f"{store.path.name} is of design {store.design!r}, which no analysis uses; read it with "
-        "posprobe.ActivationStore"
-    )
-
-
 def count_steps(files: Files) -> int:
     """How often `analyze_files` will call `step`."""
     natural, shifted = files.natural, files.shifted
@@ -140,7 +58,7 @@ def count_steps(files: Files) -> int:
     with_residual = natural is not None and "residual" in natural.header.quantities
     named = (natural, with_residual, shifted is not None and files.replaced)
     channels = [store for store in (shifted, natural) if store is not None and _split(store)]
-    return sum(map(bool, named)) + len(channels) + len(repeated)
+    return sum(map(bool, named)) + len(channels) + len(repeated) + len(isolation_steps(files))
 
 
 def _split(store: ActivationStore) -> bool:
@@ -198,6 +116,11 @@ def analyze_files(
             name = "repeated" if store is files.repeated else "bos_repeated"
             table, intervals[name] = _repeated(store, level, seed)
             _append(tables, "repeated", table, name)
+    for name, make in isolation_steps(files):
+        step(name)
+        found = make(level, seed)
+        tables |= found.tables
+        intervals |= found.intervals
     tables["checks"] = pd.DataFrame([_check(store) for store in files.all()])
     return Analysis(files, tables, intervals, level)
 
@@ -272,6 +195,9 @@ def _check(store: ActivationStore) -> dict[str, Any]:
         "design": store.design,
         "variant": header.variant,
         "position0": header.position0_treatment,
+        "heads_without_sink": sum(
+            int(cut_heads(store, layer).sum()) for layer in range(store.n_layers)
+        ),
         "sequences": store.n_sequences,
         "items": len(np.unique(store.item)),
         "tokens": store.length,

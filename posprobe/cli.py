@@ -60,6 +60,7 @@ def main() -> None:
 @click.option("--variants", default="standard", show_default=True, help="Comma-separated.")
 @click.option("--n", type=int, help="Sequences and windows.  [default: 40 and 32]")
 @click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence.")
+@click.option("--full", is_flag=True, help="More replacements, cut sinks, fixed denominators.")
 @STIMULUS_OPTIONS
 def audit(
     model: str,
@@ -67,6 +68,7 @@ def audit(
     variants: str,
     n: int | None,
     length: int,
+    full: bool,
     text: Path | None,
     seed: int,
     quiet: bool,
@@ -88,6 +90,7 @@ def audit(
             text=_read(text),
             n=n,
             length=length,
+            full=full,
             seed=seed,
             progress=not quiet,
         )
@@ -112,6 +115,11 @@ def audit(
 )
 @click.option("--position0", type=click.Choice(TREATMENTS), default="native", show_default=True)
 @click.option("--variant", default="standard", show_default=True)
+@click.option(
+    "--cut-sink",
+    metavar="HEADS",
+    help="Hide key 0 from heads: all, layer:head,..., or a .json file of [layer, head].",
+)
 @click.option("--n", type=int, default=40, show_default=True, help="Sequences or windows.")
 @click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence.")
 @click.option("--window", type=int, default=32, show_default=True, help="Tokens of the window.")
@@ -129,11 +137,16 @@ def capture(
     model: str,
     output: Path,
     variant: str,
+    cut_sink: str | None,
     text: Path | None,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Run a stimulus through MODEL and write what is observed to one HDF5 file."""
+    if cut_sink is not None:
+        from posprobe.interventions import Intervention, parse_heads
+
+        options["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
     loaded = posprobe.load_model(model, variant=variant)
     with posprobe.capture(loaded, output, text=_read(text), progress=not quiet, **options) as store:
         click.echo(store.path)

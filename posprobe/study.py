@@ -6,24 +6,33 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from posprobe.analysis import analyze_files, count_steps, sort_files
 from posprobe.claims import make_claims
+from posprobe.denominator import mean_normalizers
 from posprobe.errors import DesignError, StoreError
+from posprobe.heads import Head, random_heads, sink_reading_heads, strongest
 from posprobe.report import write_report
 from posprobe.stimuli import Stimulus, default_corpus, make_stimulus
 from posprobe.store import ActivationStore
 
 if TYPE_CHECKING:
+    from posprobe.interventions import Intervention
     from posprobe.models import ObservableModel
 
 __all__ = ["REPLACEMENTS", "analyze", "audit"]
 
+Cut = tuple[Head, ...] | Literal["all"]
+
 REPLACEMENTS = ("mean", "content")
-N_NATURAL, N_SHIFTED, N_REPEATED = 40, 32, 4
+FULL_REPLACEMENTS = ("special", "noise", "zero")
+N_NATURAL, N_SHIFTED, N_REPEATED, N_FULL = 40, 32, 4, 16
+RANDOM_DRAWS = 2
 LEAST_N = 5
 
 
@@ -37,6 +46,7 @@ class Plan:
     bos: str
     position0: str = "native"
     residual: bool = False
+    change: Intervention | None = None
 
 
 def audit(
@@ -48,6 +58,7 @@ def audit(
     n: int | None = None,
     length: int = 256,
     replacements: Sequence[str] = REPLACEMENTS,
+    full: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
@@ -56,6 +67,10 @@ def audit(
     Captures the natural and the shifted design, the shifted one again with each replacement of
     position 0, and one repeated token with and without BOS. Interrupted, it goes on from there when
     it is called again with the same arguments.
+
+    In full, also more replacements, key 0 hidden from the sink-reading heads (chosen on one half of
+    the natural sequences), from as many random others and from all heads, and fixed denominators,
+    each on the first 16 windows; they are paired with the same windows of the native capture.
 
     Parameters
     ----------
@@ -73,6 +88,8 @@ def audit(
         Tokens of the longest sequence.
     replacements : sequence of str
         Treatments of position 0, see `posprobe.captures.POSITION0`.
+    full : bool
+        Also the captures that isolate more; it takes about twice as long.
     seed : int
     progress : bool
 
@@ -93,7 +110,11 @@ def audit(
     with output_folder(folder) as made:
         if isinstance(model, str):
             model = load_model(model, variant=variant)
-        paths = _capture_all(model, made, text, n, length, replacements, seed, progress)
+        corpus = model.tokenize(default_corpus() if text is None else text)
+        capturing = _Capturing(model, made, corpus, length, seed, progress)
+        paths = capturing.run(_plans(model, n, replacements))
+        if full:
+            paths += capturing.run(_full_plans(model, made, n, replacements))
         return analyze(paths, made, seed=seed, progress=progress)
 
 
@@ -170,45 +191,91 @@ def _plans(model: ObservableModel, n: int | None, replacements: Sequence[str]) -
     return plans
 
 
-def _capture_all(
-    model: ObservableModel,
-    folder: Path,
-    text: str | None,
-    n: int | None,
-    length: int,
-    replacements: Sequence[str],
-    seed: int,
-    progress: bool,
-) -> list[Path]:
-    from posprobe.captures import QUANTITIES, capture_stimulus
+def _full_plans(
+    model: ObservableModel, folder: Path, n: int | None, replacements: Sequence[str]
+) -> list[Plan]:
+    """The captures that a full audit adds; heads and constants come from its natural capture."""
+    from posprobe.interventions import Intervention
 
-    corpus = model.tokenize(default_corpus() if text is None else text)
-    work: list[tuple[Plan, Stimulus]] = []
-    for plan in _plans(model, n, replacements):
-        stimulus = make_stimulus(
-            plan.design,
-            corpus,
-            n=plan.n,
-            length=length,
-            bos=plan.bos,
-            native_bos=model.native_bos,
-            bos_id=model.bos_id,
-            seed=seed,
-        )
-        work.append((plan, stimulus))
-    total = sum(int(stimulus.lengths.sum()) for _, stimulus in work)
-    off = None if progress else True
-    with tqdm(total=total, unit="token", unit_scale=True, disable=off) as bar:
-        for plan, stimulus in work:
-            bar.set_description(f"capture: {plan.file}")
-            quantities = tuple(q for q in QUANTITIES if plan.residual or q != "residual")
-            capture_stimulus(
-                model,
-                stimulus,
-                folder / plan.file,
-                quantities=quantities,
-                position0=plan.position0,
-                resume=True,
-                progress=bar,
+    bos = "none" if model.bos_id is None else "force"
+    count = N_FULL if n is None else n
+    with ActivationStore(folder / "natural.h5") as natural:
+        changes = {
+            name: Intervention(cut_sink=heads) for name, heads in _cuts(natural, model).items()
+        }
+        constants = mean_normalizers(natural)
+    changes["fixed_denominator"] = Intervention(fixed_denominator=constants)
+    added = [
+        r
+        for r in FULL_REPLACEMENTS
+        if r not in replacements and (r != "special" or len(model.special_ids) > 1)
+    ]
+    return [
+        *(Plan(f"replaced_{r}.h5", "shifted", count, bos, r) for r in added),
+        *(Plan(f"{name}.h5", "shifted", count, bos, change=c) for name, c in changes.items()),
+    ]
+
+
+def _cuts(natural: ActivationStore, model: ObservableModel) -> dict[str, Cut]:
+    """Heads from which key 0 is hidden, by file; as many random others as sink-reading heads."""
+    reading = sink_reading_heads(natural)
+    shape = natural.n_layers, natural.n_heads
+    compared = strongest(reading, *shape)
+    cuts: dict[str, Cut] = {"cut_all": "all"}
+    if compared:
+        cuts["cut_sink_reading"] = tuple(sorted(compared))
+        draws = random_heads(compared, reading, shape, draws=RANDOM_DRAWS, seed=natural.header.seed)
+        cuts |= {f"cut_random_{k}": tuple(heads) for k, heads in enumerate(draws, 1)}
+    if len(compared) < len(reading) < shape[0] * shape[1]:
+        cuts["cut_every_sink_reading"] = tuple(sorted(reading))
+    return cuts
+
+
+@dataclass(frozen=True)
+class _Capturing:
+    """What all captures of an audit share."""
+
+    model: ObservableModel
+    folder: Path
+    corpus: NDArray[np.int32]
+    length: int
+    seed: int
+    progress: bool
+
+    def run(self, plans: Sequence[Plan]) -> list[Path]:
+        """Capture what the folder does not hold yet."""
+        from posprobe.captures import QUANTITIES, capture_stimulus
+        from posprobe.interventions import NO_INTERVENTION
+
+        stimuli = self._stimuli(plans)
+        total = sum(int(stimulus.lengths.sum()) for stimulus in stimuli)
+        off = None if self.progress else True
+        with tqdm(total=total, unit="token", unit_scale=True, disable=off) as bar:
+            for plan, stimulus in zip(plans, stimuli, strict=True):
+                bar.set_description(f"capture: {plan.file}")
+                capture_stimulus(
+                    self.model,
+                    stimulus,
+                    self.folder / plan.file,
+                    quantities=tuple(q for q in QUANTITIES if plan.residual or q != "residual"),
+                    position0=plan.position0,
+                    intervention=plan.change or NO_INTERVENTION,
+                    resume=True,
+                    progress=bar,
+                )
+        return [self.folder / plan.file for plan in plans]
+
+    def _stimuli(self, plans: Sequence[Plan]) -> list[Stimulus]:
+        return [
+            make_stimulus(
+                plan.design,
+                self.corpus,
+                n=plan.n,
+                length=self.length,
+                bos=plan.bos,
+                native_bos=self.model.native_bos,
+                bos_id=self.model.bos_id,
+                seed=self.seed,
             )
-    return [folder / plan.file for plan, _ in work]
+            for plan in plans
+        ]
