@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -46,7 +48,8 @@ def fraction_removed(
     Returns
     -------
     interval : Interval
-        Fieller's, on the jackknife pseudo-values of the two U-statistics.
+        Fieller's, on the jackknife pseudo-values of the two U-statistics; unbounded where the
+        native V_R is not distinguishable from 0, or not above it.
     native_variance, replaced_variance : float
         V_R under each, in squared nats.
 
@@ -63,6 +66,8 @@ def fraction_removed(
     before, after = (variances.pseudo["V_R"][:, 0, 0] for variances in overall)
     interval = fieller_ratio(before, after, level=level, estimand="fraction of V_R removed")
     native_variance, replaced_variance = (float(v.estimate["V_R"][0, 0]) for v in overall)
+    if native_variance <= 0:  # noise can put it significantly below, where Fieller has limits
+        interval = dataclasses.replace(interval, low=None, high=None)
     return interval, native_variance, replaced_variance
 
 
