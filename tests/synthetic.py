@@ -256,3 +256,85 @@ class Rows:
             offsets=self.offsets,
             layer_window=(self.limit,),
         )
+
+
+def study_files(folder, rng, *, n=8, closed=True, **fields):
+    """One file for every question of an analysis, of two layers with two heads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {"weights_digest": "abc"} | fields
+    stores = {"natural": _natural(folder / "natural.h5", rng, n, closed, fields)}
+    mask, residual = np.linspace(1, 0, 4), np.linspace(-0.5, 0, 4)
+    m, r = (x + 0.05 * rng.normal(size=(n, 4)) for x in (mask, residual))
+    h0 = np.repeat(rng.normal(size=(3, 1, 4)), 4 * n, axis=1)
+    treatments = {"shifted": ("native", 1.0), "mean": ("mean", 0.5), "content": ("content", 0.9)}
+    for name, (treatment, factor) in treatments.items():
+        header = fields | {"position0_treatment": treatment}
+        stores[name] = _two_layers(folder / f"{name}.h5", m, factor * r, h0, header)
+    same = np.tile(mask, (4, 1))
+    opened = np.tile(residual, (4, 1))
+    few, plain = h0[:, :16], fields | {"design": "repeated"}
+    none = plain | {"stimulus": {"bos_token": None}}
+    stores["repeated"] = _two_layers(folder / "repeated.h5", same, 0 * same, few, none)
+    stores["bos_repeated"] = _two_layers(folder / "bos_repeated.h5", same, opened, few, plain)
+    return stores
+
+
+def _two_layers(path, mask, residual, h0, header):
+    arrays = {
+        name: np.repeat(values, 2, axis=0)
+        for name, values in effect_arrays(mask, residual, window=4, heads=2).items()
+    }
+    n, prefixes = len(mask), (1, 6, 12, 20)
+    if header.get("design") == "repeated":
+        # the layout of the natural design: every row of the longest sequence, item by item
+        return _repeated(path, mask, residual, h0[:, :n], prefixes, header)
+    return write(
+        path,
+        arrays | {"position0": h0, "position0_alone": h0},
+        index=shifted_index(n, prefixes, 4),
+        **dict(design="shifted", length=24, prefixes=prefixes, window=4, offsets=(1,)) | header,
+    )
+
+
+def _repeated(path, mask, residual, h0, prefixes, header):
+    n, length, window = len(mask), 24, 4
+    z = np.zeros((2, n, length, 2))
+    for p, prefix in enumerate(prefixes):
+        z[:, :, prefix : prefix + window] = -(mask + residual)[None, :, p, None, None]
+    remasked = np.repeat(-(mask - mask[:, -1:])[None, :, :, None, None], 2, 0)
+    remasked = remasked * np.ones((2, n, len(prefixes), window, 2))
+    arrays = {
+        "normalizer": z,
+        "sink_score": np.full_like(z, -20.0),
+        "offset_score": np.zeros((*z.shape, 1)),
+        "remasked_normalizer": remasked,
+        "remasked_body": remasked,
+        "position0": h0,
+        "position0_alone": h0,
+    }
+    fields = dict(length=length, prefixes=prefixes, window=window, offsets=(1,))
+    return write(path, arrays, **fields | header)
+
+
+def _natural(path, rng, n, closed, header):
+    case = Rows(rng, design="natural", n=n, prefixes=(1, 6, 12, 20), window=4)
+    case.offsets = (1,)
+    arrays = {name: np.repeat(values, 2, axis=0) for name, values in case.arrays().items()}
+    stream = rng.normal(size=(3, n, case.length, 4))
+    stream[1:, :, :, 0] += np.arange(case.length) / 4
+    h0 = stream[:, :, 0]
+    index = dict(
+        tokens=rng.integers(5, 99, size=(n, case.length)),
+        item=np.arange(n),
+        prefix_length=np.zeros(n),
+        sequence_id=np.arange(n),
+        query_start=np.zeros(n),
+    )
+    more = {
+        "sink_value": rng.uniform(1, 2, size=(2, n, 2)),
+        "residual": stream,
+        "position0": h0,
+        "position0_alone": h0 if closed else 1.1 * h0,
+    }
+    fields = dict(length=case.length, prefixes=case.prefixes, window=4, offsets=(1,))
+    return write(path, arrays | more, index=index, **fields | header)

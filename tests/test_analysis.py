@@ -1,0 +1,164 @@
+"""From stored files to tables: which file answers what, and what is refused."""
+
+import itertools
+
+import numpy as np
+import pytest
+import synthetic
+
+from posprobe.analysis import Files, analyze_files, count_steps, sort_files
+from posprobe.errors import DesignError
+
+NATIVE = ("natural", "shifted", "repeated", "bos_repeated")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return synthetic.study_files(tmp_path_factory.mktemp("study"), np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return []
+
+
+@pytest.fixture(scope="module")
+def analysis(stores, steps):
+    return analyze_files(sort_files(stores.values()), step=steps.append)
+
+
+def one(path, **fields):
+    """A file that only its header matters of."""
+    arrays = {"normalizer": np.zeros((1, 2, 3, 1))}
+    return synthetic.write(path, arrays, **{"weights_digest": "abc"} | fields)
+
+
+# --- which file is which ---
+
+
+def test_files_are_recognised_in_any_order(stores):
+    for order in itertools.islice(itertools.permutations(stores.values()), 0, 720, 91):
+        files = sort_files(order)
+        for role in NATIVE:
+            assert getattr(files, role) is stores[role]
+        assert set(files.replaced) == {stores["mean"], stores["content"]}
+        assert set(files.all()) == set(stores.values())
+
+
+def test_any_one_file_will_do(stores):
+    for role in NATIVE:
+        assert sort_files([stores[role]]).all() == [stores[role]]
+
+
+def test_refuses_no_file():
+    with pytest.raises(DesignError, match="no file was given; make one with: posprobe capture"):
+        sort_files([])
+
+
+@pytest.mark.parametrize("role", NATIVE)
+def test_refuses_two_files_of_one_role(role, stores, tmp_path):
+    header = stores[role].header
+    twin = one(tmp_path / "twin.h5", design=header.design, stimulus=header.stimulus)
+    said = rf"twin\.h5 and {role}\.h5 are both {role} captures; give one"
+    with pytest.raises(DesignError, match=said):
+        sort_files([stores[role], twin])
+
+
+def test_refuses_two_files_of_one_replacement(stores, tmp_path):
+    twin = one(tmp_path / "twin.h5", design="shifted", position0_treatment="mean")
+    said = r"twin\.h5 and mean\.h5 both replace position 0 by 'mean'; give one"
+    with pytest.raises(DesignError, match=said):
+        sort_files([stores["shifted"], stores["mean"], twin])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weights_digest", "xyz"), ("variant", "ntk(8)"), ("interventions", [{"window": 5}])],
+)
+def test_refuses_files_that_do_not_belong_together(name, value, stores, tmp_path):
+    other = one(tmp_path / "other.h5", **{"design": "natural", name: value})
+    said = rf"other\.h5 differs from shifted\.h5 in {name}; analyze one model and one change"
+    with pytest.raises(DesignError, match=said):
+        sort_files([stores["shifted"], other])
+
+
+def test_refuses_a_design_that_nothing_uses(tmp_path):
+    with pytest.raises(
+        DesignError, match=r"iid\.h5 is of design 'iid', which no analysis uses; read"
+    ):
+        sort_files([one(tmp_path / "iid.h5", design="iid")])
+
+
+def test_a_bos_whose_id_is_zero_is_a_bos(tmp_path):
+    store = one(tmp_path / "a.h5", design="repeated", stimulus={"bos_token": 0})
+    assert sort_files([store]).bos_repeated is store
+
+
+# --- what is made of them ---
+
+
+def test_every_step_is_counted(analysis, steps, stores):
+    assert len(steps) == count_steps(sort_files(stores.values()))
+    assert len(steps) == len(set(steps)) + 1  # the repeated token, twice
+
+
+@pytest.mark.parametrize("roles", [("natural",), ("shifted",), ("repeated",), ("shifted", "mean")])
+def test_steps_are_counted_for_fewer_files(roles, stores):
+    steps, files = [], sort_files(stores[role] for role in roles)
+    found = analyze_files(files, step=steps.append)
+    assert len(steps) == count_steps(files)
+    assert "checks" in found.tables
+    assert ("probes" in found.tables) == ("natural" in roles)
+    assert ("channels" in found.tables) == ("repeated" not in roles)
+    assert ("replacement" in found.tables) == ("mean" in roles)
+
+
+def test_tables_of_a_whole_study(analysis):
+    expected = {"sinks", "closed_system", "fingerprint", "probes", "partition", "channels"}
+    expected |= {"channels_by_head", "channels_by_layer", "position_effects", "replacement"}
+    expected |= {"repeated", "checks"}
+    assert expected <= set(analysis.tables)
+    expected = {"sink_heads", "closure", "fingerprint_text", "fingerprint_bos"}
+    expected |= {"repeated", "bos_repeated", "probe_normalizer", "probe_residual"}
+    assert expected <= set(analysis.intervals)
+
+
+def test_natural_and_shifted_stand_side_by_side(analysis):
+    assert analysis.tables["channels"]["stimulus"].tolist() == ["shifted", "natural"]
+    effects = analysis.tables["position_effects"]
+    assert set(effects["stimulus"]) == {"shifted", "natural"}
+    shifted = effects[(effects["stimulus"] == "shifted") & (effects["layer"] == "all")]
+    np.testing.assert_allclose(shifted["M"], np.linspace(1, 0, 4), atol=0.1)
+
+
+def test_repeated_token_by_layer_and_position(analysis):
+    table = analysis.tables["repeated"]
+    closed, opened = (table[table["stimulus"] == k] for k in ("repeated", "bos_repeated"))
+    assert closed["residual"].max() < 1e-6
+    assert closed["mask"].max() == pytest.approx(1, rel=1e-5)
+    assert opened["residual"].max() == pytest.approx(0.5, rel=1e-5)
+    assert closed["position"].tolist() == [1, 6, 12] * 2  # the reference is 0 by definition
+    assert analysis.intervals["bos_repeated"].estimate == pytest.approx(0.5, rel=1e-5)
+    assert analysis.intervals["bos_repeated"].n == 4
+
+
+def test_checks_say_what_each_file_is(analysis, stores):
+    table = analysis.tables["checks"].set_index("file")
+    assert set(table.index) == {store.path.name for store in stores.values()}
+    assert table.loc["natural.h5", "first_token"].endswith(" different")
+    assert table.loc["shifted.h5", "first_token"] == "1"
+    assert table.loc["mean.h5", "position0"] == "mean"
+    assert table.loc["shifted.h5", "windowed_layers"] == "0 of 2"
+    assert table.loc["shifted.h5", "items"] == 8
+
+
+def test_same_files_and_seed_same_analysis(analysis, stores):
+    again = analyze_files(sort_files(reversed(list(stores.values()))))
+    for name, table in analysis.tables.items():
+        if name not in ("checks", "replacement", "specification"):  # in the order of the files
+            assert table.equals(again.tables[name]), name
+    assert again.intervals == analysis.intervals
+
+
+def test_nothing_is_analyzed_without_files():
+    assert count_steps(Files()) == 0
