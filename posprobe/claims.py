@@ -7,118 +7,35 @@ supported without an interval.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.intervals import Interval
+from posprobe.isolation_claims import isolation_claims
 from posprobe.replacement import PRIMARY
 from posprobe.store import ActivationStore
+from posprobe.verdicts import (
+    Claim,
+    Verdict,
+    above,
+    below,
+    first_token,
+    listed,
+    make_claim,
+    n_items,
+    not_applicable,
+    row_interval,
+    shifted_design,
+)
 
 __all__ = ["Claim", "Verdict", "make_claims"]
 
-Verdict = Literal["supported", "contradicted", "inconclusive", "not_applicable"]
 TOLERANCE = 1e-4
 NEGLIGIBLE_R2 = 0.02
 REMOVED_IN_STUDY = 0.40
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One sentence of the study, tested.
-
-    Attributes
-    ----------
-    id : str
-    statement : str
-        What is claimed.
-    estimate : float or None
-    unit : str
-    ci_low, ci_high : float or None
-        None where there is no interval, or an unbounded one (`ci_method` says which).
-    ci_level : float or None
-    ci_method : str
-    n : int or None
-        Number of resampling units: sequences, or items of the shifted design.
-    verdict : {"supported", "contradicted", "inconclusive", "not_applicable"}
-    reference : float or None
-        The study's own value.
-    protocol : str
-        How the number was made, or why the claim does not apply.
-    """
-
-    id: str
-    statement: str
-    estimate: float | None
-    unit: str
-    ci_low: float | None
-    ci_high: float | None
-    ci_level: float | None
-    ci_method: str
-    n: int | None
-    verdict: Verdict
-    reference: float | None
-    protocol: str
-
-    def asdict(self) -> dict[str, Any]:
-        """Plain values, for JSON: no NaN and no infinity."""
-        return {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in asdict(self).items()
-        }
-
-
-def above(interval: Interval, bound: float) -> Verdict:
-    """Supported where the whole interval is above `bound`, contradicted where it is below."""
-    if interval.low is None or interval.high is None:
-        return "inconclusive"
-    if interval.low > bound:
-        return "supported"
-    return "contradicted" if interval.high < bound else "inconclusive"
-
-
-def below(interval: Interval, bound: float) -> Verdict:
-    """Supported where the whole interval is below `bound`, contradicted where it is above."""
-    opposite: dict[Verdict, Verdict] = {"supported": "contradicted", "contradicted": "supported"}
-    verdict = above(interval, bound)
-    return opposite.get(verdict, verdict)
-
-
-def _claim(
-    name: str,
-    statement: str,
-    interval: Interval,
-    unit: str,
-    verdict: Verdict,
-    protocol: str,
-    reference: float | None = None,
-) -> Claim:
-    method = interval.method + (": unbounded" if interval.unbounded else "")
-    return Claim(
-        id=name,
-        statement=statement,
-        estimate=interval.estimate,
-        unit=unit,
-        ci_low=interval.low,
-        ci_high=interval.high,
-        ci_level=interval.level,
-        ci_method=method,
-        n=interval.n,
-        verdict=verdict,
-        reference=reference,
-        protocol=protocol,
-    )
-
-
-def _not_applicable(name: str, statement: str, reason: str) -> Claim:
-    return Claim(
-        name, statement, None, "", None, None, None, "none", None, "not_applicable", None, reason
-    )
 
 
 def make_claims(analysis: Analysis) -> list[Claim]:
@@ -140,6 +57,7 @@ def make_claims(analysis: Analysis) -> list[Claim]:
         _sink_claims,
         _position0_claims,
         _replacement_claims,
+        isolation_claims,
         _architecture_claims,
     ]
     return [claim for make in makers for claim in make(analysis)]
@@ -152,25 +70,24 @@ def _channel_claims(analysis: Analysis) -> list[Claim]:
         "mask_channel": "The causal mask's softmax denominator carries absolute position "
         "(V_M > 0).",
         "residual_channel": "The residual stream carries absolute position (V_R > 0).",
-        "channels_add": "The two channels add up: the residual stream reinforces the mask "
-        "(C_MR > 0).",
+        "channels_add": "Our own question: the two channels reinforce each other (C_MR > 0).",
     }
     store = analysis.files.shifted
     if store is None or "channels" not in analysis.tables:
         reason = "needs a capture of the shifted design (--design shifted)"
-        return [_not_applicable(name, text, reason) for name, text in statements.items()]
+        return [not_applicable(name, text, reason) for name, text in statements.items()]
     table = analysis.tables["channels"]
     row = table[table["stimulus"] == "shifted"].iloc[0]
     protocol = (
-        f"{_shifted(store)} Mean over {store.n_layers} layers, {store.n_heads} heads and offsets "
-        f"{_list(store.offsets)}. Variance over positions by a U-statistic over pairs of different "
-        "items."
+        f"{shifted_design(store)} Mean over {store.n_layers} layers, {store.n_heads} heads and "
+        f"offsets {listed(store.offsets)}. Variance over positions by a U-statistic over pairs of "
+        "different items."
     )
     quantities = dict(zip(statements, ("V_T", "V_M", "V_R", "C_MR"), strict=True))
     claims = []
     for name, text in statements.items():
-        interval = _row_interval(row, quantities[name], store, analysis.level)
-        claims.append(_claim(name, text, interval, "nats^2", above(interval, 0.0), protocol))
+        interval = row_interval(row, quantities[name], store, analysis.level)
+        claims.append(make_claim(name, text, interval, "nats^2", above(interval, 0.0), protocol))
     return [*claims, *_share_claims(row, store, protocol, analysis.level)]
 
 
@@ -187,7 +104,7 @@ def _share_claims(
         name = f"share_{channel}"
         if row["status"] != "ok":
             reason = "undefined: the total effect V_T is not distinguishable from 0"
-            claims.append(_not_applicable(name, statement, reason))
+            claims.append(not_applicable(name, statement, reason))
             continue
         interval = Interval(
             float(row[name]),
@@ -196,10 +113,10 @@ def _share_claims(
             level,
             "fieller",
             f"share of the {channel} channel in V_T",
-            _n_items(store),
+            n_items(store),
         )
         text = f"{protocol} Share (V + C)/V_T with Fieller's interval on jackknife pseudo-values."
-        claims.append(_claim(name, statement, interval, "1", above(interval, 0.0), text))
+        claims.append(make_claim(name, statement, interval, "1", above(interval, 0.0), text))
     return claims
 
 
@@ -217,19 +134,19 @@ def _isolation_claims(analysis: Analysis) -> list[Claim]:
     for name, statement, store, test in pairs:
         if store is None:
             reason = "needs a capture of the repeated design (--design repeated)"
-            claims.append(_not_applicable(name, statement, reason))
+            claims.append(not_applicable(name, statement, reason))
             continue
         table = analysis.tables["repeated"]
         kind = "repeated" if name == "mask_isolated" else "bos_repeated"
         mask = float(table.loc[table["stimulus"] == kind, "mask"].max())
         interval = analysis.intervals[kind]
         protocol = (
-            f"{_n_items(store)} tokens, each repeated to {store.length} tokens; positions "
-            f"{_list(store.prefixes)}, window of {store.window} rows. Largest |R| over layers, "
+            f"{n_items(store)} tokens, each repeated to {store.length} tokens; positions "
+            f"{listed(store.prefixes)}, window of {store.window} rows. Largest |R| over layers, "
             f"heads, offsets and positions, item by item; the largest |M| is {mask:.3g} nats."
         )
         claims.append(
-            _claim(name, statement, interval, "nats", test(interval, TOLERANCE), protocol)
+            make_claim(name, statement, interval, "nats", test(interval, TOLERANCE), protocol)
         )
     return claims
 
@@ -246,9 +163,9 @@ def _probe_claims(analysis: Analysis) -> list[Claim]:
     store = analysis.files.natural
     if store is None or "probes" not in analysis.tables:
         reason = "needs a capture of the natural design with the residual stream"
-        return [_not_applicable(name, text, reason) for name, text in names.items()]
+        return [not_applicable(name, text, reason) for name, text in names.items()]
     protocol = (
-        f"{_n_items(store)} natural sequences of {store.length} tokens without position 0; ridge, "
+        f"{n_items(store)} natural sequences of {store.length} tokens without position 0; ridge, "
         "5 folds by sequence, penalty chosen on the same folds; R2 out of fold. The interval is "
         "that of the probes as fitted (cluster bootstrap of their scores, percentiles)."
     )
@@ -258,7 +175,7 @@ def _probe_claims(analysis: Analysis) -> list[Claim]:
     for features in ("normalizer", "residual"):
         name = f"probe_{features}"
         interval = analysis.intervals[name]
-        claims.append(_claim(name, names[name], interval, "R2", above(interval, 0.0), protocol))
+        claims.append(make_claim(name, names[name], interval, "R2", above(interval, 0.0), protocol))
     first = fixed[(fixed["layer"] == 0) & (fixed["features"] == "residual")]
     if len(first):
         row = first.iloc[0]
@@ -267,7 +184,7 @@ def _probe_claims(analysis: Analysis) -> list[Claim]:
         )
         verdict = below(interval, NEGLIGIBLE_R2)
         name = "residual_at_layer_0"
-        claims.append(_claim(name, names[name], interval, "R2", verdict, protocol))
+        claims.append(make_claim(name, names[name], interval, "R2", verdict, protocol))
     return claims
 
 
@@ -275,14 +192,14 @@ def _sink_claims(analysis: Analysis) -> list[Claim]:
     statement = "There are sink-reading heads: heads whose mean attention to key 0 is > 0.3."
     store = analysis.files.natural
     if store is None:
-        return [_not_applicable("sink_heads", statement, "needs a natural capture")]
+        return [not_applicable("sink_heads", statement, "needs a natural capture")]
     interval = analysis.intervals["sink_heads"]
     protocol = (
-        f"{_n_items(store)} natural sequences of {store.length} tokens, "
-        f"{_first(store)} at position 0. Share of all {store.n_layers * store.n_heads} heads whose "
-        "attention to key 0, averaged over queries and sequences, is strictly > 0.3."
+        f"{n_items(store)} natural sequences of {store.length} tokens, "
+        f"{first_token(store)} at position 0. Share of all {store.n_layers * store.n_heads} heads "
+        "whose attention to key 0, averaged over queries and sequences, is strictly > 0.3."
     )
-    return [_claim("sink_heads", statement, interval, "1", above(interval, 0.0), protocol)]
+    return [make_claim("sink_heads", statement, interval, "1", above(interval, 0.0), protocol)]
 
 
 def _position0_claims(analysis: Analysis) -> list[Claim]:
@@ -293,7 +210,7 @@ def _position0_claims(analysis: Analysis) -> list[Claim]:
         f"(relative difference < {TOLERANCE:g})."
     )
     if natural is None:
-        claims.append(_not_applicable("closed_system", statement, "needs a natural capture"))
+        claims.append(not_applicable("closed_system", statement, "needs a natural capture"))
     else:
         interval = analysis.intervals["closure"]
         protocol = (
@@ -301,25 +218,27 @@ def _position0_claims(analysis: Analysis) -> list[Claim]:
             f"{natural.n_layers + 1} depths, averaged over sequences."
         )
         verdict = below(interval, TOLERANCE)
-        claims.append(_claim("closed_system", statement, interval, "1", verdict, protocol))
+        claims.append(make_claim("closed_system", statement, interval, "1", verdict, protocol))
     statement = "Behind a fixed first token, position 0 leaves the same fingerprint in every input."
     if shifted is None or len(np.unique(shifted.tokens[:, 0])) > 1:
         reason = "needs a capture with the same token at position 0 throughout (--bos force)"
-        claims.append(_not_applicable("fingerprint_constant", statement, reason))
+        claims.append(not_applicable("fingerprint_constant", statement, reason))
     else:
         interval = analysis.intervals["fingerprint_bos"]
-        protocol = f"{_fingerprint(shifted)} First token: {_first(shifted)}."
+        protocol = f"{_fingerprint(shifted)} First token: {first_token(shifted)}."
         verdict = below(interval, TOLERANCE)
-        claims.append(_claim("fingerprint_constant", statement, interval, "1", verdict, protocol))
+        claims.append(
+            make_claim("fingerprint_constant", statement, interval, "1", verdict, protocol)
+        )
     statement = "Without a fixed first token the fingerprint varies with the input."
     if natural is None or len(np.unique(natural.tokens[:, 0])) == 1:
         reason = "needs a natural capture whose sequences begin with different tokens (--bos none)"
-        claims.append(_not_applicable("fingerprint_varies", statement, reason))
+        claims.append(not_applicable("fingerprint_varies", statement, reason))
     else:
         interval = analysis.intervals["fingerprint_text"]
-        protocol = f"{_fingerprint(natural)} First token: {_first(natural)}."
+        protocol = f"{_fingerprint(natural)} First token: {first_token(natural)}."
         verdict = above(interval, TOLERANCE)
-        claims.append(_claim("fingerprint_varies", statement, interval, "1", verdict, protocol))
+        claims.append(make_claim("fingerprint_varies", statement, interval, "1", verdict, protocol))
     return claims
 
 
@@ -332,7 +251,7 @@ def _replacement_claims(analysis: Analysis) -> list[Claim]:
     primary = None if table is None else table[table["primary"]]
     if store is None or primary is None or primary.empty:
         reason = f"needs the shifted design captured with --position0 native and {PRIMARY}"
-        return [_not_applicable("bos_replacement", statement, reason)]
+        return [not_applicable("bos_replacement", statement, reason)]
     row = primary.iloc[0]
     bounded = pd.notna(row["low"])
     interval = Interval(
@@ -345,15 +264,16 @@ def _replacement_claims(analysis: Analysis) -> list[Claim]:
         int(row["n"]),
     )
     protocol = (
-        f"{_shifted(store)} Primary specification, fixed beforehand: the embedding at position 0 "
-        f"({_first(store)}) replaced by the mean embedding; 1 - V_R(replaced)/V_R(native) over "
+        f"{shifted_design(store)} Primary specification, fixed beforehand: the embedding at "
+        f"position 0 ({first_token(store)}) replaced by the mean embedding; "
+        "1 - V_R(replaced)/V_R(native) over "
         f"prefixes up to {int(row['up_to'])} against {store.prefixes[-1]} tokens, mean over "
-        f"layers, heads and offsets {_list(store.offsets)}; items paired. Heads that sink: "
+        f"layers, heads and offsets {listed(store.offsets)}; items paired. Heads that sink: "
         f"{row['sink_rate_native']:.0%} native, {row['sink_rate_replaced']:.0%} replaced. "
         "The study's own protocol is not known."
     )
     return [
-        _claim(
+        make_claim(
             "bos_replacement",
             statement,
             interval,
@@ -385,46 +305,11 @@ def _architecture_claims(analysis: Analysis) -> list[Claim]:
         "with depth.",
         "standard_between": "Standard RoPE sits between the two.",
     }
-    return [_not_applicable(name, text, reason) for name, text in statements.items()]
-
-
-def _row_interval(row: pd.Series, name: str, store: ActivationStore, level: float) -> Interval:
-    return Interval(
-        float(row[name]),
-        float(row[f"{name}_low"]),
-        float(row[f"{name}_high"]),
-        level,
-        "t",
-        name,
-        _n_items(store),
-    )
-
-
-def _n_items(store: ActivationStore) -> int:
-    return len(np.unique(store.item))
-
-
-def _list(values: tuple[int, ...]) -> str:
-    return ", ".join(str(v) for v in values)
-
-
-def _shifted(store: ActivationStore) -> str:
-    return (
-        f"{_n_items(store)} windows of {store.window} tokens, each behind prefixes of "
-        f"{_list(store.prefixes)} tokens (reference: the last), {_first(store)} at position 0."
-    )
-
-
-def _first(store: ActivationStore) -> str:
-    first = np.unique(store.tokens[:, 0])
-    if len(first) > 1:
-        return "whatever token the text begins with"
-    forced = store.header.stimulus.get("bos_token") is not None
-    return f"token {first[0]}" + (" (BOS)" if forced else "")
+    return [not_applicable(name, text, reason) for name, text in statements.items()]
 
 
 def _fingerprint(store: ActivationStore) -> str:
     return (
-        f"{_n_items(store)} inputs; largest distance over depths to the mean input, relative to "
+        f"{n_items(store)} inputs; largest distance over depths to the mean input, relative to "
         "its norm, averaged over inputs."
     )

@@ -1,0 +1,159 @@
+"""Claims about the mechanism: sink-reading heads that write and forward, and the denominator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from posprobe.analysis import Analysis
+from posprobe.heads import SINK_RATE
+from posprobe.intervals import Interval
+from posprobe.store import ActivationStore
+from posprobe.verdicts import (
+    Claim,
+    above,
+    listed,
+    make_claim,
+    n_items,
+    not_applicable,
+    shifted_design,
+)
+
+__all__ = ["isolation_claims"]
+
+MEASURED = "heads left whole"
+EVERYWHERE = "without key 0"
+CHOSEN = (
+    f"Sink-reading heads (sink rate > {SINK_RATE:g}) were chosen on one half of the natural "
+    "sequences; one mean over heads is tested, so that their number calls for no correction."
+)
+
+
+def isolation_claims(analysis: Analysis) -> list[Claim]:
+    """Test what the isolations say of the mechanism; without their files, say what is needed."""
+    return [_writing(analysis), *_cuts(analysis), _patterns(analysis)]
+
+
+def _writing(analysis: Analysis) -> Claim:
+    name = "sinks_write"
+    statement = (
+        "Sink-reading heads write the activation at position 0 into the residual stream: more of "
+        "it than the other heads do (ratio > 1)."
+    )
+    store, table = analysis.files.natural, analysis.tables.get("sink_writing")
+    if store is None or table is None:
+        reason = (
+            "needs a natural capture of a model that has sink-reading heads and others, with a "
+            "known output projection"
+        )
+        return not_applicable(name, statement, reason)
+    row = table[(table["quantity"] == "written") & (table["heads"] == "ratio")].iloc[0]
+    counts = table[table["quantity"] == "written"].set_index("heads")["n_heads"]
+    interval = _interval(row, "estimate", "ratio of norms written", analysis.level)
+    protocol = (
+        f"Norm of A_i0 v_0 W_O, averaged over queries and heads: {counts['sink-reading']} "
+        f"sink-reading heads against {counts['other']} others, on the {int(row['n'])} sequences "
+        f"that did not choose them. {CHOSEN} {_how(interval)} on sequences."
+    )
+    return make_claim(name, statement, interval, "1", above(interval, 1.0), protocol)
+
+
+def _cuts(analysis: Analysis) -> list[Claim]:
+    statements = {
+        "sinks_forward": "Sink-reading heads forward position: where they alone cannot see key 0, "
+        "part of the residual channel dies in the heads left whole.",
+        "sinks_forward_specifically": "More of the residual channel dies than where key 0 is "
+        "hidden from as many random other heads.",
+        "sink_hidden_everywhere": "Where no head sees key 0, part of the residual channel dies.",
+    }
+    store, table = analysis.files.shifted, analysis.tables.get("cut_sink")
+    if store is None or table is None:
+        reason = "needs shifted captures with key 0 hidden (--cut-sink, or posprobe audit --full)"
+        return [not_applicable(name, text, reason) for name, text in statements.items()]
+    matched = _matched(table)
+    rows = {
+        "sinks_forward": _row(table, matched, MEASURED),
+        "sinks_forward_specifically": _row(table, f"{matched} minus random", MEASURED),
+        "sink_hidden_everywhere": _row(table, "all", EVERYWHERE),
+    }
+    claims = []
+    for name, text in statements.items():
+        row = rows[name]
+        if row is None:
+            reason = "no such heads were cut, or no head was left whole to measure"
+            claims.append(not_applicable(name, text, reason))
+            continue
+        interval = _interval(row, "fraction_removed", "fraction of V_R removed", analysis.level)
+        verdict = above(interval, 0.0)
+        protocol = _cut_protocol(analysis, store, table, row)
+        claims.append(make_claim(name, text, interval, "1", verdict, protocol))
+    return claims
+
+
+def _matched(table: pd.DataFrame) -> str:
+    """The sink-reading condition that random draws are compared with."""
+    compared = table.loc[table["heads"].str.endswith(" minus random"), "heads"]
+    if len(compared):
+        return str(compared.iloc[0]).removesuffix(" minus random")
+    return "sink-reading" if (table["heads"] == "sink-reading").any() else "some sink-reading"
+
+
+def _row(table: pd.DataFrame, heads: str, measured: str) -> pd.Series | None:
+    rows = table[
+        (table["heads"] == heads) & (table["measured"] == measured) & (table["positions"] == "all")
+    ]
+    return None if rows.empty else rows.iloc[0]
+
+
+def _cut_protocol(
+    analysis: Analysis, store: ActivationStore, table: pd.DataFrame, row: pd.Series
+) -> str:
+    """How one row of the table was made, with the other measure and the whole set beside it."""
+    heads = str(row["heads"]).removesuffix(" minus random")
+    checked = table.loc[table["heads"] == heads, "attention_left"].max()
+    beside = [
+        f"{other['heads']} ({int(other['n_heads_cut'])}), {other['measured']}: "
+        f"{_interval(other, 'fraction_removed', 'fraction', analysis.level)}"
+        for _, other in table[table["positions"] == "all"].iterrows()
+        if (other["heads"], other["measured"]) != (row["heads"], row["measured"])
+    ]
+    return (
+        f"{shifted_design(store)} Its first {int(row['n'])} windows again with key 0 hidden from "
+        f"{int(row['n_heads_cut'])} heads ({row['heads']}); 1 - V_R(cut)/V_R(native) over all "
+        f"positions, {row['measured']} ({int(row['n_heads_measured'])} heads, those of layers "
+        f"before the first cut included), items paired. {CHOSEN} Largest mean attention to key 0 "
+        f"left in a cut head: {checked:.1g}. Beside it: {'; '.join(beside)}."
+    )
+
+
+def _patterns(analysis: Analysis) -> Claim:
+    name = "normalizer_on_patterns"
+    statement = (
+        "Taking the denominator out of attention patterns takes position out of them: log "
+        "attention weights tell it better than the scores alone (mean R2 over layers, P - P_fix "
+        "> 0)."
+    )
+    store, interval = analysis.files.natural, analysis.intervals.get("fixed_denominator")
+    if store is None or interval is None:
+        reason = "needs a natural capture of 5 sequences or more with scores at offsets"
+        return not_applicable(name, statement, reason)
+    table = analysis.tables["fixed_denominator"]
+    clear = table[table["p_adjusted"] < 1 - analysis.level]
+    protocol = (
+        f"{n_items(store)} natural sequences of {store.length} tokens; ridge on log weights and on "
+        f"scores at offsets {listed(store.offsets)} of all heads of a layer, same rows and folds; "
+        "probes as fitted, one set of bootstrap weights for both and all layers. Layer by layer, "
+        f"adjusted by max-T: P is above P_fix in {int((clear['difference'] > 0).sum())} of "
+        f"{len(table)} layers and below in {int((clear['difference'] < 0).sum())}."
+    )
+    return make_claim(name, statement, interval, "R2", above(interval, 0.0), protocol)
+
+
+def _interval(row: pd.Series, column: str, estimand: str, level: float) -> Interval:
+    bounded = bool(np.isfinite(row["low"]))
+    low, high = (float(row["low"]), float(row["high"])) if bounded else (None, None)
+    return Interval(float(row[column]), low, high, level, "fieller", estimand, int(row["n"]))
+
+
+def _how(interval: Interval) -> str:
+    return "Fieller's interval" + (", unbounded," if interval.unbounded else "")
