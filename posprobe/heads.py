@@ -34,6 +34,7 @@ __all__ = [
 Array = NDArray[np.float64]
 Head = tuple[int, int]
 SINK_RATE = 0.5
+TRIES = 20
 
 
 def held_back_half(store: ActivationStore) -> NDArray[np.bool_]:
@@ -147,7 +148,8 @@ def random_heads(
     Returns
     -------
     list of list of (layer, head)
-        Each sorted. Where a layer has too few others, those missing come from all layers.
+        Each sorted, no two the same: fewer than asked for where there are no more. Where a layer
+        has too few others, those missing come from all layers.
 
     Raises
     ------
@@ -162,7 +164,9 @@ def random_heads(
             f"{shape[0] * shape[1]} are not sink-reading; match fewer heads"
         )
     rng = np.random.default_rng([seed, 3])
-    return [_draw(like, others, rng) for _ in range(draws)]
+    tries = (_draw(like, others, rng) for _ in range(draws * TRIES))
+    distinct = dict.fromkeys(tuple(drawn) for drawn in tries)
+    return [list(drawn) for drawn in distinct][:draws]
 
 
 def _draw(like: Sequence[Head], others: list[Head], rng: np.random.Generator) -> list[Head]:

@@ -111,19 +111,25 @@ def _cut_protocol(
     """How one row of the table was made, with the other measure and the whole set beside it."""
     heads = str(row["heads"]).removesuffix(" minus random")
     checked = table.loc[table["heads"] == heads, "attention_left"].max()
-    beside = [
-        f"{other['heads']} ({int(other['n_heads_cut'])}), {other['measured']}: "
-        f"{_interval(other, 'fraction_removed', 'fraction', analysis.level)}"
-        for _, other in table[table["positions"] == "all"].iterrows()
-        if (other["heads"], other["measured"]) != (row["heads"], row["measured"])
-    ]
     return (
         f"{shifted_design(store)} Its first {int(row['n'])} windows again with key 0 hidden from "
         f"{int(row['n_heads_cut'])} heads ({row['heads']}); 1 - V_R(cut)/V_R(native) over all "
         f"positions, {row['measured']} ({int(row['n_heads_measured'])} heads, those of layers "
-        f"before the first cut included), items paired. {CHOSEN} Largest mean attention to key 0 "
-        f"left in a cut head: {checked:.1g}. Beside it: {'; '.join(beside)}."
+        f"before the first cut included), items paired. {'' if heads == 'all' else CHOSEN + ' '}"
+        f"Largest mean attention to key 0 left in a cut head: {checked:.1g}. Beside it: "
+        f"{'; '.join(_beside(table, row, analysis.level))}."
     )
+
+
+def _beside(table: pd.DataFrame, row: pd.Series, level: float) -> list[str]:
+    """The same heads by the other measure, and the other conditions by the same measure."""
+    shown = table[(table["positions"] == "all") & ~table["heads"].str.endswith(" minus random")]
+    return [
+        f"{other['heads']} ({int(other['n_heads_cut'])} heads), {other['measured']}, "
+        f"{_interval(other, 'fraction_removed', 'fraction', level)}"
+        for _, other in shown.iterrows()
+        if (other["heads"] == row["heads"]) != (other["measured"] == row["measured"])
+    ]
 
 
 def _patterns(analysis: Analysis) -> Claim:
