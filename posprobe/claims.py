@@ -36,6 +36,7 @@ __all__ = ["Claim", "Verdict", "make_claims"]
 TOLERANCE = 1e-4
 NEGLIGIBLE_R2 = 0.02
 REMOVED_IN_STUDY = 0.40
+CHANNELS = {"mask": "residual stream", "residual": "mask"}  # each with what makes the rest
 
 
 def make_claims(analysis: Analysis) -> list[Claim]:
@@ -72,11 +73,11 @@ def _channel_claims(analysis: Analysis) -> list[Claim]:
         "residual_channel": "The residual stream carries absolute position (V_R > 0).",
         "channels_add": "Our own question: the two channels reinforce each other (C_MR > 0).",
     }
-    store = analysis.files.shifted
-    if store is None or "channels" not in analysis.tables:
-        reason = "needs a capture of the shifted design (--design shifted)"
-        return [not_applicable(name, text, reason) for name, text in statements.items()]
-    table = analysis.tables["channels"]
+    store, table = analysis.files.shifted, analysis.tables.get("channels", pd.DataFrame())
+    if store is None or "shifted" not in set(table.get("stimulus", ())):
+        reason = "needs a capture of the shifted design (--design shifted) with all scores"
+        everything = statements | {f"share_{k}": _share_statement(k) for k in CHANNELS}
+        return [not_applicable(name, text, reason) for name, text in everything.items()]
     row = table[table["stimulus"] == "shifted"].iloc[0]
     protocol = (
         f"{shifted_design(store)} Mean over {store.n_layers} layers, {store.n_heads} heads and "
@@ -91,17 +92,20 @@ def _channel_claims(analysis: Analysis) -> list[Claim]:
     return [*claims, *_share_claims(row, store, protocol, analysis.level)]
 
 
+def _share_statement(channel: str) -> str:
+    return (
+        f"The {channel} channel accounts for a positive share of the effect of position (the rest "
+        f"is the {CHANNELS[channel]}'s; shares add to 1, and one is negative where the channels "
+        "oppose each other)."
+    )
+
+
 def _share_claims(
     row: pd.Series, store: ActivationStore, protocol: str, level: float
 ) -> list[Claim]:
     claims = []
-    for channel, other in (("mask", "residual stream"), ("residual", "mask")):
-        statement = (
-            f"The {channel} channel accounts for a positive share of the effect of position "
-            f"(the rest is the {other}'s; shares add to 1, and one is negative where the channels "
-            "oppose each other)."
-        )
-        name = f"share_{channel}"
+    for channel in CHANNELS:
+        name, statement = f"share_{channel}", _share_statement(channel)
         if row["status"] != "ok":
             reason = "undefined: the total effect V_T is not distinguishable from 0"
             claims.append(not_applicable(name, statement, reason))
@@ -176,16 +180,17 @@ def _probe_claims(analysis: Analysis) -> list[Claim]:
         name = f"probe_{features}"
         interval = analysis.intervals[name]
         claims.append(make_claim(name, names[name], interval, "R2", above(interval, 0.0), protocol))
+    name = "residual_at_layer_0"
     first = fixed[(fixed["layer"] == 0) & (fixed["features"] == "residual")]
-    if len(first):
-        row = first.iloc[0]
-        interval = Interval(
-            row["r2"], row["low"], row["high"], row["level"], row["method"], "R2", int(row["n"])
-        )
-        verdict = below(interval, NEGLIGIBLE_R2)
-        name = "residual_at_layer_0"
-        claims.append(make_claim(name, names[name], interval, "R2", verdict, protocol))
-    return claims
+    if first.empty:
+        reason = "needs a natural capture that keeps the residual stream of layer 0"
+        return [*claims, not_applicable(name, names[name], reason)]
+    row = first.iloc[0]
+    interval = Interval(
+        row["r2"], row["low"], row["high"], row["level"], row["method"], "R2", int(row["n"])
+    )
+    verdict = below(interval, NEGLIGIBLE_R2)
+    return [*claims, make_claim(name, names[name], interval, "R2", verdict, protocol)]
 
 
 def _sink_claims(analysis: Analysis) -> list[Claim]:
