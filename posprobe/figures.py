@@ -39,11 +39,10 @@ def position_effects(tables: dict[str, pd.DataFrame]) -> Figure:
     table = tables["position_effects"]
     table = table[table["stimulus"] == _first_design(table)]
     layers = sorted(layer for layer in table["layer"].unique() if layer != "all")
-    panels = {"all layers": ["all"]} | {
-        f"layers {part[0]}-{part[-1]}": list(part) for part in np.array_split(layers, 3)
-    }
+    thirds = [list(part) for part in np.array_split(layers, 3) if len(part)]
+    panels = {"all layers": ["all"]} | {f"layers {p[0]}-{p[-1]}": p for p in thirds}
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    axes = figure.subplots(1, 4, sharey=True)
+    axes = figure.subplots(1, len(panels), sharey=True)
     names = {"T": "total", "M": "mask", "R": "residual", "S": "sink's part of residual"}
     colours = {"T": TOTAL, "M": MASK, "R": RESIDUAL, "S": OTHER}
     for ax, (title, members) in zip(axes, panels.items(), strict=True):
