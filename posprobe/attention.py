@@ -163,10 +163,10 @@ def _blockwise(
             scores = scoring.matrix(query[:, :, rows], key[:, :, columns])
             scores.masked_fill_(~visibility.mask(index[rows], index[columns]), -torch.inf)
             new_top = torch.maximum(top, scores.amax(-1))
-            # a row that has seen no key yet has top = -inf, and inf - inf is nan
-            anchor = new_top.masked_fill(new_top.isneginf(), 0.0)
-            weights = (scores - anchor.unsqueeze(-1)).exp_()
-            fade = (top - anchor).exp()
+            # finite: blocks of keys are as long as those of queries, so that every row sees a key
+            # in its first one
+            weights = (scores - new_top.unsqueeze(-1)).exp_()
+            fade = (top - new_top).exp()
             total = total * fade + weights.sum(-1)
             values = value[:, :, columns].to(wide).unsqueeze(2)
             block = (weights.unflatten(1, (key.shape[1], -1)) @ values).flatten(1, 2)

@@ -277,15 +277,13 @@ def _remasked(
     for column, prefix in enumerate(observation.prefixes):
         if prefix > own_prefix:
             continue
-        position = (prefix if visibility.causal else own_prefix) + row
+        ahead = prefix if visibility.causal else own_prefix
+        position = ahead + row
         near = distance < position.clamp(max=limit)[:, None]
         near &= distance >= 0 if visibility.causal else distance > -limit
-        far = torch.zeros_like(row)
-        if not observation.first_is_apart:
-            far = (own_prefix - position + row).clamp(min=0)
-        near[row, far] = False
+        farthest = 0 if observation.first_is_apart else own_prefix - ahead
         part = scoring.with_sink_logit(scores.masked_fill(~near, -torch.inf).logsumexp(-1))
-        last = scores[:, :, row, far].masked_fill(position >= limit, -torch.inf)
+        last = scores[..., farthest].masked_fill(position >= limit, -torch.inf)
         last[:, cut] = -torch.inf
         body[:, column] = part.transpose(1, 2)
         whole[:, column] = torch.logaddexp(part, last).transpose(1, 2)

@@ -136,7 +136,7 @@ def test_remasked_at_the_own_prefix_is_the_normalizer(visibility, cut, apart):
     torch.testing.assert_close(seen["remasked_normalizer"][:, -1], seen["normalizer"])
 
 
-@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("window", [None, 8, 3])
 def test_without_a_causal_mask_nothing_shrinks(window):
     seen, _ = observe(LATE, Visibility(causal=False, window=window))
     for column in range(len(PREFIXES)):
