@@ -6,6 +6,7 @@ r"""Position information in attention patterns with the denominator taken out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,8 +137,18 @@ def _r2(probe: PositionProbe, weights: Array) -> Array:
     return 1 - (weights @ probe.sequence_sse_) / (weights @ probe.sequence_sst_)
 
 
-def mean_normalizers(store: ActivationStore) -> tuple[tuple[int, int, float], ...]:
+def mean_normalizers(
+    store: ActivationStore, layers: Sequence[int] | None = None
+) -> tuple[tuple[int, int, float], ...]:
     """Mean log-normalizer of every head after position 0, as `fixed_denominator` takes it.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Of the natural design.
+    layers : sequence of int or None
+        None: all. In all layers at once large row sums feed on one another: SmolLM2-135M overflows
+        float32 at layer 18, in its first layer alone it stays near its native scale.
 
     Returns
     -------
@@ -147,7 +158,7 @@ def mean_normalizers(store: ActivationStore) -> tuple[tuple[int, int, float], ..
     later = store.positions > 0
     return tuple(
         (layer, head, round(float(c), 4))
-        for layer in range(store.n_layers)
+        for layer in (range(store.n_layers) if layers is None else layers)
         for head, c in enumerate(store.normalizer(layer)[later].mean(0, dtype=np.float64))
     )
 
@@ -169,16 +180,20 @@ def fixed_forward_table(
     Returns
     -------
     pandas.DataFrame
-        positions, up_to (tokens), V_R_native, V_R_fixed (squared nats), fraction_removed, low, high
-        (empty where unbounded), method, n, log_row_sum_first, log_row_sum_last (mean over heads of
-        z - c behind the shortest and the longest prefix, nats), caveat.
+        layers (whose denominators were fixed), positions, up_to (tokens), V_R_native, V_R_fixed
+        (squared nats, over all layers), fraction_removed, low, high (empty where unbounded),
+        method, n, log_row_sum_first, log_row_sum_last (mean over the fixed heads of z - c behind
+        the shortest and the longest prefix, nats), caveat.
     """
     rows = []
-    first, last = _log_row_sums(fixed)
+    constants = [c for change in fixed.header.interventions for c in change["fixed_denominator"]]
+    layers = sorted({layer for layer, _, _ in constants})
+    first, last = _log_row_sums(fixed, constants)
     for positions, up_to in (("early", early_limit(native)), ("all", native.prefixes[-1])):
         interval, before, after = fraction_removed(native, fixed, up_to=up_to, level=level)
         rows.append(
             {
+                "layers": ", ".join(map(str, layers)),
                 "positions": positions,
                 "up_to": up_to,
                 "V_R_native": before,
@@ -196,9 +211,10 @@ def fixed_forward_table(
     return pd.DataFrame(rows)
 
 
-def _log_row_sums(store: ActivationStore) -> tuple[float, float]:
+def _log_row_sums(
+    store: ActivationStore, constants: Sequence[tuple[int, int, float]]
+) -> tuple[float, float]:
     """Mean of z - c behind the shortest and the longest prefix."""
-    constants = [c for change in store.header.interventions for c in change["fixed_denominator"]]
     ends = [store.prefix_length == p for p in (store.prefixes[0], store.prefixes[-1])]
     sums = [
         [store.normalizer(layer)[end, :, head].mean(dtype=np.float64) - c for end in ends]

@@ -69,8 +69,9 @@ def audit(
     it is called again with the same arguments.
 
     In full, also more replacements, key 0 hidden from the sink-reading heads (chosen on one half of
-    the natural sequences), from as many random others and from all heads, and fixed denominators,
-    each on the first 16 windows; they are paired with the same windows of the native capture.
+    the natural sequences), from as many random others and from all heads, and fixed denominators in
+    the first layer, each on the first 16 windows; they are paired with the same windows of the
+    native capture.
 
     Parameters
     ----------
@@ -203,7 +204,7 @@ def _full_plans(
         changes = {
             name: Intervention(cut_sink=heads) for name, heads in _cuts(natural, model).items()
         }
-        constants = mean_normalizers(natural)
+        constants = mean_normalizers(natural, layers=[0])
     changes["fixed_denominator"] = Intervention(fixed_denominator=constants)
     added = [
         r

@@ -64,7 +64,7 @@ def test_known_fractions_are_recovered(make, rng):
         for positions in ("early", "all"):
             row = pick(table, metric=metric, positions=positions, offsets="all", layers="all")
             assert row["low"] < truth < row["high"]
-            assert row["high"] - row["low"] < 0.15
+            assert row["high"] - row["low"] < 0.25
 
 
 def test_primary_specification_is_the_one_fixed_beforehand(make, rng):

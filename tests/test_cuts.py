@@ -1,0 +1,191 @@
+"""Key 0 hidden from some heads: what may change, what must not, and what is counted."""
+
+import capture_child as child
+import numpy as np
+import pytest
+import sinks
+import synthetic
+
+from posprobe.captures import capture_stimulus
+from posprobe.cuts import cut_table
+from posprobe.effects import channel_effects
+from posprobe.errors import DesignError
+from posprobe.interventions import NO_INTERVENTION, Intervention
+from posprobe.sinks import sink_attention
+
+RANDOM = ((0, 3), (1, 0))
+CUTS = {"none": None, "sink": sinks.HEADS, "random": RANDOM, "all": "all"}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A shifted stimulus through the tiny model with key 0 hidden from different heads."""
+    folder, model = tmp_path_factory.mktemp("cuts"), sinks.sink_model()
+    stimulus = child.stimulus(n=6, bos="force", bos_id=sinks.FIRST)
+    return {
+        name: capture_stimulus(
+            model,
+            stimulus,
+            folder / f"{name}.h5",
+            intervention=NO_INTERVENTION if heads is None else Intervention(cut_sink=heads),
+            progress=False,
+        )
+        for name, heads in CUTS.items()
+    }
+
+
+def table_of(stores, *names):
+    return cut_table(stores["none"], [stores[name] for name in names], sinks.HEADS)
+
+
+def test_the_model_has_the_heads_that_it_was_built_with(stores):
+    attention = np.stack([sink_attention(stores["none"], layer).mean(0) for layer in range(3)])
+    found = {tuple(map(int, head)) for head in np.argwhere(attention > 0.3)}
+    assert found == set(sinks.HEADS)
+
+
+def test_manipulation_check_reads_the_denominators_that_were_used(stores):
+    table = table_of(stores, "sink", "random", "all")
+    checked = table.dropna(subset="attention_left").set_index("heads")
+    assert (checked["attention_left"] < 1e-5).all()
+    native = np.stack([sink_attention(stores["none"], layer) for layer in range(3)])
+    own = np.mean([native[layer, :, head].mean() for layer, head in sinks.HEADS])
+    assert checked.loc["sink-reading", "attention_native"].iloc[0] > 0.9 * own > 0.3
+
+
+def test_hiding_key_0_changes_no_first_layer_effect_among_the_other_keys(stores):
+    native, cut = (channel_effects(stores[name], 0, without_sink=True) for name in ("none", "all"))
+    for part in ("total", "mask", "residual"):
+        np.testing.assert_allclose(getattr(cut, part), getattr(native, part), atol=2e-5)
+    plain = [channel_effects(stores[name], 0) for name in ("none", "all")]
+    assert np.abs(plain[0].residual - plain[1].residual).max() > 0.01  # the cut by itself
+
+
+def test_later_layers_feel_a_cut_through_the_residual_stream(stores):
+    native, cut = (channel_effects(stores[name], 2, without_sink=True) for name in ("none", "sink"))
+    assert np.abs(native.residual - cut.residual).max() > 1e-3
+
+
+def test_key_0_has_no_part_where_it_is_hidden(stores):
+    cut, native = (channel_effects(stores[name], 0) for name in ("sink", "none"))
+    assert np.abs(native.sink[:, :, 1]).max() > 0
+    assert (cut.sink[:, :, 1] == 0).all()
+    assert np.abs(cut.sink[:, :, 0]).max() > 0
+    assert (sink_attention(stores["sink"], 0)[:, 1] == 0).all()
+
+
+def test_without_key_0_is_for_the_shifted_design_only(tmp_path):
+    natural = child.stimulus("natural", n=4)
+    store = capture_stimulus(child.model(), natural, tmp_path / "n.h5", progress=False)
+    with pytest.raises(DesignError, match="kept for late rows only; capture it with --design shif"):
+        channel_effects(store, 0, without_sink=True)
+
+
+# --- the table, with known answers ---
+
+PREFIXES, WINDOW = (1, 4, 9, 40), 4
+SHAPE = (1, 4)
+EFFECT = np.array([1.0, 0.6, 0.2, 0.0])
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A shifted file whose head h has residual effects of size `scales[h]`; `cut` as in a header.
+
+    Attention to key 0 is 0 where it is cut and 1/2 elsewhere.
+    """
+    count = iter(range(100))
+
+    def function(scales, cut, *, n=15, items=None):
+        rng = np.random.default_rng(0)
+        noise = 0.05 * rng.normal(size=(n, 4))
+        hidden = np.zeros(SHAPE[1], bool)
+        hidden[[head for _, head in cut] if cut != "all" else slice(None)] = True
+        heads = []
+        for scale, gone in zip(scales, hidden, strict=True):
+            residual = scale * (EFFECT + noise)
+            arrays = synthetic.effect_arrays(np.zeros((n, 4)), residual, window=WINDOW)
+            place = np.repeat(np.arange(4), n)
+            body = arrays["normalizer"][0] - (0.0 if gone else np.log(2))
+            arrays["remasked_body"][0, np.arange(4 * n), place] = body
+            heads.append(arrays)
+        arrays = {
+            name: np.concatenate([h[name] for h in heads], 3 + ("masked" in name))
+            for name in heads[0]
+        }
+        return synthetic.write(
+            tmp_path / f"{next(count)}.h5",
+            arrays,
+            index=synthetic.shifted_index(n, PREFIXES, WINDOW),
+            design="shifted",
+            length=PREFIXES[-1] + WINDOW,
+            prefixes=PREFIXES,
+            window=WINDOW,
+            offsets=(1,),
+            interventions=[{"cut_sink": cut}] if cut else [],
+        )
+
+    return function
+
+
+def at(table, heads, measured="heads left whole", positions="all"):
+    rows = table[(table["heads"] == heads) & (table["measured"] == measured)]
+    return rows[rows["positions"] == positions].iloc[0]
+
+
+def test_cut_heads_themselves_are_not_counted(make):
+    native = make([1, 1, 1, 1], [])
+    sink = make([0, 0.5, 0.5, 0.5], [[0, 0]])  # the cut head's own effect dies at once
+    random = make([0.9, 0, 0.9, 0.9], [[0, 1]])
+    table = cut_table(native, [sink, random], [(0, 0)])
+    row = at(table, "sink-reading")
+    assert row["n_heads_measured"] == 2  # neither the cut one nor the random one
+    assert row["fraction_removed"] == pytest.approx(0.75, abs=1e-5)
+    assert at(table, "random 1")["fraction_removed"] == pytest.approx(0.19, abs=1e-5)
+    row = at(table, "sink-reading minus random")
+    assert row["fraction_removed"] == pytest.approx(0.81 - 0.25, abs=1e-5)
+    assert row["n_heads_cut"] == 1
+    assert np.isnan(row["V_R_cut"])
+
+
+def test_all_heads_are_measured_without_key_0_only(make):
+    native, cut = make([1, 1, 1, 1], []), make([0.5, 0.5, 0.5, 0.5], "all")
+    table = cut_table(native, [cut], [(0, 0)])
+    assert set(table["measured"]) == {"without key 0"}
+    assert set(table["positions"]) == {"early", "all"}
+    row = at(table, "all", "without key 0")
+    assert (row["n_heads_cut"], row["n_heads_measured"]) == (4, 4)
+    assert row["attention_native"] == pytest.approx(0.5, abs=1e-5)
+    assert row["attention_left"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_cut_that_did_not_happen_is_seen(make):
+    native, cut = make([1, 1, 1, 1], []), make([1, 1, 1, 1], [[0, 2]])
+    uncut = make([1, 1, 1, 1], [])
+    uncut.header.interventions.append({"cut_sink": [[0, 2]]})  # the file says so, no more
+    assert at(cut_table(native, [cut], []), "random 1")["attention_left"] < 1e-5
+    assert at(cut_table(native, [uncut], []), "random 1")["attention_left"] > 0.4
+
+
+def test_files_are_named_by_what_they_cut(make):
+    cuts = {
+        "sink-reading": [[0, 0], [0, 1]],
+        "some sink-reading": [[0, 1]],
+        "random 1": [[0, 2]],
+        "random 2": [[0, 3]],
+        "other heads": [[0, 1], [0, 2]],
+        "all": "all",
+    }
+    native = make([1, 1, 1, 1], [])
+    stores = [make([0.9] * 4, cut) for cut in cuts.values()]
+    found = set(cut_table(native, stores, [(0, 0), (0, 1)])["heads"])
+    assert found == {*cuts, "some sink-reading minus random"}
+
+
+def test_items_that_all_files_hold_are_compared(make):
+    native, cut = make([1, 1, 1, 1], []), make([0.5] * 4, [[0, 2]], n=8)
+    table = cut_table(native, [cut, make([0.6] * 4, [[0, 3]], n=6)], [])
+    assert set(table["n"]) == {6}
+    assert at(table, "random 1")["fraction_removed"] == pytest.approx(0.75, abs=1e-4)
+    with pytest.raises(DesignError, match=r"share 2 items with .* intervals need 3"):
+        cut_table(native, [make([1] * 4, "all", n=2)], [])
