@@ -77,6 +77,8 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
             )
         else:
             found[role] = store
+    for role in ("replaced", "cut"):  # the same report, in whatever order files were given
+        found[role].sort(key=lambda store: store.path.name)
     return Files(**found)
 
 

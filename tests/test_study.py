@@ -1,0 +1,258 @@
+"""The whole study on a tiny model: what it writes, what it refuses, and how it is interrupted."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import study_child as child
+from tqdm import tqdm
+
+from posprobe import study
+from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
+from posprobe.models import load_model
+from posprobe.store import ActivationStore
+from posprobe.study import analyze, audit
+
+FILES = {"natural.h5", "shifted.h5", "replaced_mean.h5", "replaced_content.h5"}
+FILES |= {"repeated.h5", "bos_repeated.h5"}
+FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
+FIELDS += ["n", "verdict", "reference", "protocol"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return str(child.save_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def text():
+    return child.make_text()
+
+
+@pytest.fixture(scope="module")
+def audited(model_folder, text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit") / "out"
+    report = audit(model_folder, folder, text=text, **child.SIZES)
+    assert report == folder / "report.html"
+    return folder
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def results(folder):
+    """What is made of the captured files, byte by byte."""
+    return {
+        name: (folder / name).read_bytes() for name in names(folder) if not name.endswith(".h5")
+    }
+
+
+# --- what it writes ---
+
+
+def test_folder_holds_report_claims_tables_figures_and_files(audited):
+    written = names(audited)
+    assert FILES | {"report.html", "claims.json"} <= written
+    assert any(name.startswith("tables/") for name in written)
+    assert any(name.startswith("figures/") and name.endswith(".svg") for name in written)
+    loose = {n for n in written if not n.startswith(("tables/", "figures/"))}
+    assert loose == FILES | {"report.html", "claims.json"}  # no journal, lock or temporary file
+    assert "http" not in "".join(
+        line for line in (audited / "report.html").read_text().splitlines() if "<script" in line
+    )
+
+
+def test_claims_have_the_fields_that_scripts_read(audited):
+    claims = json.loads((audited / "claims.json").read_text())
+    assert len(claims) > 10
+    for claim in claims:
+        assert list(claim) == FIELDS
+        assert claim["verdict"] in ("supported", "contradicted", "inconclusive", "not_applicable")
+        if claim["verdict"] in ("supported", "contradicted"):
+            assert None not in (claim["ci_low"], claim["ci_high"], claim["estimate"])
+
+
+def test_a_rotary_model_without_training_isolates_the_mask(audited):
+    claims = {c["id"]: c for c in json.loads((audited / "claims.json").read_text())}
+    assert claims["mask_isolated"]["verdict"] == "supported"
+    assert claims["closed_system"]["verdict"] == "supported"
+    assert claims["fingerprint_constant"]["verdict"] == "supported"
+    assert claims["fingerprint_varies"]["verdict"] == "supported"
+
+
+def test_tables_can_be_read(audited):
+    for path in sorted((audited / "tables").iterdir()):
+        assert len(pd.read_csv(path)) > 0, path.name
+
+
+def test_files_are_captured_as_planned(audited):
+    stores = {name: ActivationStore(audited / name) for name in FILES}
+    assert {s.header.seed for s in stores.values()} == {2}
+    assert {s.length for s in stores.values()} == {64}
+    assert stores["natural.h5"].n_sequences == 6
+    assert set(stores["shifted.h5"].tokens[:, 0]) == {1}  # the BOS is forced
+    assert stores["repeated.h5"].n_sequences == study.N_REPEATED
+    kept = {name for name, s in stores.items() if "residual" in s.header.quantities}
+    assert kept == {"natural.h5"}
+    treatments = {s.header.position0_treatment for s in stores.values()}
+    assert treatments == {"native", "mean", "content"}
+
+
+# --- again, and interrupted ---
+
+
+def test_a_second_run_captures_nothing_and_claims_the_same(
+    audited, model_folder, text, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    shutil.copytree(audited, folder)
+    before = results(folder)
+    (folder / "claims.json").unlink()
+    model = load_model(model_folder)
+
+    def refuse(*args, **keywords):
+        raise AssertionError("a forward pass in a folder that has everything")
+
+    monkeypatch.setattr(model, "run", refuse)
+    audit(model, folder, text=text, **child.SIZES)
+    assert results(folder) == before
+
+
+def test_killed_in_the_middle_and_run_again(audited, model_folder, text, tmp_path):
+    folder = tmp_path / "out"
+    command = [sys.executable, child.__file__, model_folder, str(folder), "7"]
+    killed = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    left = names(folder)
+    assert any(name.endswith(".partial") for name in left)
+    assert "claims.json" not in left
+    audit(model_folder, folder, text=text, **child.SIZES)
+    assert (folder / "claims.json").read_bytes() == (audited / "claims.json").read_bytes()
+    for name in FILES:
+        one, other = ActivationStore(folder / name), ActivationStore(audited / name)
+        for quantity in one.header.datasets():
+            assert one.read(quantity).tobytes() == other.read(quantity).tobytes(), quantity
+
+
+def test_files_of_other_arguments_are_not_taken_over(audited, model_folder, text, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(audited, folder)
+    with pytest.raises(StoreError, match=r"resume: attribute .* in the file, .* now .*natural\.h5"):
+        audit(model_folder, folder, text=text, **child.SIZES | {"seed": 3})
+
+
+def test_progress_is_shown_and_ends_at_its_total(audited, tmp_path, monkeypatch, capsys):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **keywords):
+            super().__init__(*args, **keywords | {"disable": False})
+            bars.append(self)
+
+    monkeypatch.setattr(study, "tqdm", Bar)
+    analyze([audited / "repeated.h5"], tmp_path / "out")
+    (bar,) = bars
+    assert bar.n == bar.total == 2
+    assert "analyze: report" in capsys.readouterr().err
+
+
+# --- other models, other calls ---
+
+
+def test_model_without_a_bos_has_none_forced(model_folder, text, tmp_path, monkeypatch):
+    loaded = load_model(model_folder)
+    loaded.tokenizer.bos_token = None
+    monkeypatch.setattr(study, "analyze", lambda paths, *args, **keywords: paths)
+    paths = audit(loaded, tmp_path / "out", text=text, replacements=(), **child.SIZES)
+    assert [path.name for path in paths] == ["natural.h5", "shifted.h5", "repeated.h5"]
+    assert len(set(ActivationStore(paths[1]).tokens[:, 0])) > 1
+
+
+def test_analyze_takes_any_subset(audited, tmp_path):
+    analyze([audited / "shifted.h5"], tmp_path / "out", progress=False)
+    claims = json.loads((tmp_path / "out" / "claims.json").read_text())
+    assert {c["id"] for c in claims if c["verdict"] != "not_applicable"} >= {"mask_channel"}
+
+
+# --- refusals leave nothing behind ---
+
+
+def refused(kind, match, tmp_path, model, **changes):
+    out = tmp_path / "new" / "out"
+    with pytest.raises(kind, match=match) as caught:
+        audit(model, out, **child.SIZES | changes)
+    assert isinstance(caught.value, PosprobeError)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, -3])
+def test_refuses_too_few_sequences(n, model_folder, text, tmp_path):
+    said = f"n={n} is too few: probes need 5 folds of sequences, so raise n"
+    refused(DesignError, said, tmp_path, model_folder, n=n, text=text)
+
+
+def test_refuses_what_cannot_be_captured(model_folder, text, tmp_path):
+    cases = [
+        (StimulusError, "the text is empty", {"text": ""}),
+        (StimulusError, r"the text has \d+ tokens and .* pass a longer text", {"text": text[:139]}),
+        (StimulusError, r"length 65 exceeds the 64 positions that model", {"length": 65}),
+        (StimulusError, r"length=8 is too short for a window", {"length": 8}),
+        (ModelError, "variant 'yarn' is unknown", {"variant": "yarn"}),
+    ]
+    for kind, match, changes in cases:
+        refused(kind, match, tmp_path, model_folder, **{"text": text} | changes)
+    refused(ModelError, "there is no such folder", tmp_path, "./nowhere", text=text)
+
+
+def test_refuses_a_folder_that_cannot_be_written(model_folder, audited, text, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for folder in (blocked, blocked / "out"):
+        with pytest.raises(StoreError, match=r"output folder .* cannot be written \(.*\); choose"):
+            audit(model_folder, folder, text=text, **child.SIZES)
+        with pytest.raises(StoreError, match=r"output folder .* cannot be written"):
+            analyze([audited / "repeated.h5"], folder, progress=False)
+
+
+def test_a_refusal_removes_no_folder_that_was_there(model_folder, text, tmp_path):
+    out = tmp_path / "there"
+    out.mkdir()
+    with pytest.raises(StimulusError):
+        audit(model_folder, out, text=text, **child.SIZES | {"length": 65})
+    assert out.is_dir()
+    assert not list(out.iterdir())
+
+
+def test_analyze_refuses_files_before_it_makes_a_folder(audited, tmp_path):
+    for files in ([tmp_path / "none.h5"], [audited / "shifted.h5"] * 2, []):
+        with pytest.raises(PosprobeError):
+            analyze(files, tmp_path / "out", progress=False)
+        assert not (tmp_path / "out").exists()
+
+
+def test_analysis_that_fails_leaves_no_empty_folder(audited, tmp_path, monkeypatch):
+    def fail(*args, **keywords):
+        raise DesignError("no")
+
+    monkeypatch.setattr(study, "analyze_files", fail)
+    with pytest.raises(DesignError, match="no"):
+        analyze([audited / "repeated.h5"], tmp_path / "a" / "b", progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_in_full_key_0_is_hidden_and_denominators_are_fixed(model_folder, text, tmp_path):
+    folder = Path(tmp_path / "out")
+    audit(model_folder, folder, text=text, full=True, **child.SIZES)
+    assert {"cut_all.h5", "fixed_denominator.h5", "replaced_zero.h5"} <= names(folder)
+    claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
+    assert claims["sink_hidden_everywhere"]["verdict"] != "not_applicable"
+    first = results(folder)
+    audit(model_folder, folder, text=text, full=True, **child.SIZES)
+    assert results(folder) == first
