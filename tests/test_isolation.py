@@ -1,0 +1,223 @@
+"""Files of isolations: recognised by their headers, turned into tables, and judged as claims."""
+
+import capture_child as child
+import numpy as np
+import pandas as pd
+import pytest
+import sinks
+import synthetic
+
+from posprobe.analysis import Analysis, analyze_files, count_steps
+from posprobe.captures import QUANTITIES, capture_stimulus
+from posprobe.errors import DesignError
+from posprobe.heads import sink_reading_heads
+from posprobe.intervals import Interval
+from posprobe.interventions import Intervention
+from posprobe.isolation_claims import isolation_claims
+from posprobe.roles import Files, sort_files
+from posprobe.store import ActivationStore
+
+PLAIN = {"causal": True, "cut_sink": None, "fixed_denominator": [], "window": None}
+
+
+@pytest.fixture
+def make(tmp_path):
+    count = iter(range(100))
+
+    def function(design="shifted", treatment="native", digest="w", **change):
+        arrays = {"normalizer": np.zeros((1, 2, 4, 3))}
+        return synthetic.write(
+            tmp_path / f"{next(count)}.h5",
+            arrays,
+            design=design,
+            position0_treatment=treatment,
+            weights_digest=digest,
+            interventions=[PLAIN | change],
+        )
+
+    return function
+
+
+def test_isolations_are_recognised_in_any_order(make):
+    base, natural, mean = make(), make("natural"), make(treatment="mean")
+    cuts = [make(cut_sink="all"), make(cut_sink=[[0, 1]])]
+    fixed = make(fixed_denominator=[[0, 0, 1.5]])
+    for stores in ([base, *cuts, fixed, mean, natural], [fixed, mean, *cuts, natural, base]):
+        files = sort_files(stores)
+        assert files == Files(natural, base, replaced=[mean], cut=cuts, fixed=fixed)
+        assert set(files.all()) == set(stores)
+
+
+def test_a_change_that_all_files_share_belongs_to_the_model(make):
+    shifted, natural = make(cut_sink="all"), make("natural", cut_sink="all")
+    assert sort_files([shifted, natural]) == Files(natural, shifted)
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (dict(window=9), "differs from .* in interventions; analyze one model and one change"),
+        (dict(window=9, cut_sink="all"), "differs from .* in interventions"),
+        (dict(cut_sink="all", digest="v"), "differs from .* in weights_digest"),
+        (dict(cut_sink="all", fixed_denominator=[[0, 0, 1.0]]), "at once, which no analysis uses"),
+        (dict(design="natural", cut_sink="all"), r"\(cut_sink\) in the natural design .* no anal"),
+        (dict(treatment="zero", cut_sink="all"), "with position 0 'zero', which no analysis uses"),
+        (dict(), "are both shifted captures; give one"),
+    ],
+)
+def test_files_that_answer_no_question(make, one, message):
+    with pytest.raises(DesignError, match=message):
+        sort_files([make(), make(**one)])
+
+
+def test_two_files_that_answer_the_same_question(make):
+    with pytest.raises(DesignError, match="both hide key 0 from the same heads; give one"):
+        sort_files([make(), make(cut_sink=[[0, 1]]), make(cut_sink=[[0, 1]])])
+    with pytest.raises(DesignError, match="both replace position 0 by 'mean'; give one"):
+        sort_files([make(), make(treatment="mean"), make(treatment="mean")])
+    two = [make(fixed_denominator=[[0, 0, c]]) for c in (1.0, 2.0)]
+    with pytest.raises(DesignError, match="are both fixed captures; give one"):
+        sort_files([make(), *two])
+
+
+# --- from files to tables, through a tiny model ---
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("isolation"), sinks.sink_model()
+    forced = dict(bos="force", bos_id=sinks.FIRST)
+    shifted = child.stimulus(n=6, **forced)
+    fixed = tuple((0, head, 2.0) for head in range(4))
+    plans = {
+        "natural": (child.stimulus("natural", n=8, **forced), {}),
+        "shifted": (shifted, {}),
+        "zero": (shifted, {"position0": "zero"}),
+        "sink": (shifted, {"intervention": Intervention(cut_sink=sinks.HEADS)}),
+        "random": (shifted, {"intervention": Intervention(cut_sink=((0, 3), (1, 0)))}),
+        "all": (shifted, {"intervention": Intervention(cut_sink="all")}),
+        "fixed": (shifted, {"intervention": Intervention(fixed_denominator=fixed)}),
+    }
+    kept = {"quantities": tuple(q for q in QUANTITIES if q != "residual"), "progress": False}
+    for name, (stimulus, options) in plans.items():
+        capture_stimulus(model, stimulus, folder / f"{name}.h5", **kept, **options)
+    return {name: folder / f"{name}.h5" for name in plans}
+
+
+def analysis_of(paths, *names):
+    steps = []
+    files = sort_files(ActivationStore(paths[name]) for name in names)
+    analysis = analyze_files(files, step=steps.append)
+    assert len(steps) == count_steps(files)
+    return analysis
+
+
+def test_all_tables_where_all_files_are(paths):
+    analysis = analysis_of(paths, *paths)
+    expected = {"sink_heads", "sink_writing", "fixed_denominator", "precision", "specification"}
+    assert expected | {"cut_sink", "fixed_forward"} <= set(analysis.tables)
+    assert sorted(sink_reading_heads(analysis.files.natural)) == sorted(sinks.HEADS)
+    assert {"sink-reading", "random 1", "all"} <= set(analysis.tables["cut_sink"]["heads"])
+    checks = analysis.tables["checks"].set_index("file")["heads_without_sink"]
+    assert checks[["natural.h5", "sink.h5", "all.h5", "fixed.h5"]].tolist() == [0, 2, 12, 0]
+    claims = {claim.id: claim for claim in isolation_claims(analysis)}
+    assert all(claim.verdict != "not_applicable" for claim in claims.values())
+    assert claims["sinks_write"].verdict == "supported"  # as the model was built
+
+
+@pytest.mark.parametrize(
+    ("names", "tables"),
+    [
+        (["natural"], {"sink_heads", "sink_writing", "fixed_denominator"}),
+        (["shifted"], set()),
+        (["shifted", "zero"], {"specification"}),
+        (["shifted", "all"], {"cut_sink"}),
+        (["shifted", "fixed"], {"fixed_forward"}),
+        (["all"], set()),
+    ],
+)
+def test_what_the_files_allow(paths, names, tables):
+    every = {"sink_heads", "sink_writing", "fixed_denominator", "precision", "specification"}
+    every |= {"cut_sink", "fixed_forward"}
+    analysis = analysis_of(paths, *names)
+    assert every & set(analysis.tables) == tables
+    assert len(isolation_claims(analysis)) == 5
+
+
+# --- verdicts ---
+
+
+def judged(paths, **tables):
+    stores = {k: ActivationStore(paths[k]) for k in ("natural", "shifted")}
+    intervals = {"fixed_denominator": tables.pop("patterns")} if "patterns" in tables else {}
+    analysis = Analysis(Files(**stores), tables, intervals, 0.95)
+    return {claim.id: claim for claim in isolation_claims(analysis)}
+
+
+def cut_row(heads, measured, estimate, low, high):
+    row = dict(heads=heads, measured=measured, positions="all", fraction_removed=estimate)
+    row |= dict(low=low, high=high, n=6, n_heads_cut=2, n_heads_measured=8, attention_left=1e-8)
+    return row
+
+
+def cut_rows(low, high):
+    whole, without = "heads left whole", "without key 0"
+    return pd.DataFrame(
+        [
+            cut_row("sink-reading", whole, 0.3, low, high),
+            cut_row("sink-reading minus random", whole, 0.3, low, high),
+            cut_row("sink-reading", without, 9.0, 8.0, 10.0),
+            cut_row("all", without, 0.3, low, high),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.1, 0.5, "supported"),
+        (-0.1, 0.5, "inconclusive"),
+        (-0.5, -0.1, "contradicted"),
+        (np.nan, np.nan, "inconclusive"),
+    ],
+)
+def test_verdicts_come_from_intervals_alone(paths, low, high, verdict):
+    found = judged(paths, cut_sink=cut_rows(low, high))
+    for name in ("sinks_forward", "sinks_forward_specifically", "sink_hidden_everywhere"):
+        assert found[name].verdict == verdict
+        assert found[name].estimate == 0.3
+        assert found[name].ci_low == (None if np.isnan(low) else low)
+    assert "without key 0, 9.0 [8.0, 10.0]" in found["sinks_forward"].protocol
+    unbounded = "fieller: unbounded" if np.isnan(low) else "fieller"
+    assert found["sinks_forward"].ci_method == unbounded
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(1.2, 3, "supported"), (0.8, 3, "inconclusive"), (0.1, 0.8, "contradicted")],
+)
+def test_writing_is_judged_by_the_ratio_to_1(paths, low, high, verdict):
+    rows = [dict(quantity="written", heads=h, n_heads=3, n=4) for h in ("sink-reading", "other")]
+    ratio = dict(
+        quantity="written", heads="ratio", n_heads=6, estimate=1.5, low=low, high=high, n=4
+    )
+    found = judged(paths, sink_writing=pd.DataFrame([*rows, ratio]))
+    assert found["sinks_write"].verdict == verdict
+
+
+def test_patterns_say_how_many_layers_stand_after_adjustment(paths):
+    table = pd.DataFrame({"difference": [0.5, -0.2, 0.4], "p_adjusted": [0.01, 0.02, 0.2]})
+    interval = Interval(0.2, 0.1, 0.3, 0.95, "percentile", "difference", 8)
+    found = judged(paths, fixed_denominator=table, patterns=interval)["normalizer_on_patterns"]
+    assert found.verdict == "supported"
+    assert "P is above P_fix in 1 of 3 layers and below in 1" in found.protocol
+
+
+def test_claims_say_what_they_lack(paths):
+    for claim in judged(paths).values():
+        assert claim.verdict == "not_applicable"
+        assert claim.protocol.startswith("needs")
+    table = cut_rows(0.1, 0.5)
+    found = judged(paths, cut_sink=table[table["heads"] == "all"])
+    assert found["sinks_forward"].protocol.startswith("no such heads were cut")
+    assert found["sink_hidden_everywhere"].verdict == "supported"
