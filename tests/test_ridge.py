@@ -458,6 +458,18 @@ def test_collinear_features_are_refused_without_penalty_and_said_within_a_grid(f
     assert np.isfinite(ours.best_score_)
 
 
+def test_collinear_features_in_three_groups_are_refused_and_said_too():
+    X, y, groups = make_data()
+    X[:, 7] = X[:, :3].sum(axis=1)
+    three = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    with pytest.raises(DesignError, match="nearly singular at every penalty tried"):
+        GroupRidgeCV(alphas=[0.0], feature_groups=three).fit(X, y, groups=groups)
+    ours = GroupRidgeCV(alphas=[0.0, 10.0], feature_groups=three)
+    with pytest.warns(LinAlgWarning, match="penalties refused"):
+        ours.fit(X, y, groups=groups)
+    assert np.isfinite(ours.best_score_)
+
+
 def test_equal_groups_share_the_weight():
     X, y, groups = make_data()
     both = GroupRidgeCV(alphas=[10.0], feature_groups=[slice(0, 8), slice(8, 16)])

@@ -204,8 +204,8 @@ def _descend(
     p = sum(sizes)
     edges = np.cumsum([0, *sizes])
     n_test = sum(s.test[p, p] for s in splits)
-    at = list(start) if start is not None else _best_diagonal(splits, sizes, grids, n_test)
-    best, sse, refused = np.inf, np.zeros((len(splits), splits[0].train.rhs.shape[1])), 0
+    at, refused = (list(start), 0) if start else _best_diagonal(splits, sizes, grids, n_test)
+    best, sse = np.inf, np.zeros((len(splits), splits[0].train.rhs.shape[1]))
     changed = True
     while changed:
         changed = False
@@ -230,8 +230,8 @@ def _descend(
 
 def _best_diagonal(
     splits: Sequence[Split], sizes: Sequence[int], grids: Sequence[Array], n_test: float
-) -> list[int]:
-    """Best grid position common to all groups (the positions all grids have)."""
+) -> tuple[list[int], int]:
+    """Best grid position common to all groups that all grids have, and how many are refused."""
     everything = np.arange(sum(sizes))
     values = []
     for i in range(min(len(grid) for grid in grids)):
@@ -240,7 +240,7 @@ def _best_diagonal(
         nothing, out = everything[:0], np.array([np.inf])
         errors = [line_errors(s, outer, nothing, each[outer], out) for s in splits]
         values.append(np.sum(errors) / n_test)
-    return [int(np.argmin(values))] * len(grids)
+    return [int(np.argmin(values))] * len(grids), int(np.isinf(values).sum())
 
 
 def _restrict(
