@@ -169,6 +169,51 @@ def _replacement(analysis: Analysis) -> str:
     return "Removed at early queries, by treatment: " + "; ".join(parts) + "."
 
 
+def _specification(analysis: Analysis) -> str:
+    table = analysis.tables["specification"]
+    bounded = table[table["low"].notna()]
+    held = int(((bounded["low"] <= 0.4) & (bounded["high"] >= 0.4)).sum())
+    return (
+        f"Of {len(table)} specifications {len(bounded)} have a bounded interval; {held} of these "
+        f"hold the study's 40%. The estimates run from {bounded['fraction_removed'].min():.0%} to "
+        f"{bounded['fraction_removed'].max():.0%}, with a median of "
+        f"{bounded['fraction_removed'].median():.0%}."
+    )
+
+
+def _cut_sink(analysis: Analysis) -> str:
+    table = analysis.tables["cut_sink"]
+    early = table[(table["positions"] == "early") & (table["measured"] == "heads left whole")]
+    parts = [
+        f"{row.heads} ({row.n_heads_cut} heads): "
+        + (
+            f"{row.fraction_removed:.0%} ({row.low:.0%} to {row.high:.0%})"
+            if pd.notna(row.low)
+            else "unbounded"
+        )
+        for row in early.itertuples()
+    ]
+    return "Removed at early queries, in heads left whole: " + "; ".join(parts) + "."
+
+
+def _fixed_denominator(analysis: Analysis) -> str:
+    table = analysis.tables["fixed_denominator"]
+    lower = int((table["difference_low"] > 0).sum())
+    return (
+        f"In {lower} of {len(table)} layers patterns tell more of position with their own "
+        "denominator than with a fixed one (interval of the difference above 0); mean R² "
+        f"{table['r2_attention'].mean():.2f} against {table['r2_scores'].mean():.2f}."
+    )
+
+
+def _precision(analysis: Analysis) -> str:
+    ratio = analysis.tables["precision"]["ratio"]
+    return (
+        f"At equal n the natural design's standard errors are {ratio.min():.1f} to "
+        f"{ratio.max():.1f} times those of the shifted design."
+    )
+
+
 SECTIONS = (
     Section(
         "How does attention change with absolute position, and which channel changes it?",
@@ -237,6 +282,44 @@ SECTIONS = (
         "eighth of the length, against the latest. Fieller's interval on jackknife pseudo-values. "
         "The primary specification was fixed beforehand; the study's own is not known.",
         "the shifted design with position 0 replaced (--position0 mean)",
+    ),
+    Section(
+        "Does the answer depend on how one asks?",
+        ("specification",),
+        _specification,
+        "Every combination of replacement, range of queries, offsets, layers and metric; Fieller's "
+        "interval for each, items paired. Intervals are cut at the edge of the picture; those that "
+        "are unbounded are not drawn. The specifications share their data: they are no "
+        "independent tests.",
+        "the shifted design with position 0 replaced",
+    ),
+    Section(
+        "What dies when heads cannot see key 0?",
+        ("cut_sink",),
+        _cut_sink,
+        "The shifted stimulus again with key 0 hidden from all queries > 0 of some heads: the "
+        "sink-reading ones (chosen on half of the natural sequences), as many random others, all. "
+        "1 - V_R(cut)/V_R(native) over heads that no compared capture cuts, so that hiding key 0 "
+        "is not itself counted. Fieller, items paired; early queries.",
+        "a full audit (--full)",
+    ),
+    Section(
+        "How much position is in the denominator of patterns?",
+        ("fixed_denominator",),
+        _fixed_denominator,
+        "Ridge to the position from log attention weights at fixed offsets (P), and from the "
+        "scores at the same offsets, which is attention under a constant denominator (P_fix); 5 folds by "
+        "sequence; cluster bootstrap with shared weights. Scores may differ by a constant per "
+        "query without any effect on attention, so that P_fix is a statement about scores.",
+        "the natural design with scores at offsets",
+    ),
+    Section(
+        "What does holding content fixed gain?",
+        ("precision",),
+        _precision,
+        "Standard errors over items of T(p), natural design against shifted, at equal numbers of "
+        "items; bands: bootstrap of items.",
+        "the natural and the shifted design with the same window",
     ),
 )
 
