@@ -11,6 +11,10 @@ without key 0
     V_R over all heads, with key 0 left out of every denominator, in the native run too: the effect
     of position on how attention divides among the *other* keys. Hiding key 0 from a head does not
     change it by itself, so that cut heads can be compared, and all heads cut as well.
+
+One thing that the cut does besides: a head from which key 0 is hidden has position 1 as its first
+key, and there that key alone. Where early layers are cut, position 1 may therefore take over the
+part of the sink, and V_R rise instead of dying: windows behind a prefix of 1 then begin with it.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ Mask = NDArray[np.bool_]
 MEASURES = {"heads left whole": False, "without key 0": True}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Condition:
     """One capture with key 0 hidden from `cut` (L, H); V_R by measure and range: (N, L, H)."""
 
@@ -182,13 +186,17 @@ def _attention(store: ActivationStore) -> Array:
 
 
 def _measured(measured: str, condition: _Condition, conditions: list[_Condition]) -> Mask:
-    """Heads over which a condition is measured."""
+    """Heads over which a condition is measured: the same for all that are compared by number."""
     if MEASURES[measured]:
         return np.ones_like(condition.cut)
-    compared = [condition.cut] + [c.cut for c in conditions if c.heads.startswith("random")]
-    if condition.heads.startswith("random"):
-        compared += [c.cut for c in conditions if _matched_draws(c, conditions)]
-    return ~np.any(compared, axis=0)
+    draws = [c for c in conditions if c.heads.startswith("random")]
+    matched = [c for c in conditions if _matched_draws(c, conditions)]
+    compared = [condition]
+    if condition in draws:
+        compared += draws + matched
+    elif condition in matched:
+        compared += draws
+    return ~np.any([c.cut for c in compared], axis=0)
 
 
 def _matched_draws(condition: _Condition, conditions: list[_Condition]) -> list[_Condition]:

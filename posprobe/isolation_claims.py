@@ -62,8 +62,9 @@ def _cuts(analysis: Analysis) -> list[Claim]:
     statements = {
         "sinks_forward": "Sink-reading heads forward position: where they alone cannot see key 0, "
         "part of the residual channel dies in the heads left whole.",
-        "sinks_forward_specifically": "More of the residual channel dies than where key 0 is "
-        "hidden from as many random other heads.",
+        "sinks_forward_specifically": "Sink-reading heads forward position as no others do: part "
+        "of the residual channel dies, and more of it than where key 0 is hidden from as many "
+        "random other heads.",
         "sink_hidden_everywhere": "Where no head sees key 0, part of the residual channel dies.",
     }
     store, table = analysis.files.shifted, analysis.tables.get("cut_sink")
@@ -76,7 +77,7 @@ def _cuts(analysis: Analysis) -> list[Claim]:
         "sinks_forward_specifically": _row(table, f"{matched} minus random", MEASURED),
         "sink_hidden_everywhere": _row(table, "all", EVERYWHERE),
     }
-    claims = []
+    claims: list[Claim] = []
     for name, text in statements.items():
         row = rows[name]
         if row is None:
@@ -85,6 +86,8 @@ def _cuts(analysis: Analysis) -> list[Claim]:
             continue
         interval = _interval(row, "fraction_removed", "fraction of V_R removed", analysis.level)
         verdict = above(interval, 0.0)
+        if name == "sinks_forward_specifically" and verdict == "supported":
+            verdict = claims[0].verdict  # nothing is forwarded where nothing dies
         protocol = _cut_protocol(analysis, store, table, row)
         claims.append(make_claim(name, text, interval, "1", verdict, protocol))
     return claims
@@ -116,7 +119,8 @@ def _cut_protocol(
         f"{int(row['n_heads_cut'])} heads ({row['heads']}); 1 - V_R(cut)/V_R(native) over all "
         f"positions, {row['measured']} ({int(row['n_heads_measured'])} heads, those of layers "
         f"before the first cut included), items paired. {'' if heads == 'all' else CHOSEN + ' '}"
-        f"Largest mean attention to key 0 left in a cut head: {checked:.1g}. Beside it: "
+        f"Largest mean attention to key 0 left in a cut head: {checked:.1g}. Heads that do not "
+        "see key 0 have position 1 as their first key, which may take over its part. Beside it: "
         f"{'; '.join(_beside(table, row, analysis.level))}."
     )
 

@@ -148,6 +148,19 @@ def test_cut_heads_themselves_are_not_counted(make):
     assert np.isnan(row["V_R_cut"])
 
 
+def test_a_set_that_no_draw_matches_is_measured_over_all_other_heads(make):
+    native = make([1, 1, 1, 1], [])
+    whole, some = make([0, 0, 0.5, 0.5], [[0, 0], [0, 1]]), make([0, 1, 0.5, 0.5], [[0, 0]])
+    random = make([1, 1, 1, 1], [[0, 2]])
+    table = cut_table(native, [whole, some, random], [(0, 0), (0, 1)])
+    measured = table[table["measured"] == "heads left whole"].set_index("heads")
+    counts = measured.loc[measured["positions"] == "all", "n_heads_measured"]
+    assert counts["sink-reading"] == 2
+    assert counts["some sink-reading"] == counts["random 1"] == 2
+    assert at(table, "some sink-reading")["fraction_removed"] == pytest.approx(0.375, abs=1e-5)
+    assert at(table, "sink-reading")["fraction_removed"] == pytest.approx(0.75, abs=1e-5)
+
+
 def test_all_heads_are_measured_without_key_0_only(make):
     native, cut = make([1, 1, 1, 1], []), make([0.5, 0.5, 0.5, 0.5], "all")
     table = cut_table(native, [cut], [(0, 0)])

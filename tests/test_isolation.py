@@ -193,6 +193,22 @@ def test_verdicts_come_from_intervals_alone(paths, low, high, verdict):
 
 
 @pytest.mark.parametrize(
+    ("own", "difference", "verdict"),
+    [
+        ((0.1, 0.5), (0.1, 0.5), "supported"),
+        ((-0.3, 0.1), (0.4, 1.2), "inconclusive"),  # random cuts raised it, these did nothing
+        ((-0.5, -0.1), (0.4, 1.2), "contradicted"),
+        ((0.1, 0.5), (-0.2, 0.2), "inconclusive"),
+        ((0.1, 0.5), (-0.4, -0.2), "contradicted"),
+    ],
+)
+def test_more_than_random_is_not_enough_where_nothing_dies(paths, own, difference, verdict):
+    table = cut_rows(*own)
+    table.loc[1, ["low", "high"]] = difference
+    assert judged(paths, cut_sink=table)["sinks_forward_specifically"].verdict == verdict
+
+
+@pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [(1.2, 3, "supported"), (0.8, 3, "inconclusive"), (0.1, 0.8, "contradicted")],
 )
