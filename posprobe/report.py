@@ -90,7 +90,7 @@ def _drawings(analysis: Analysis) -> dict[str, str]:
         for name in section.figures:
             figure = draw(name, analysis.tables)
             if figure is not None:
-                drawings[name] = to_svg(figure)
+                drawings[name] = to_svg(figure, name)
     return drawings
 
 

@@ -217,7 +217,7 @@ def _precision(analysis: Analysis) -> str:
 SECTIONS = (
     Section(
         "How does attention change with absolute position, and which channel changes it?",
-        ("position_effects",),
+        ("position_effects", *(f"position_effects_{k}_third" for k in ("first", "middle", "last"))),
         _position_effects,
         "T(p) = a(p) - a(ref): log attention weight at a fixed offset (keys inside the window), "
         "the same window at position p against the latest. M(p) = -(z_mask(p) - z(ref)): the late "
@@ -228,7 +228,7 @@ SECTIONS = (
     ),
     Section(
         "How much is mask and how much residual stream, layer by layer?",
-        ("channels", "shares"),
+        ("channels_shifted", "channels_natural", "shares"),
         _channels,
         "V_T = V_M + V_R + 2 C_MR: variances over positions by a U-statistic over pairs of "
         "different items, unbiased by content noise, never clipped. Bands: cluster bootstrap of "
@@ -238,7 +238,7 @@ SECTIONS = (
     ),
     Section(
         "Which heads?",
-        ("heads",),
+        ("heads_mask", "heads_residual", "heads_share"),
         _heads,
         "As above, head by head. Adjusted p-values (max-T over all heads, one set of bootstrap "
         "weights) are in tables/channels_by_head.csv. Colour scales end at the 99th percentile.",
@@ -246,7 +246,7 @@ SECTIONS = (
     ),
     Section(
         "Can position be read off?",
-        ("probes", "partition"),
+        ("probes", "probes_error", "partition", "partition_shapley"),
         _probes,
         "Ridge to the position; position 0 left out; 5 folds by sequence; penalty chosen on the "
         "same folds, one for each group in the joint model; R² out of fold. Residual vectors at "
@@ -257,7 +257,7 @@ SECTIONS = (
     ),
     Section(
         "Is position 0 a closed system, and what does it leave?",
-        ("position0",),
+        ("position0_norm", "position0_closure", "position0_fingerprint"),
         _position0,
         "Norm: median over sequences. Difference: largest over sequences, relative to the norm of "
         "the length-1 run. Spread: mean distance of inputs to the mean input, relative to its "
@@ -266,7 +266,7 @@ SECTIONS = (
     ),
     Section(
         "With the residual channel closed, is the mask all that is left?",
-        ("repeated",),
+        ("repeated", "bos_repeated"),
         _repeated,
         "One token repeated without a first token of its own: all hidden states are equal, so R "
         "must be 0 at every position, to float precision. Behind a BOS the residual channel "
@@ -275,7 +275,7 @@ SECTIONS = (
     ),
     Section(
         "What does the embedding at position 0 carry?",
-        ("replacement",),
+        ("replacement", "replacement_sinks"),
         _replacement,
         "The shifted stimulus again with another embedding at position 0, items paired. 1 - "
         "V_R(replaced)/V_R(native), mean over layers, heads and offsets; early: prefixes up to an "
@@ -285,7 +285,7 @@ SECTIONS = (
     ),
     Section(
         "Does the answer depend on how one asks?",
-        ("specification",),
+        ("specification", "specification_choices"),
         _specification,
         "Every combination of replacement, range of queries, offsets, layers and metric; Fieller's "
         "interval for each, items paired. Intervals are cut at the edge of the picture; those that "
@@ -308,9 +308,9 @@ SECTIONS = (
         ("fixed_denominator",),
         _fixed_denominator,
         "Ridge to the position from log attention weights at fixed offsets (P), and from the "
-        "scores at the same offsets, which is attention under a constant denominator (P_fix); 5 folds by "
-        "sequence; cluster bootstrap with shared weights. Scores may differ by a constant per "
-        "query without any effect on attention, so that P_fix is a statement about scores.",
+        "scores at the same offsets, which is attention under a constant denominator (P_fix); 5 "
+        "folds by sequence; cluster bootstrap with shared weights. Scores may differ by a "
+        "constant per query without any effect on attention, so that P_fix is a statement about scores.",
         "the natural design with scores at offsets",
     ),
     Section(

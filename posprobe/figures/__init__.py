@@ -1,0 +1,77 @@
+"""Table in, Axes out: one panel for each thing to be seen, and each a figure of its own.
+
+Panels are small, so that a page can lay them out side by side or below each other. Colours mean the
+same everywhere, see `posprobe.figures.style`. Nothing here touches matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from posprobe.errors import DesignError
+from posprobe.figures import channels, isolations, position0, probes
+from posprobe.figures.style import STYLE, Panel, Tables
+
+__all__ = ["PANELS", "Panel", "draw", "to_svg"]
+
+PANELS: dict[str, Panel] = channels.PANELS | probes.PANELS | position0.PANELS | isolations.PANELS
+UNUSED_IDS = re.compile(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"')
+
+
+def draw(name: str, tables: Tables) -> Figure | None:
+    """Draw one panel.
+
+    Parameters
+    ----------
+    name : str
+        Of `PANELS`.
+    tables : dict of str to pandas.DataFrame
+        As in `posprobe.analysis.Analysis`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure or None
+        None where its table is missing.
+
+    Raises
+    ------
+    DesignError
+        For a name that is not in `PANELS`.
+    """
+    if name not in PANELS:
+        raise DesignError(f"no figure is called {name!r}; there are {', '.join(PANELS)}")
+    panel = PANELS[name]
+    if not panel.available(tables):
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=panel.inches(tables), layout="constrained")
+        ax = panel.draw(tables, figure.subplots())
+        figure.suptitle(ax.get_title(loc="left"), x=0.01, ha="left", size=10.5, weight="bold")
+        ax.set_title("", loc="left")
+    return figure
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """A figure as SVG text; the same figure and name give the same text.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    name : str
+        Makes identifiers differ between figures, so that several can stand in one page.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element without date, program name or XML prolog.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE | {"svg.hashsalt": f"posprobe {name}", "svg.id": name}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    return UNUSED_IDS.sub("", text[text.index("<svg") :])

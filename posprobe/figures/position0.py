@@ -1,0 +1,224 @@
+"""Position 0: who attends to it, whether it is closed, and what goes when it is replaced."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from posprobe.figures.channels import heatmap, map_height
+from posprobe.figures.style import (
+    MASK,
+    OTHER,
+    RESIDUAL,
+    SINK,
+    TOTAL,
+    Panel,
+    Tables,
+    dots,
+    fraction_span,
+    legend_below,
+    light_to,
+    reference_line,
+)
+
+__all__ = ["PANELS"]
+
+FLOOR = 1e-9
+TOLERANCE = 1e-4
+
+
+def sinks(tables: Tables, ax: Axes) -> Axes:
+    """Mean attention to key 0 of every head."""
+    table = tables["sinks"].astype({"layer": int, "head": int})
+    grid = table.pivot(index="layer", columns="head", values="attention")
+    title = "Which heads attend to key 0?"
+    return heatmap(ax, grid, title, "mean attention", cmap=light_to(SINK), vmin=0.0, vmax=1.0)
+
+
+def sink_rates(tables: Tables, ax: Axes) -> Axes:
+    """How many heads have which sink rate."""
+    rates = tables["sinks"]["sink_rate"].astype(float)
+    ax.hist(rates, bins=np.linspace(0, 1, 21), color=SINK, edgecolor="white", lw=0.6)
+    ax.set(title="How many heads sink?", xlim=(0, 1), ylabel="heads")
+    ax.set_xlabel("sink rate: share of sequences with attention > 0.3")
+    return ax
+
+
+def writing(tables: Tables, ax: Axes) -> Axes:
+    """What sink-reading and other heads write of position 0 into the residual stream."""
+    table = tables["sink_writing"]
+    relative = table[table["quantity"] != "written"]
+    shown = relative if len(relative) else table
+    shown = shown[shown["heads"] != "ratio"].reset_index(drop=True)
+    dots(ax, shown, "estimate", range(len(shown)), SINK)
+    ax.set_yticks(
+        range(len(shown)), [f"{r.heads}\n({r.n_heads} heads)" for r in shown.itertuples()]
+    )
+    unit = "norm, relative to the residual stream" if len(relative) else "norm"
+    ax.set(title="What do heads write of position 0?", xlabel=unit, ylim=(len(shown) - 0.5, -0.5))
+    ax.set_xlim(left=0)
+    ax.locator_params(axis="x", nbins=5)
+    return ax
+
+
+def norms(tables: Tables, ax: Axes) -> Axes:
+    """Norm of position 0 and of later positions along the depth."""
+    table = tables["closed_system"]
+    ax.plot(table["layer"], table["norm"], color=SINK, label="position 0")
+    if table["norm_later"].notna().any():
+        ax.plot(table["layer"], table["norm_later"], color=OTHER, label="later positions")
+    ax.set(title="What becomes of position 0?", yscale="log", xlabel="depth (blocks passed)")
+    ax.set_ylabel("median norm")
+    legend_below(ax)
+    return ax
+
+
+def closure(tables: Tables, ax: Axes) -> Axes:
+    """Difference between position 0 and a run on its token alone."""
+    table = tables["closed_system"]
+    ax.plot(table["layer"], table["difference"].clip(lower=FLOOR), color=SINK)
+    reference_line(ax, TOLERANCE, "tolerance 1e-4")
+    ax.set(title="Does position 0 depend on what follows?", yscale="log", ylim=(FLOOR / 2, 1))
+    ax.set(xlabel="depth (blocks passed)", ylabel="largest relative difference")
+    return ax
+
+
+def fingerprint(tables: Tables, ax: Axes) -> Axes:
+    """Spread of position 0 over inputs that begin with one token, or with many."""
+    colours = {"one first token": SINK, "many first tokens": OTHER}
+    for name, rows in tables["fingerprint"].groupby("stimulus", sort=False):
+        size = rows["spread"].clip(lower=FLOOR)
+        ax.plot(rows["layer"], size, color=colours.get(str(name), TOTAL), label=name)
+    ax.set(title="Is its fingerprint the same in every input?", yscale="log")
+    ax.set(ylim=(FLOOR / 2, None), xlabel="depth (blocks passed)", ylabel="relative spread")
+    legend_below(ax)
+    return ax
+
+
+def repeated(tables: Tables, ax: Axes, kind: str) -> Axes:
+    """Largest mask and residual effect of a repeated token, by layer."""
+    table = tables["repeated"]
+    title = {"repeated": "One token repeated", "bos_repeated": "The same behind a BOS"}[kind]
+    rows = table[table["stimulus"] == kind].groupby("layer")[["mask", "residual"]].max()
+    rows = rows.clip(lower=FLOOR)
+    ax.plot(rows.index, rows["mask"], color=MASK, label="largest |M|")
+    ax.plot(rows.index, rows["residual"], color=RESIDUAL, label="largest |R|")
+    reference_line(ax, TOLERANCE, "1e-4 nats")
+    high = float(table[["mask", "residual"]].max().max())
+    ax.set(title=title, yscale="log", ylim=(FLOOR / 2, 5 * max(high, TOLERANCE)))
+    ax.set(xlabel="layer", ylabel="nats")
+    legend_below(ax)
+    return ax
+
+
+def replacement(tables: Tables, ax: Axes) -> Axes:
+    """Fraction of the residual channel that each replacement of position 0 removes."""
+    table = tables["replacement"].reset_index(drop=True)
+    primary = table["primary"].astype(bool)
+    span = fraction_span(table)
+    for rows, colour in ((table[primary], RESIDUAL), (table[~primary], OTHER)):
+        dots(ax, rows, "fraction_removed", rows.index, colour, span=span)
+    labels = [
+        f"{r.treatment}, {r.positions}" + (" (primary)" if r.primary else "")
+        for r in table.itertuples()
+    ]
+    ax.set_yticks(range(len(table)), labels)
+    ax.axvline(0, color="black", lw=0.7)
+    reference_line(ax, 0.4, "the study: 40%", upright=True)
+    ax.set(title="What does the embedding at position 0 carry?", ylim=(len(table) - 0.5, -1.2))
+    ax.set(xlabel="fraction of V_R removed", xlim=span)
+    return ax
+
+
+def sinks_replaced(tables: Tables, ax: Axes) -> Axes:
+    """Sink rates before and after each replacement."""
+    table = tables["replacement"].drop_duplicates("treatment").reset_index(drop=True)
+    y = np.arange(len(table))
+    before, after = (
+        table[f"sink_rate_{end}"].astype(float).to_numpy() for end in ("native", "replaced")
+    )
+    ax.hlines(y, before, after, "#bbbbbb", lw=2.5)
+    ax.plot(before, y, "o", ms=7, mfc="white", color=OTHER, label="native")
+    ax.plot(after, y, "o", ms=5, color=SINK, label="replaced")
+    ax.set_yticks(y, table["treatment"])
+    ax.set(title="Do the sinks survive the replacement?", xlim=(-0.02, 1.02))
+    ax.set(xlabel="sink rate, all heads", ylim=(len(table) - 0.5, -0.5))
+    legend_below(ax)
+    return ax
+
+
+def _rows_height(table: pd.DataFrame) -> float:
+    return 1.3 + 0.3 * len(table)
+
+
+def _treatments_height(table: pd.DataFrame) -> float:
+    return 1.7 + 0.3 * table["treatment"].nunique()
+
+
+PANELS = {
+    "sinks": Panel(
+        "sinks",
+        sinks,
+        "Attention to key 0, averaged over queries and sequences. One cell per layer and head; "
+        "intervals are in tables/sinks.csv.",
+        height=map_height,
+    ),
+    "sink_rates": Panel(
+        "sinks",
+        sink_rates,
+        "Heads by their sink rate (Gu et al. 2024). No interval: a count of these heads on these "
+        "sequences.",
+    ),
+    "sink_writing": Panel(
+        "sink_writing",
+        writing,
+        "Norm of what a head writes of position 0's value, mean over heads; heads chosen on one "
+        "half of the sequences, measured on the other. Bars: {level} intervals.",
+        height=2.2,
+    ),
+    "position0_norm": Panel(
+        "closed_system",
+        norms,
+        "Norm of the residual stream, median over sequences. No interval: a description.",
+    ),
+    "position0_closure": Panel(
+        "closed_system",
+        closure,
+        "Position 0 in its sequence against a run on its token alone; the largest over sequences. "
+        "Exactly 0 is drawn at the lower edge.",
+    ),
+    "position0_fingerprint": Panel(
+        "fingerprint",
+        fingerprint,
+        "Mean distance of an input's position 0 to the mean input's, relative to the norm. "
+        "Exactly 0 is drawn at the lower edge.",
+    ),
+    **{
+        kind: Panel(
+            "repeated",
+            partial(repeated, kind=kind),
+            "Largest over items, positions, heads and offsets: a bound, not a mean, and so without "
+            "interval. Exactly 0 is drawn at the lower edge.",
+            stimulus=kind,
+        )
+        for kind in ("repeated", "bos_repeated")
+    },
+    "replacement": Panel(
+        "replacement",
+        replacement,
+        "Dots: fraction removed, by treatment and range of queries. Bars: {level} Fieller "
+        "intervals. Orange: the primary specification, fixed beforehand.",
+        height=_rows_height,
+    ),
+    "replacement_sinks": Panel(
+        "replacement",
+        sinks_replaced,
+        "Share of sequences and heads with mean attention to key 0 above 0.3. No interval: a "
+        "description.",
+        height=_treatments_height,
+    ),
+}
