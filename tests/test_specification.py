@@ -21,7 +21,9 @@ def make(tmp_path):
     """A shifted file with one residual effect (N, P) per layer."""
     count = itertools.count()
 
-    def function(residuals, *, treatment="native", window=4, offsets=OFFSETS, heads=2, **fields):
+    def function(
+        residuals, *, treatment="native", window=4, offsets=OFFSETS, heads=2, first=0, **fields
+    ):
         layers = [
             synthetic.effect_arrays(
                 np.zeros_like(r), r, window=window, offsets=offsets, heads=heads
@@ -30,6 +32,7 @@ def make(tmp_path):
         ]
         arrays = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
         index = synthetic.shifted_index(len(residuals[0]), PREFIXES, window)
+        index["item"] = index["item"] + first
         options = dict(
             design="shifted",
             length=PREFIXES[-1] + window,
@@ -117,13 +120,18 @@ def test_mean_absolute_effect_is_the_jackknife_of_its_definition(make, rng):
     np.testing.assert_allclose(found, (expected.estimate, expected.low, expected.high), atol=1e-5)
 
 
-def test_the_first_items_pair_with_those_of_a_larger_capture(make, rng):
+@pytest.mark.parametrize("first", [0, 5])
+def test_items_pair_with_their_own_in_a_larger_capture(make, rng, first):
     whole, other = effects(rng)[0], effects(rng, 0.7)[0]
-    few = make([other[:8]], treatment="mean")
-    expected = specification_curve(make([whole[:8]]), [few])
+    some = slice(first, first + 8)
+    few = make([other[some]], treatment="mean", first=first)
+    expected = specification_curve(make([whole[some]], first=first), [few])
     found = specification_curve(make([whole]), [few])
     assert (found["n"] == 8).all()
     np.testing.assert_allclose(found["fraction_removed"], expected["fraction_removed"])
+    swapped = specification_curve(few, [make([whole], treatment="mean")])
+    back = specification_curve(few, [make([whole[some]], treatment="mean", first=first)])
+    np.testing.assert_allclose(swapped["fraction_removed"], back["fraction_removed"])
 
 
 def test_no_limits_where_the_native_effect_is_not_there(make, rng):
