@@ -16,7 +16,7 @@ import pandas as pd
 from posprobe.analysis import Analysis
 from posprobe.claims import Claim
 from posprobe.errors import StoreError
-from posprobe.figures import draw, to_svg
+from posprobe.figures import PANELS, draw, to_svg
 from posprobe.sections import GLOSSARY, SECTIONS, Section, summary
 from posprobe.store import ActivationStore
 
@@ -113,7 +113,12 @@ def _page(analysis: Analysis, claims: list[Claim], drawings: dict[str, str]) -> 
 
 
 def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> dict[str, Any]:
-    shown = [drawings[name] for name in section.figures if name in drawings]
+    level = f"{analysis.level:.0%}"
+    shown = [
+        (drawings[name], PANELS[name].caption.format(level=level))
+        for name in section.figures
+        if name in drawings
+    ]
     return {
         "title": section.title,
         "figures": shown,

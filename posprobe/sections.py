@@ -21,7 +21,7 @@ class Section:
     ----------
     title : str
     figures : tuple of str
-        Names in `posprobe.figures.FIGURES`.
+        Names in `posprobe.figures.PANELS`.
     finding : callable
         Analysis to the sentence that the figures show.
     protocol : str
@@ -139,8 +139,18 @@ def _probes(analysis: Analysis) -> str:
 def _position0(analysis: Analysis) -> str:
     worst = analysis.tables["closed_system"]["difference"].max()
     return (
-        f"Position 0 differs from a run on its token alone by at most {worst:.1e} of its norm, at "
-        "any depth."
+        f"{_sinking(analysis)}Position 0 differs from a run on its token alone by at most "
+        f"{worst:.1e} of its norm, at any depth."
+    )
+
+
+def _sinking(analysis: Analysis) -> str:
+    if "sinks" not in analysis.tables:
+        return ""
+    attention = analysis.tables["sinks"]["attention"]
+    return (
+        f"{(attention > 0.3).sum()} of {len(attention)} heads give key 0 more than 0.3 of their "
+        "attention. "
     )
 
 
@@ -241,7 +251,7 @@ SECTIONS = (
         ("heads_mask", "heads_residual", "heads_share"),
         _heads,
         "As above, head by head. Adjusted p-values (max-T over all heads, one set of bootstrap "
-        "weights) are in tables/channels_by_head.csv. Colour scales end at the 99th percentile.",
+        "weights) are in tables/channels_by_head.csv.",
         "the shifted or natural design with all scores",
     ),
     Section(
@@ -256,8 +266,15 @@ SECTIONS = (
         "the natural design with the residual stream",
     ),
     Section(
-        "Is position 0 a closed system, and what does it leave?",
-        ("position0_norm", "position0_closure", "position0_fingerprint"),
+        "Who attends to position 0, is it a closed system, and what does it leave?",
+        (
+            "sinks",
+            "sink_rates",
+            "sink_writing",
+            "position0_norm",
+            "position0_closure",
+            "position0_fingerprint",
+        ),
         _position0,
         "Norm: median over sequences. Difference: largest over sequences, relative to the norm of "
         "the length-1 run. Spread: mean distance of inputs to the mean input, relative to its "
@@ -310,7 +327,7 @@ SECTIONS = (
         "Ridge to the position from log attention weights at fixed offsets (P), and from the "
         "scores at the same offsets, which is attention under a constant denominator (P_fix); 5 "
         "folds by sequence; cluster bootstrap with shared weights. Scores may differ by a "
-        "constant per query without any effect on attention, so that P_fix is a statement about scores.",
+        "constant per query without any effect on attention, so that P_fix is about scores.",
         "the natural design with scores at offsets",
     ),
     Section(

@@ -44,8 +44,8 @@ def position_effects(tables: Tables, ax: Axes) -> Axes:
     table = one_design(tables["position_effects"])
     rows = table[table["layer"] == "all"]
     for part, (name, colour) in EFFECTS.items():
-        style = {"ls": "--"} if part == "S" else {}
-        band(ax, rows, "position", part, colour, name, marker="o", ms=3.5, **style)
+        dashes = "--" if part == "S" else "-"
+        band(ax, rows, "position", part, colour, name, marker="o", ms=3.5, ls=dashes)
     ax.axhline(0, color="black", lw=0.7)
     position_axis(ax, rows["position"])
     ax.set(title="How does attention change with position?", ylabel="change (nats)")
@@ -205,6 +205,7 @@ PANELS = {
             partial(effects_by_depth, third=k),
             "Thin lines: single layers. Thick: their mean. No intervals here; those of every layer "
             "are in tables/position_effects.csv.",
+            n_layers=3,
         )
         for k, name in enumerate(THIRDS)
     },

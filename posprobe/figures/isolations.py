@@ -66,7 +66,8 @@ def choices(tables: Tables, ax: Axes) -> Axes:
     for column, name in CHOICES.items():
         for option, rows in table.groupby(column, sort=False):
             low, middle, high = np.quantile(rows["fraction_removed"].astype(float), (0.1, 0.5, 0.9))
-            ax.hlines(y, *np.clip((low, high), *SPAN), OTHER, lw=1.5)
+            start, stop = np.clip((low, high), *SPAN)
+            ax.hlines(y, start, stop, OTHER, lw=1.5)
             ax.plot(np.clip(middle, *SPAN), y, "o", ms=4, color=RESIDUAL)
             labels.append(f"{name}: {option}")
             heights.append(y)

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
 from posprobe.figures.channels import heatmap, map_height
@@ -42,7 +41,7 @@ def sinks(tables: Tables, ax: Axes) -> Axes:
 def sink_rates(tables: Tables, ax: Axes) -> Axes:
     """How many heads have which sink rate."""
     rates = tables["sinks"]["sink_rate"].astype(float)
-    ax.hist(rates, bins=np.linspace(0, 1, 21), color=SINK, edgecolor="white", lw=0.6)
+    ax.hist(rates, bins=20, range=(0.0, 1.0), color=SINK, edgecolor="white", lw=0.6)
     ax.set(title="How many heads sink?", xlim=(0, 1), ylabel="heads")
     ax.set_xlabel("sink rate: share of sequences with attention > 0.3")
     return ax

@@ -77,6 +77,8 @@ class Panel:
         What lines, bands and bars are; ``{level}`` stands for the level of the intervals.
     stimulus : str or None
         A stimulus that the table must hold.
+    n_layers : int
+        Layers that the table must hold at least.
     height : callable or float
         Inches; of the table where it depends on its rows.
     """
@@ -85,12 +87,15 @@ class Panel:
     draw: Callable[[Tables, Axes], Axes]
     caption: str
     stimulus: str | None = None
+    n_layers: int = 0
     height: Callable[[pd.DataFrame], float] | float = 3.6
 
     def available(self, tables: Tables) -> bool:
         """Whether the tables hold what is drawn."""
         table = tables.get(self.needs)
         if table is None or table.empty:
+            return False
+        if self.n_layers and len({*table["layer"]} - {"all"}) < self.n_layers:
             return False
         return self.stimulus is None or self.stimulus in set(table["stimulus"])
 
