@@ -11,30 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims import Claim
 from posprobe.errors import StoreError
 from posprobe.figures import PANELS, draw, to_svg
-from posprobe.sections import GLOSSARY, SECTIONS, Section, summary
-from posprobe.store import ActivationStore
+from posprobe.sections import (
+    GLOSSARY,
+    LIMITS,
+    SECTIONS,
+    Section,
+    commands,
+    kind,
+    model_facts,
+    summary,
+)
+from posprobe.sections.words import VERDICTS, claim_interval, number
 
 __all__ = ["write_report"]
 
-VERDICTS = {
-    "supported": "supported",
-    "contradicted": "contradicted",
-    "inconclusive": "inconclusive",
-    "not_applicable": "not applicable",
-}
+UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
 
 
-def write_report(analysis: Analysis, claims: Iterable[Claim], folder: str | Path) -> Path:
+def write_report(
+    analysis: Analysis, claims: Iterable[Claim], folder: str | Path, *, title: str | None = None
+) -> Path:
     """Write report.html, claims.json, tables/*.csv and figures/*.svg.
 
     The same analysis gives the same bytes. Each file is written under another name and moved, so
-    that none looks whole that is not.
+    that none looks whole that is not; report.html comes last.
 
     Parameters
     ----------
@@ -42,6 +47,8 @@ def write_report(analysis: Analysis, claims: Iterable[Claim], folder: str | Path
     claims : iterable of Claim
     folder : str or Path
         Made if it does not exist.
+    title : str or None
+        Of the page. None: the study's question, of this model.
 
     Returns
     -------
@@ -55,11 +62,12 @@ def write_report(analysis: Analysis, claims: Iterable[Claim], folder: str | Path
     """
     folder, claims = Path(folder), list(claims)
     drawings = _drawings(analysis)
+    plain = json.dumps([claim.asdict() for claim in claims], indent=1, allow_nan=False)
     texts = {
-        "claims.json": json.dumps([claim.asdict() for claim in claims], indent=1) + "\n",
+        "claims.json": plain + "\n",
         **{f"tables/{name}.csv": t.to_csv(index=False) for name, t in analysis.tables.items()},
         **{f"figures/{name}.svg": svg for name, svg in drawings.items()},
-        "report.html": _page(analysis, claims, drawings),
+        "report.html": _page(analysis, claims, drawings, title),
     }
     try:
         for name, text in texts.items():
@@ -85,6 +93,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _drawings(analysis: Analysis) -> dict[str, str]:
+    """SVG of every figure that the tables allow."""
     drawings = {}
     for section in SECTIONS:
         for name in section.figures:
@@ -94,79 +103,66 @@ def _drawings(analysis: Analysis) -> dict[str, str]:
     return drawings
 
 
-def _page(analysis: Analysis, claims: list[Claim], drawings: dict[str, str]) -> str:
+def _page(
+    analysis: Analysis, claims: list[Claim], drawings: dict[str, str], title: str | None
+) -> str:
     source = files("posprobe").joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["number"] = _number
-    store = analysis.files.all()[0]
+    environment.filters["number"] = number
+    header = analysis.files.all()[0].header
+    there = [section for section in SECTIONS if section.needs in analysis.tables]
     return environment.from_string(source).render(
-        model=_model(store),
+        title=title or f"Where does absolute position come from in {header.model}?",
+        header=header,
+        kind=kind(header),
         summary=summary(analysis, claims),
-        claims=[(claim, VERDICTS[claim.verdict], _interval(claim)) for claim in claims],
-        sections=[_section(section, analysis, drawings) for section in SECTIONS],
+        claims=[_claim(claim) for claim in claims],
+        sections=[_section(section, analysis, drawings) for section in there],
+        missing=[section for section in SECTIONS if section not in there],
         checks=analysis.tables["checks"],
+        facts=model_facts(analysis),
+        limits=LIMITS,
         glossary=GLOSSARY,
-        level=analysis.level,
+        commands=commands(analysis),
+        level=f"{analysis.level:.0%}",
     )
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    method = "" if claim.ci_method == "none" else f" Interval: {claim.ci_method}."
+    return {
+        "id": claim.id,
+        "kind": claim.verdict,
+        "verdict": VERDICTS[claim.verdict],
+        "statement": claim.statement,
+        "interval": claim_interval(claim),
+        "unit": UNITS.get(claim.unit, claim.unit),
+        "n": "" if claim.n is None else str(claim.n),
+        "reference": number(claim.reference),
+        "protocol": claim.protocol + method,
+    }
 
 
 def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> dict[str, Any]:
     level = f"{analysis.level:.0%}"
-    shown = [
-        (drawings[name], PANELS[name].caption.format(level=level))
+    figures = [
+        {"svg": _inline(drawings[name]), "caption": PANELS[name].caption.format(level=level)}
         for name in section.figures
         if name in drawings
     ]
     return {
+        "name": section.name,
         "title": section.title,
-        "figures": shown,
-        "finding": section.finding(analysis) if shown else "",
-        "protocol": section.protocol,
-        "missing": section.needs,
+        "figures": figures,
+        "finding": section.finding(analysis),
+        "protocol": section.protocol(analysis),
     }
 
 
-def _interval(claim: Claim) -> str:
-    """The interval as it is read: two bounds, the word unbounded, or nothing."""
-    if claim.estimate is None:
-        return ""
-    if claim.ci_low is None or claim.ci_high is None:
-        return f"{_number(claim.estimate)} (unbounded)"
-    return f"{_number(claim.estimate)} [{_number(claim.ci_low)}, {_number(claim.ci_high)}]"
-
-
-def _number(value: Any) -> str:
-    """Three significant digits, without exponents where they can be avoided."""
-    if isinstance(value, str) or value is None:
-        return value or ""
-    if pd.isna(value):
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _model(store: ActivationStore) -> dict[str, Any]:
-    """What the report says of the model, from the file's header alone."""
-    header = store.header
-    config = header.config
-    quantization = str(config.get("posprobe_quantization", "none"))
-    small = 12 * header.n_layers * header.width**2 < 1e9
-    bits = next((digit for digit in quantization if digit.isdigit()), None)
-    words = [
-        f"{bits}-bit quantised ({quantization})" if bits and quantization != "none" else "",
-        "small" if small else "",
-    ]
-    return {
-        "name": store.model,
-        "kind": " ".join(word for word in words if word),
-        "layers": header.n_layers,
-        "heads": header.n_heads,
-        "width": header.width,
-        "type": config.get("model_type", "unknown"),
-        "variant": header.variant,
-        "rope": json.dumps(config.get("rope_parameters") or "none"),
-        "digest": header.weights_digest,
-        "seed": header.seed,
-        "versions": ", ".join(f"{name} {v}" for name, v in sorted(header.versions.items())),
-    }
+def _inline(svg: str) -> str:
+    """An SVG for the page: as wide as its place, and read as one picture."""
+    start, rest = svg.split(">", 1)
+    kept = [word for word in start.split() if not word.startswith(("width=", "height="))]
+    return f'{" ".join(kept)} role="img">{rest}'
