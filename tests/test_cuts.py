@@ -7,7 +7,7 @@ import sinks
 import synthetic
 
 from posprobe.captures import capture_stimulus
-from posprobe.cuts import cut_table
+from posprobe.cuts import MEASURES, cut_table
 from posprobe.effects import channel_effects
 from posprobe.errors import DesignError
 from posprobe.interventions import NO_INTERVENTION, Intervention
@@ -72,6 +72,19 @@ def test_key_0_has_no_part_where_it_is_hidden(stores):
     assert (cut.sink[:, :, 1] == 0).all()
     assert np.abs(cut.sink[:, :, 0]).max() > 0
     assert (sink_attention(stores["sink"], 0)[:, 1] == 0).all()
+
+
+def test_each_measure_reads_its_own_denominators(stores):
+    table = table_of(stores, "sink")
+    for measured, without_sink in MEASURES.items():
+        parts = [channel_effects(stores["none"], k, without_sink=without_sink) for k in range(3)]
+        variances = np.stack([part.variances()["V_R"] for part in parts])
+        kept = np.ones((3, 4), bool)
+        if not without_sink:
+            kept[tuple(zip(*sinks.HEADS, strict=True))] = False
+        row = table[(table["measured"] == measured) & (table["positions"] == "all")].iloc[0]
+        assert row["V_R_native"] == pytest.approx(variances[kept].mean(), rel=1e-9)
+        assert row["n_heads_measured"] == kept.sum()
 
 
 def test_without_key_0_is_for_the_shifted_design_only(tmp_path):

@@ -92,6 +92,13 @@ def test_heads_come_strongest_first_and_a_rate_at_the_threshold_does_not_count(m
     assert sink_reading_heads(make(attention)) == [(1, 1), (0, 0)]
 
 
+def test_a_higher_rate_counts_more_than_a_higher_attention(make, rng):
+    attention = draw(rng, h0_0=1.0, h1_1=1.0)
+    attention[:, 1, 1] = 0.95
+    attention[np.flatnonzero(held_back_half(make(attention)))[0], 1, 1] = 0.1
+    assert sink_reading_heads(make(attention)) == [(0, 0), (1, 1)]
+
+
 def test_too_few_items_to_halve(make, rng):
     with pytest.raises(DesignError, match=r"has 3 items; choosing heads .* at least 4"):
         sink_head_table(make(draw(rng, n=3)))
