@@ -234,7 +234,7 @@ SECTIONS = (
         "the latter. Spread: mean distance of an input's position 0 to the mean input's, relative "
         "to its norm.",
         unit="The sequence; items in the shifted design.",
-        interval="None in these figures, which describe; those of the claims are cluster bootstrap.",
+        interval="None in these figures, which describe. The claims' are cluster bootstrap.",
         n=_both,
         missing=NATURAL,
     ),

@@ -18,7 +18,7 @@ AUDIT_DEFAULT = (40, 32)
 def _bits(header: Header) -> str | None:
     """Bits per weight, from a quantization's name such as Q4_K_M."""
     name = str(header.config.get("posprobe_quantization", "none"))
-    if not name[:1].upper() == "Q":
+    if name[:1].upper() != "Q":
         return None
     return next((character for character in name if character.isdigit()), None)
 
@@ -92,10 +92,12 @@ def _digests(analysis: Analysis) -> str:
 
 def commands(analysis: Analysis) -> list[str]:
     """Command lines that make the files and this page again."""
-    files = analysis.files
-    made = [_audit(analysis)] if files.natural and files.shifted else []
-    made = [line for line in made if line] or [_capture(s) for s in files.all() if not _cut(s)]
-    return [*made, "posprobe analyze *.h5 -o REPORT"]
+    audit = _audit(analysis)
+    if audit is not None:
+        captures = [audit]
+    else:
+        captures = [_capture(store) for store in analysis.files.all() if not _cut(store)]
+    return [*captures, "posprobe analyze *.h5 -o REPORT"]
 
 
 def _cut(store: ActivationStore) -> bool:

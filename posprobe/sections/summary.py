@@ -106,4 +106,5 @@ def _sure(analysis: Analysis, claims: list[Claim]) -> str:
     tally = ", ".join(f"{counts[v]} {name}" for v, name in VERDICTS.items() if v in counts)
     store = analysis.files.shifted or analysis.files.natural
     units = "" if store is None else f" over {len(set(store.item.tolist()))} items"
-    return f"Brackets are {percent(analysis.level)} intervals{units}. Of {len(claims)} claims: {tally}."
+    brackets = f"Brackets are {percent(analysis.level)} intervals{units}."
+    return f"{brackets} Of {len(claims)} claims: {tally}."

@@ -1,4 +1,4 @@
-"""Numbers as they are read: few digits, a minus sign, an interval or the word that there is none."""
+"""Numbers as they are read: few digits, a minus sign, an interval or a word where there is none."""
 
 from __future__ import annotations
 
