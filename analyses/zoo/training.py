@@ -46,14 +46,14 @@ class Settings:
         Held-out sequences on which the curve is measured.
     """
 
-    steps: int = 6000
+    steps: int = 4000
     batch: int = 16
     every: int = 250
     peak: float = 6e-3
     weight_decay: float = 0.1
     clip: float = 1.0
     warm_up: int = 100
-    decay: float = 0.2
+    decay: float = 0.7
     held_out: int = 32
     shape: family.Shape = field(default_factory=family.Shape)
 
