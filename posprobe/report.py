@@ -147,6 +147,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
 
 def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> dict[str, Any]:
     level = f"{analysis.level:.0%}"
+    headline, _, finding = section.finding(analysis).removesuffix(".").partition(". ")
     figures = [
         {"svg": _inline(drawings[name]), "caption": PANELS[name].caption.format(level=level)}
         for name in section.figures
@@ -156,7 +157,8 @@ def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> 
         "name": section.name,
         "title": section.title,
         "figures": figures,
-        "finding": section.finding(analysis),
+        "headline": headline + ".",
+        "finding": finding,
         "protocol": section.protocol(analysis),
     }
 

@@ -41,7 +41,7 @@ class Section:
     finding : callable
         Analysis to the sentences that the figures show.
     estimand, unit, interval : str
-        What is estimated, what is resampled, how the interval is made.
+        What is estimated, what is resampled, how the interval is made (``{level}``: its level).
     n : callable
         Analysis to the numbers that it rests on.
     note : str
@@ -67,7 +67,7 @@ class Section:
         terms = [
             ("Estimand", self.estimand),
             ("Unit", self.unit),
-            ("Interval", f"{analysis.level:.0%}. {self.interval}"),
+            ("Interval", self.interval.format(level=f"{analysis.level:.0%}")),
             ("n", self.n(analysis)),
             ("Note", self.note),
         ]
@@ -141,7 +141,7 @@ SECTIONS = (
         "the late row's denominator, had the row seen only the keys that position p shows. "
         "R = T − M. S: the part of R made by key 0's score relative to the local mean.",
         unit=ITEM,
-        interval="Cluster bootstrap of items, estimate ± t × standard error; pointwise.",
+        interval="{level}. Cluster bootstrap of items, estimate ± t × standard error; pointwise.",
         n=_shifted,
         note="All are differences within one row: adding a constant to the scores of a query "
         "changes none of them.",
@@ -157,7 +157,7 @@ SECTIONS = (
         "over pairs of different items, free of content noise and never clipped. Shares: "
         "(V + C)/V_T.",
         unit=ITEM,
-        interval="Variances: cluster bootstrap of items, t. Shares: Fieller on jackknife "
+        interval="{level}. Variances: cluster bootstrap of items, t. Shares: Fieller on jackknife "
         "pseudo-values; undefined where V_T is not distinguishable from 0.",
         n=_both,
         note="Layers are not corrected for their number. In the natural design content differs "
@@ -187,8 +187,9 @@ SECTIONS = (
         "the log-normalizers of a layer's heads (N), from the residual stream that enters it (R), "
         "from both (J). Unique and shared parts are contrasts of R² on the same folds.",
         unit="The sequence, for folds and for resampling; position 0 is left out.",
-        interval="fixed_probe: these probes held fixed, cluster bootstrap of sequence scores, "
-        "percentiles. refit: the average probe at this n, fitted anew in each bootstrap sample, t.",
+        interval="{level}. fixed_probe: these probes held fixed, cluster bootstrap of sequence "
+        "scores, percentiles. refit: the average probe at this n, fitted anew in each bootstrap "
+        "sample, t.",
         n=_natural,
         note="5 folds; the penalty is chosen on the same folds, one per group in the joint probe. "
         "A random guess among n positions is off by (n² − 1)/(3n) tokens.",
@@ -204,8 +205,8 @@ SECTIONS = (
         "(P), from the scores at the same offsets (P_fix: attention under a constant "
         "denominator), and their difference.",
         unit=SEQUENCE,
-        interval="fixed_probe: cluster bootstrap of sequence scores with one set of weights for "
-        "both probes and all layers, percentiles.",
+        interval="{level}. fixed_probe: cluster bootstrap of sequence scores with one set of weights "
+        "for both probes and all layers, percentiles.",
         n=_natural,
         note="A constant added to all scores of a query changes no attention, but P_fix sees it: "
         "P_fix is about scores.",
@@ -220,7 +221,7 @@ SECTIONS = (
         estimand="Attention to key 0, averaged over the queries of a sequence. Sink rate: share of "
         "sequences where it is above 0.3. Written: norm of A_i0 v_0 W_O.",
         unit=SEQUENCE,
-        interval="Cluster bootstrap of sequences, t; the ratio of what heads write: Fieller.",
+        interval="{level}. Cluster bootstrap of sequences, t; ratio of what heads write: Fieller.",
         n=_natural,
         missing=NATURAL,
     ),
@@ -266,8 +267,8 @@ SECTIONS = (
         estimand="1 − V_R(replaced)/V_R(native), mean over layers, heads and offsets. Early: "
         "prefixes up to an eighth of the length, against the latest.",
         unit="The item, paired: the same windows and prefixes, another embedding at position 0.",
-        interval="Fieller on jackknife pseudo-values of the two U-statistics; unbounded where the "
-        "native V_R is not distinguishable from 0.",
+        interval="{level}. Fieller on jackknife pseudo-values of the two U-statistics; unbounded "
+        "where the native V_R is not distinguishable from 0.",
         n=_paired("replacement"),
         note="The primary specification (mean embedding, early queries) was fixed beforehand; the "
         "study's own is not known. Specifications share their data: they are no independent tests.",
@@ -284,8 +285,8 @@ SECTIONS = (
         "capture cuts, so that hiding key 0 is not itself counted; and in all heads with key 0 "
         "left out of every denominator, in the native run too.",
         unit="The item, paired.",
-        interval="Fieller on jackknife pseudo-values, over items; random draws of heads are the "
-        "draws that were made.",
+        interval="{level}. Fieller on jackknife pseudo-values, over items; random draws of heads are "
+        "the draws that were made.",
         n=_paired("cut_sink"),
         note="Sink-reading heads were chosen on one half of the natural sequences.",
         missing="shifted captures with key 0 hidden (posprobe audit MODEL --full)",

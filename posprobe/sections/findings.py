@@ -201,8 +201,8 @@ def replacement(analysis: Analysis) -> str:
     text = f"Removed from V_R at early queries, by what stands in: {'; '.join(parts)}."
     rates = table.drop_duplicates("treatment").set_index("treatment")["sink_rate_replaced"]
     native = float(table["sink_rate_native"].iloc[0])
-    gone = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items())
-    text += f" Of {percent(native)} sinking heads in the native run there remain: {gone}."
+    after = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items())
+    text += f" Heads that sink: native {percent(native)}, {after}."
     curve = analysis.tables.get("specification")
     if curve is None or curve.empty:
         return text

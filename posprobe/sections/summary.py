@@ -44,23 +44,14 @@ def summary(analysis: Analysis, claims: list[Claim]) -> str:
 
 def _channels(analysis: Analysis) -> list[str]:
     row = overall(analysis)
-    fixed = row["stimulus"] == "shifted"
-    held = "with content held fixed" if fixed else "in natural text, content left to vary"
-    if row["V_T_low"] <= 0:
-        first = (
-            "Attention of this model does not change with absolute position beyond what chance "
-            f"allows, {held}: V_T is {with_interval(row, 'V_T')} nats²."
-        )
-    else:
+    held = "with content held fixed" if row["stimulus"] == "shifted" else "in natural text"
+    if row["V_T_low"] > 0:
         first = f"Attention of this model depends on absolute position, {held}. {_moved(analysis)}"
-    channels = {"causal mask's denominator": "V_M", "residual stream": "V_R"}
-    carried = [name for name, part in channels.items() if row[f"{part}_low"] > 0]
-    size = f"V_M {with_interval(row, 'V_M')}, V_R {with_interval(row, 'V_R')} nats²"
-    which = {
-        2: f"Both channels carry it: {size}.",
-        1: f"Only the {''.join(carried)} is seen to carry it: {size}.",
-        0: f"Neither channel is seen to carry it: {size}.",
-    }[len(carried)]
+    else:
+        first = (
+            f"Attention of this model is not seen to depend on absolute position, {held}: the "
+            f"variance of its effect is {with_interval(row, 'V_T')} nats²."
+        )
     if row["status"] == "ok":
         shared = (
             f"The mask's share of the variance is {with_interval(row, 'share_mask', percents=True)}"
@@ -68,18 +59,56 @@ def _channels(analysis: Analysis) -> list[str]:
         )
     else:
         shared = "Shares are undefined: the total is not distinguishable from 0."
-    return [first, which, RELATIONS[row["relation"]], shared]
+    return [first, _carried(analysis, row), RELATIONS[row["relation"]], shared]
+
+
+def _carried(analysis: Analysis, row: pd.Series) -> str:
+    """Which channels are seen to carry position, and what each does by itself."""
+    seen = [row[f"{part}_low"] > 0 for part in ("V_M", "V_R")]
+    which = {
+        (True, True): "Both channels carry it",
+        (True, False): "Only the causal mask is seen to carry it",
+        (False, True): "Only the residual stream is seen to carry it",
+        (False, False): "Neither channel is seen to carry it",
+    }[bool(seen[0]), bool(seen[1])]
+    first, _ = _ends(analysis)
+    return (
+        f"{which}: the causal mask's denominator alone {_does(first, 'M')} nats, the residual "
+        f"stream {_does(first, 'R')} nats."
+    )
 
 
 def _moved(analysis: Analysis) -> str:
+    first, last = _ends(analysis)
+    where = f"Text moved from {last['position']} tokens deep to {first['position']}"
+    if first["T_low"] <= 0 <= first["T_high"]:
+        return (
+            f"{where} attends at a fixed distance neither clearly more nor clearly less on average "
+            f"({with_interval(first, 'T')} nats)."
+        )
+    more, size = ("more", first) if first["T"] > 0 else ("less", _negated(first, "T"))
+    return f"{where} attends {more} at a fixed distance, by {with_interval(size, 'T')} nats."
+
+
+def _ends(analysis: Analysis) -> tuple[pd.Series, pd.Series]:
     table = one_design(analysis.tables["position_effects"])
     rows = table[table["layer"] == "all"].sort_values("position")
-    first, last = rows.iloc[0], rows.iloc[-1]
-    return (
-        f"From {last['position']} tokens deep to {first['position']}, log attention weights at a "
-        f"fixed offset change by {with_interval(first, 'T')} nats on average: the mask alone would "
-        f"make {with_interval(first, 'M')}, the residual stream makes {with_interval(first, 'R')}."
-    )
+    return rows.iloc[0], rows.iloc[-1]
+
+
+def _does(row: pd.Series, part: str) -> str:
+    """What a channel does to the log weight, or that its direction cannot be told."""
+    if row[f"{part}_low"] <= 0 <= row[f"{part}_high"]:
+        return f"changes it by {with_interval(row, part)}"
+    if row[part] > 0:
+        return f"adds {with_interval(row, part)}"
+    return f"takes away {with_interval(_negated(row, part), part)}"
+
+
+def _negated(row: pd.Series, part: str) -> pd.Series:
+    """The same effect with the other sign."""
+    value, low, high = (row[f"{part}{end}"] for end in ("", "_low", "_high"))
+    return pd.Series({part: -value, f"{part}_low": -high, f"{part}_high": -low})
 
 
 def _replaced(claim: Claim | None) -> str:
@@ -106,5 +135,5 @@ def _sure(analysis: Analysis, claims: list[Claim]) -> str:
     tally = ", ".join(f"{counts[v]} {name}" for v, name in VERDICTS.items() if v in counts)
     store = analysis.files.shifted or analysis.files.natural
     units = "" if store is None else f" over {len(set(store.item.tolist()))} items"
-    brackets = f"Brackets are {percent(analysis.level)} intervals{units}."
+    brackets = f"In brackets: {percent(analysis.level)} intervals{units}."
     return f"{brackets} Of {len(claims)} claims: {tally}."

@@ -12,6 +12,7 @@ from posprobe.intervals import Interval
 __all__ = ["VERDICTS", "bounds", "claim_interval", "number", "percent", "with_interval"]
 
 SMALL = 1e-3
+MOST_DECIMALS = 4
 VERDICTS = {
     "supported": "supported",
     "contradicted": "contradicted",
@@ -43,15 +44,29 @@ def bounds(low: float | None, high: float | None, *, percents: bool = False) -> 
     """An interval in words, unbounded ones by name."""
     if low is None or high is None or pd.isna(low) or pd.isna(high):
         return "interval unbounded"
-    write = percent if percents else number
-    return f"{write(float(low))} to {write(float(high))}"
+    if percents:
+        return f"{percent(float(low))} to {percent(float(high))}"
+    return " to ".join(_fixed(float(limit), _decimals(low, high)) for limit in (low, high))
 
 
 def with_interval(row: pd.Series, name: str, *, percents: bool = False) -> str:
     """An estimate of a table with its interval in brackets."""
-    write = percent if percents else number
-    within = bounds(row[f"{name}_low"], row[f"{name}_high"], percents=percents)
-    return f"{write(float(row[name]))} ({within})"
+    value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    shown = percent(value) if percents else _fixed(value, _decimals(low, high))
+    return f"{shown} ({bounds(low, high, percents=percents)})"
+
+
+def _decimals(low: float, high: float) -> int | None:
+    """Decimals that show two digits of the interval's width; None where these are too many."""
+    width = float(high) - float(low)
+    digits = max(0, 1 - math.floor(math.log10(width))) if width > 0 else 2
+    return digits if digits <= MOST_DECIMALS else None
+
+
+def _fixed(value: float, decimals: int | None) -> str:
+    if decimals is None:
+        return number(value)
+    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def claim_interval(claim: Claim) -> str:
