@@ -152,7 +152,7 @@ def dots(
     for height, value, known in zip(heights, values, bounded, strict=True):
         if known and span[0] <= value <= span[1]:
             continue
-        words = f"outside: {value:.1f}" if known else "interval unbounded"
+        words = f"outside: {value:.1f}".replace("-", "−") if known else "interval unbounded"
         ax.text(
             0.02, height, words, color=colour, va="center", fontsize=8.5,
             transform=ax.get_yaxis_transform(),

@@ -205,8 +205,8 @@ SECTIONS = (
         "(P), from the scores at the same offsets (P_fix: attention under a constant "
         "denominator), and their difference.",
         unit=SEQUENCE,
-        interval="{level}. fixed_probe: cluster bootstrap of sequence scores with one set of weights "
-        "for both probes and all layers, percentiles.",
+        interval="{level}. fixed_probe: cluster bootstrap of sequence scores with one set of "
+        "weights for both probes and all layers, percentiles.",
         n=_natural,
         note="A constant added to all scores of a query changes no attention, but P_fix sees it: "
         "P_fix is about scores.",
@@ -285,8 +285,8 @@ SECTIONS = (
         "capture cuts, so that hiding key 0 is not itself counted; and in all heads with key 0 "
         "left out of every denominator, in the native run too.",
         unit="The item, paired.",
-        interval="{level}. Fieller on jackknife pseudo-values, over items; random draws of heads are "
-        "the draws that were made.",
+        interval="{level}. Fieller on jackknife pseudo-values, over items; random draws of heads "
+        "are the draws that were made.",
         n=_paired("cut_sink"),
         note="Sink-reading heads were chosen on one half of the natural sequences.",
         missing="shifted captures with key 0 hidden (posprobe audit MODEL --full)",

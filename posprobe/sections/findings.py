@@ -7,7 +7,7 @@ import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.heads import SINK_RATE
-from posprobe.sections.words import bounds, number, percent, with_interval
+from posprobe.sections.words import bounds, number, percent, removed, with_interval
 
 __all__ = [
     "channels",
@@ -193,12 +193,15 @@ def repeated(analysis: Analysis) -> str:
 def replacement(analysis: Analysis) -> str:
     """Fraction removed at early queries by each treatment, and the whole curve."""
     table = analysis.tables["replacement"]
-    parts = [
-        f"{row['treatment']} {percent(row['fraction_removed'])} "
-        f"({bounds(row['low'], row['high'], percents=True)})"
-        for _, row in table[table["positions"] == "early"].iterrows()
+    early = table[table["positions"] == "early"]
+    primary = early["primary"].astype(bool)
+    lead = [
+        f"The primary replacement ({row['treatment']}) removes from V_R at early queries: "
+        f"{removed(row)}."
+        for _, row in early[primary].iterrows()
     ]
-    text = f"Removed from V_R at early queries, by what stands in: {'; '.join(parts)}."
+    others = [f"{row['treatment']} {removed(row)}" for _, row in early[~primary].iterrows()]
+    text = " ".join([*lead, f"Other replacements: {'; '.join(others)}."] if others else lead)
     rates = table.drop_duplicates("treatment").set_index("treatment")["sink_rate_replaced"]
     native = float(table["sink_rate_native"].iloc[0])
     after = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items())
@@ -225,8 +228,19 @@ def cut_sink(analysis: Analysis) -> str:
     for (heads_cut, count), rows in table.groupby(["heads", "n_heads_cut"], sort=False):
         whole = rows[rows["measured"] == "heads left whole"]
         row = (whole if len(whole) else rows).iloc[0]
-        parts.append(
-            f"{heads_cut} ({count}), {row['measured']}: {percent(row['fraction_removed'])} "
-            f"({bounds(row['low'], row['high'], percents=True)})"
-        )
-    return f"Removed from V_R, by the heads that cannot see key 0: {'; '.join(parts)}."
+        parts.append((f"{heads_cut} ({count})", row))
+    parts.sort(key=lambda part: not part[1]["heads"].endswith("sink-reading"))
+    (name, row), *others = parts
+    text = f"With key 0 hidden from {name} heads, there goes of V_R, {_where(row)}: {removed(row)}."
+    if others:
+        listed = "; ".join(f"{name} {removed(row)}, {_where(row)}" for name, row in others)
+        text += f" Hidden from others: {listed}."
+    return text
+
+
+def _where(row: pd.Series) -> str:
+    """Where the rest is measured."""
+    return {
+        "heads left whole": "in the heads left whole",
+        "without key 0": "among the other keys",
+    }[row["measured"]]

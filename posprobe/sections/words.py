@@ -9,9 +9,9 @@ import pandas as pd
 from posprobe.claims import Claim
 from posprobe.intervals import Interval
 
-__all__ = ["VERDICTS", "bounds", "claim_interval", "number", "percent", "with_interval"]
+__all__ = ["VERDICTS", "bounds", "claim_interval", "number", "percent", "removed", "with_interval"]
 
-SMALL = 1e-3
+SMALL, LARGE = 1e-3, 1000.0
 MOST_DECIMALS = 4
 VERDICTS = {
     "supported": "supported",
@@ -29,6 +29,8 @@ def number(value: object) -> str:
         return str(value)
     if math.isnan(value):
         return ""
+    if abs(value) >= LARGE:
+        return f"{value:,.0f}".replace("-", "−")
     if value and abs(value) < SMALL:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits}e{int(exponent)}".replace("-", "−")
@@ -47,6 +49,14 @@ def bounds(low: float | None, high: float | None, *, percents: bool = False) -> 
     if percents:
         return f"{percent(float(low))} to {percent(float(high))}"
     return " to ".join(_fixed(float(limit), _decimals(low, high)) for limit in (low, high))
+
+
+def removed(row: pd.Series) -> str:
+    """A fraction removed with its interval; where V_R more than doubles, by what factor it grows."""
+    value, low, high = (row[name] for name in ("fraction_removed", "low", "high"))
+    if value >= -1 or pd.isna(low):
+        return f"{percent(value)} ({bounds(low, high, percents=True)})"
+    return f"none, V_R grows {1 - value:.1f}-fold ({bounds(1 - high, 1 - low)})"
 
 
 def with_interval(row: pd.Series, name: str, *, percents: bool = False) -> str:
