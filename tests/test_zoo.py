@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "analyses" / "zoo")
 
 import corpus
 import family
-import sinks
+import sink_curve
 import train
 import training
 
@@ -61,7 +61,7 @@ def loud(architecture, seed=0, shape=SHAPE):
 
 
 def first_layer(model, tokens):
-    return sinks.attention_and_norms(model, torch.tensor([tokens]))[1][0][0]
+    return sink_curve.attention_and_norms(model, torch.tensor([tokens]))[1][0][0]
 
 
 # architectures
@@ -110,7 +110,7 @@ def test_nope_is_rope_but_for_the_rotation():
 def test_window_hides_what_is_32_tokens_back_and_is_rope_before_that():
     window, rope = loud("window"), loud("rope")
     tokens = torch.arange(SHAPE.length)[None]
-    for attention in sinks.attention_and_norms(window, tokens)[1]:
+    for attention in sink_curve.attention_and_norms(window, tokens)[1]:
         assert (attention[0, :, family.WINDOW :, 0] == 0).all()
         assert (attention[0, :, family.WINDOW - 1, 0] > 0).all()
     with torch.no_grad():
@@ -300,7 +300,7 @@ def test_sinks_are_zero_for_hidden_keys_and_uniform_for_equal_scores():
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.zero_()
-    row = sinks.sink_row(model, torch.arange(SHAPE.length)[None])
+    row = sink_curve.sink_row(model, torch.arange(SHAPE.length)[None])
     uniform = np.mean(1 / np.arange(2, family.WINDOW + 1))
     assert row["sink_L0H0"] == row["early_L1H1"] == pytest.approx(uniform, rel=1e-4)
     assert row["norm_ratio_L0"] == pytest.approx(1.0, abs=0.3)

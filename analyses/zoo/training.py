@@ -19,7 +19,7 @@ from pathlib import Path
 import corpus
 import family
 import numpy as np
-import sinks
+import sink_curve
 import tokenizers
 import torch
 import transformers
@@ -205,7 +205,7 @@ class Run:
         """Return the held-out loss, sinks and norms of a model."""
         settings = self.settings
         tokens = corpus.held_out_batch(self.data.held_out, settings.shape.length, settings.held_out)
-        return sinks.sink_row(model, tokens.to(self.device))
+        return sink_curve.sink_row(model, tokens.to(self.device))
 
     def export(self, out: Path, tokenizer: Path | None) -> Path:
         """Write the finished model to ``out/<name>`` in one move, and return that folder."""
