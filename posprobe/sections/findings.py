@@ -129,9 +129,8 @@ def denominator(analysis: Analysis) -> str:
         return text.replace("-", "−") if mean.estimate < 0 else text
     row = forward[forward["positions"] == "all"].iloc[0]
     return (
-        f"{text} With denominators held fixed inside the forward pass, "
-        f"{percent(row['fraction_removed'])} of V_R goes "
-        f"({bounds(row['low'], row['high'], percents=True)}). {row['caveat']}"
+        f"{text} With denominators held fixed inside the forward pass, in layers {row['layers']}, "
+        f"V_R loses {removed(row)}. {row['caveat']}"
     )
 
 
@@ -196,7 +195,7 @@ def replacement(analysis: Analysis) -> str:
     early = table[table["positions"] == "early"]
     primary = early["primary"].astype(bool)
     lead = [
-        f"The primary replacement ({row['treatment']}) removes from V_R at early queries: "
+        f"Of V_R at early queries the primary replacement ({row['treatment']}) removes "
         f"{removed(row)}."
         for _, row in early[primary].iterrows()
     ]
@@ -231,7 +230,7 @@ def cut_sink(analysis: Analysis) -> str:
         parts.append((f"{heads_cut} ({count})", row))
     parts.sort(key=lambda part: not part[1]["heads"].endswith("sink-reading"))
     (name, row), *others = parts
-    text = f"With key 0 hidden from {name} heads, there goes of V_R, {_where(row)}: {removed(row)}."
+    text = f"Of V_R {_where(row)}, hiding key 0 from {name} heads removes {removed(row)}."
     if others:
         listed = "; ".join(f"{name} {removed(row)}, {_where(row)}" for name, row in others)
         text += f" Hidden from others: {listed}."

@@ -52,11 +52,11 @@ def bounds(low: float | None, high: float | None, *, percents: bool = False) -> 
 
 
 def removed(row: pd.Series) -> str:
-    """A fraction removed with its interval; where V_R more than doubles, by what factor it grows."""
+    """A fraction removed with its interval, or the factor by which V_R more than doubles."""
     value, low, high = (row[name] for name in ("fraction_removed", "low", "high"))
     if value >= -1 or pd.isna(low):
         return f"{percent(value)} ({bounds(low, high, percents=True)})"
-    return f"none, V_R grows {1 - value:.1f}-fold ({bounds(1 - high, 1 - low)})"
+    return f"nothing: V_R grows {1 - value:.1f}-fold ({bounds(1 - high, 1 - low)})"
 
 
 def with_interval(row: pd.Series, name: str, *, percents: bool = False) -> str:

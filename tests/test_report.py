@@ -1,0 +1,422 @@
+"""The report: everything found is in it, in words, and nothing comes from outside."""
+
+import dataclasses
+import html
+import json
+import os
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from posprobe import report as report_module
+from posprobe.analysis import Analysis, Files, analyze_files, sort_files
+from posprobe.claims import make_claims
+from posprobe.errors import StoreError
+from posprobe.report import write_report
+from posprobe.sections import GLOSSARY, LIMITS, SECTIONS, commands, kind, summary
+from posprobe.sections.words import VERDICTS, bounds, claim_interval, number, percent, removed
+
+CUT = dict(
+    V_R_native=0.1, V_R_cut=0.05, n=8, n_heads_measured=2, attention_native=0.5, attention_left=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return synthetic.study_files(tmp_path_factory.mktemp("study"), np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def analysis(stores):
+    found = analyze_files(sort_files(stores.values()))
+    found.tables["cut_sink"] = cut_sink()
+    found.tables["fixed_forward"] = pd.DataFrame(
+        [dict(layers="0", positions="all", fraction_removed=0.4, low=0.1, high=0.6, caveat="Mind.")]
+    )
+    return found
+
+
+def cut_sink():
+    rows = [
+        dict(heads="all", n_heads_cut=4, measured="without key 0", low=-7.0, high=-3.0),
+        dict(heads="sink-reading", n_heads_cut=2, measured="heads left whole", low=0.2, high=0.6),
+    ]
+    values = (-5.0, 0.4)
+    return pd.DataFrame(
+        [
+            row | CUT | dict(positions="all", up_to=20, fraction_removed=value)
+            for row, value in zip(rows, values, strict=True)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def claims(analysis):
+    return make_claims(analysis)
+
+
+@pytest.fixture(scope="module")
+def folder(analysis, claims, tmp_path_factory):
+    return write_report(analysis, claims, tmp_path_factory.mktemp("report") / "new").parent
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Most of the time goes into figures, which have tests of their own."""
+    monkeypatch.setattr(report_module, "draw", lambda name, tables: None)
+
+
+def plain(page):
+    """Text of a page as it is read."""
+    body = re.sub(r"<(style|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def render(analysis, tmp_path, claims=None):
+    path = write_report(analysis, make_claims(analysis) if claims is None else claims, tmp_path)
+    return plain(path.read_text(encoding="utf-8"))
+
+
+def squeezed(text):
+    return " ".join(text.split())
+
+
+def only(analysis, *tables, **files):
+    kept = {name: analysis.tables[name] for name in (*tables, "checks")}
+    return Analysis(Files(**files), kept, analysis.intervals, analysis.level)
+
+
+def with_row(analysis, name, **values):
+    table = analysis.tables[name].reset_index(drop=True).copy()
+    for column, value in values.items():
+        table.loc[0, column] = value
+    return dataclasses.replace(analysis, tables=analysis.tables | {name: table})
+
+
+# --- what is in it ---
+
+
+def test_a_report_is_a_page_claims_tables_and_figures(folder, analysis, page):
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    tables = {f"tables/{name}.csv" for name in analysis.tables}
+    figures = {name for name in names if name.startswith("figures/")}
+    assert names == {"report.html", "claims.json"} | tables | figures
+    assert page.count("<svg") == len(figures) > 20
+    for name, table in analysis.tables.items():
+        assert list(pd.read_csv(folder / "tables" / f"{name}.csv").columns) == list(table.columns)
+
+
+def test_every_claim_is_there_with_verdict_interval_and_protocol(page, claims):
+    for claim in claims:
+        (row,) = re.findall(rf'<tr id="claim-{claim.id}">.*?</tr>', page, re.DOTALL)
+        text = plain(row)
+        assert squeezed(claim.statement) in text
+        assert squeezed(claim.protocol) in text
+        assert VERDICTS[claim.verdict] in text
+        assert claim_interval(claim) in text
+        if claim.n is not None:
+            assert f">{claim.n}<" in row
+        if claim.reference is not None:
+            assert f">{claim.reference:g}<" in row
+
+
+def test_claims_as_a_file_are_the_claims(folder, claims):
+    assert json.loads((folder / "claims.json").read_text()) == [c.asdict() for c in claims]
+
+
+def test_every_section_has_its_finding_and_its_protocol_beside_the_figures(page, analysis):
+    for section in SECTIONS:
+        (part,) = re.findall(rf'<h2 id="{section.name}">.*?</section>', page, re.DOTALL)
+        text = plain(part)
+        assert squeezed(section.finding(analysis)) in text
+        aside = plain(re.search(r"<aside>.*?</aside>", part, re.DOTALL)[0])
+        for term in ("Estimand", "Unit", "Interval", "n"):
+            assert f" {term} " in aside
+        assert squeezed(section.estimand) in aside
+        assert "<svg" in part
+        assert part.count("<svg") == part.count("<figcaption>")
+
+
+def test_findings_are_computed_from_the_tables(analysis):
+    table = analysis.tables["position_effects"]
+    row = table[(table["stimulus"] == "shifted") & (table["layer"] == "all")].iloc[0]
+    position = next(section for section in SECTIONS if section.name == "position")
+    assert f"{row['T']:.2f}" in position.finding(analysis)
+    changed = with_row(analysis, "fixed_forward", layers="0, 7", low=np.nan, high=np.nan)
+    denominator = next(section for section in SECTIONS if section.name == "denominator")
+    text = denominator.finding(changed)
+    assert "in layers 0, 7, V_R loses 40% (interval unbounded). Mind." in text
+    cuts = next(section for section in SECTIONS if section.name == "cuts").finding(analysis)
+    assert cuts.startswith(
+        "Of V_R in the heads left whole, hiding key 0 from sink-reading (2) heads removes 40% "
+        "(20% to 60%)."
+    )
+    assert "V_R grows 6.0-fold (4.0 to 8.0)" in cuts
+
+
+def test_the_n_of_a_protocol_counts_items(page, stores):
+    assert "8 windows of 4 tokens at positions 1, 6, 12, 20" in plain(page)
+    assert "8 sequences of 24 tokens" in plain(page)
+
+
+def test_glossary_limits_and_commands_are_there(page):
+    text = plain(page)
+    for term, meaning in GLOSSARY.items():
+        assert squeezed(f"{term} {meaning}") in text
+    for limit in LIMITS:
+        assert squeezed(limit) in text
+    assert "posprobe audit synthetic" in text
+    assert "posprobe analyze *.h5 -o REPORT" in text
+
+
+def test_manipulation_checks_show_every_file(page, analysis):
+    (table,) = re.findall(r'<h2 id="checks">.*?</table>', page, re.DOTALL)
+    for file in analysis.tables["checks"]["file"]:
+        assert f"<td>{file}</td>" in table
+
+
+# --- in words ---
+
+
+def test_the_summary_says_what_carries_position_and_whether_the_channels_oppose(analysis, claims):
+    text = summary(analysis, claims)
+    assert "depends on absolute position, with content held fixed" in text
+    assert "Both channels carry it" in text
+    assert "The two channels oppose each other" in text
+    assert "95% intervals over 8 items" in text
+    counts = pd.Series([c.verdict for c in claims]).value_counts()
+    assert f"{counts['supported']} supported" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (dict(relation="reinforcing"), "The two channels reinforce each other."),
+        (dict(relation="not distinguishable"), "oppose or reinforce each other cannot be told"),
+        (dict(V_T_low=-0.1), "is not seen to depend on absolute position"),
+        (dict(V_R_low=-0.1), "Only the causal mask is seen to carry it"),
+        (dict(V_M_low=-0.1), "Only the residual stream is seen to carry it"),
+        (dict(V_M_low=-0.1, V_R_low=-0.1), "Neither channel is seen to carry it"),
+    ],
+)
+def test_the_summary_follows_the_table(analysis, claims, values, words):
+    assert words in summary(with_row(analysis, "channels", **values), claims)
+
+
+def test_a_direction_is_told_only_where_it_is_known(analysis, claims):
+    table = analysis.tables["position_effects"].reset_index(drop=True).copy()
+    first = table[(table["stimulus"] == "shifted") & (table["layer"] == "all")].index[0]
+    seen = {}
+    for name, low, value, high in (("up", 1, 2, 3), ("down", -3, -2, -1), ("none", -1, 2, 3)):
+        for part in "TMR":
+            table.loc[first, [f"{part}_low", part, f"{part}_high"]] = low, value, high
+        changed = analysis.tables | {"position_effects": table}
+        seen[name] = summary(dataclasses.replace(analysis, tables=changed), claims)
+    assert "attends more at a fixed distance, by 2.0 (1.0 to 3.0) nats" in seen["up"]
+    assert "the residual stream adds 2.0 (1.0 to 3.0) nats" in seen["up"]
+    assert "attends less at a fixed distance, by 2.0 (1.0 to 3.0) nats" in seen["down"]
+    assert "the residual stream takes away 2.0 (1.0 to 3.0) nats" in seen["down"]
+    assert "neither clearly more nor clearly less" in seen["none"]
+    assert "the residual stream changes it by 2.0 (−1.0 to 3.0) nats" in seen["none"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_undefined_is_never_a_number(analysis, tmp_path):
+    shares = [name for name in analysis.tables["channels"] if name.startswith("share")]
+    values = {"status": "undefined"} | dict.fromkeys(shares, np.nan)
+    changed = with_row(analysis, "channels", **values)
+    text = render(changed, tmp_path)
+    assert "Shares are undefined: the total is not distinguishable from 0." in text
+    assert "share of the variance" not in text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+
+
+def test_no_page_shows_what_is_not_a_number(page):
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", page, re.DOTALL)
+    assert len(cells) > 100
+    assert not {cell.strip().lower() for cell in cells} & {"nan", "nat", "inf", "-inf", "<na>"}
+    assert not re.search(r"\b(nan|inf)\b", plain(page))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_unbounded_is_said_in_words(analysis, tmp_path):
+    table = analysis.tables["replacement"].assign(low=np.nan, high=np.nan)
+    changed = dataclasses.replace(analysis, tables=analysis.tables | {"replacement": table})
+    claims = make_claims(changed)
+    text = render(changed, tmp_path, claims)
+    (claim,) = [claim for claim in claims if claim.id == "bos_replacement"]
+    assert f"{number(claim.estimate)} (interval unbounded)" in text
+    assert "removes an unknown part of the residual channel (interval unbounded)" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456, "0.123"), (-0.5, "−0.5"), (1.26e-6, "1.3e−6"), (0.0, "0"), (100000.0, "100,000"),
+        (float("nan"), ""), (None, ""), (7, "7"), ("native", "native"),
+    ],
+)  # fmt: skip
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+def test_intervals_have_the_digits_that_their_width_allows():
+    assert bounds(0.0272, 0.0446) == "0.027 to 0.045"
+    assert bounds(-149.4, -14.3) == "−149 to −14"
+    assert bounds(-1e-6, 3.5e-6) == "−1.0e−6 to 3.5e−6"
+    assert bounds(-0.21, 0.14, percents=True) == "−21% to 14%"
+    assert bounds(None, None) == bounds(np.nan, np.nan) == "interval unbounded"
+    assert percent(-0.001) == "0%"
+    row = pd.Series(dict(fraction_removed=-9.0, low=-11.0, high=-7.0))
+    assert removed(row) == "nothing: V_R grows 10.0-fold (8.0 to 12.0)"
+
+
+# --- which model ---
+
+
+@pytest.mark.parametrize(
+    ("quantization", "width", "words"),
+    [
+        ("Q4_1", 576, "4-bit quantised small"),
+        ("Q8_0", 8192, "8-bit quantised"),
+        ("none", 576, "small"),
+        ("none", 8192, ""),
+    ],
+)
+def test_quantised_and_small_models_are_called_so(stores, quantization, width, words):
+    header = dataclasses.replace(
+        stores["natural"].header,
+        n_layers=30,
+        width=width,
+        layer_window=(0,) * 30,
+        residual_layers=None,
+        config={"posprobe_quantization": quantization},
+    )
+    assert kind(header) == words
+
+
+def test_the_page_says_what_the_model_is(page, stores):
+    text = plain(page)
+    assert "This is a small model: what is found here is found in this model." in text
+    assert f"weights, SHA-256 {stores['natural'].header.weights_digest}" in text
+
+
+def test_commands_make_the_same_files_again(analysis, stores):
+    audit, _ = commands(analysis)
+    assert audit == "posprobe audit made-up --n 8 --length 24 --seed 0".replace(
+        "made-up", stores["natural"].model
+    )
+    single = only(analysis, "repeated", repeated=stores["repeated"])
+    (capture, _) = commands(single)
+    assert "--design repeated" in capture
+    assert "-o repeated.h5" in capture
+
+
+# --- what is missing ---
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_sections_without_tables_are_one_line(analysis, stores, tmp_path):
+    partial = only(analysis, "repeated", repeated=stores["repeated"])
+    text = render(partial, tmp_path, make_claims(analysis))
+    assert "do not tell which channel carries absolute position" in text
+    for section in SECTIONS:
+        note = squeezed(f"{section.title} Needs {section.missing}.")
+        assert (note in text) == (section.name != "repeated")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_natural_file_alone_makes_a_report(stores, tmp_path):
+    found = analyze_files(sort_files([stores["natural"]]))
+    text = render(found, tmp_path)
+    assert "in natural text" in text
+    assert "8 sequences of 24 tokens" in text
+
+
+# --- self-contained ---
+
+
+class References(HTMLParser):
+    """All that a page loads or links to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.tags = [], set()
+        self.feed(page)
+        self.found += re.findall(r"url\(([^)]*)\)|@import", page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        names = ("src", "href", "xlink:href", "srcset", "data", "action")
+        self.found += [value for name, value in attrs if name in names]
+
+    @property
+    def outside(self):
+        return [x for x in self.found if not x.startswith(("#", "data:image/png;base64,"))]
+
+
+def test_nothing_comes_from_outside(page):
+    references = References(page)
+    assert len(references.found) > 50
+    assert references.outside == []
+    assert not references.tags & {"script", "link", "iframe", "object", "embed", "base"}
+    for link in re.findall(r'<a href="#([^"]*)"', page):
+        assert f'id="{link}"' in page
+
+
+@pytest.mark.parametrize(
+    "extra", ['<img src="https://x.org/a.png">', "<p style='background:url(a)'>"]
+)
+def test_what_comes_from_outside_would_be_seen(page, extra):
+    assert References(page + extra).outside
+
+
+def test_names_are_escaped(analysis, claims, tmp_path, no_figures):
+    path = write_report(analysis, claims, tmp_path, title="a <b>bold</b> & title")
+    page = path.read_text(encoding="utf-8")
+    assert "<h1>a &lt;b&gt;bold&lt;/b&gt; &amp; title</h1>" in page
+
+
+# --- files ---
+
+
+def test_the_same_analysis_gives_the_same_bytes(analysis, claims, folder, tmp_path):
+    write_report(analysis, claims, tmp_path)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_report_is_replaced_whole_or_not_at_all(analysis, claims, tmp_path, monkeypatch):
+    path = write_report(analysis, claims, tmp_path)
+    before = path.read_bytes()
+    real = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("report.html"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\)"):
+        write_report(analysis, claims, tmp_path, title="another")
+    assert path.read_bytes() == before
+    assert not [p.name for p in tmp_path.rglob(".*")]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_folder_that_cannot_be_written_is_refused(analysis, claims, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"folder '.*file/out' cannot be written .*; choose") as e:
+        write_report(analysis, claims, tmp_path / "file" / "out")
+    assert "\n" not in str(e.value)
