@@ -30,6 +30,11 @@ from posprobe.sections.words import VERDICTS, claim_interval, number
 
 __all__ = ["write_report"]
 
+METHODS = {
+    "t": "cluster bootstrap, estimate ± t × standard error",
+    "percentile": "cluster bootstrap, percentiles",
+    "fieller": "Fieller's",
+}
 UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
 
 
@@ -131,7 +136,8 @@ def _page(
 
 
 def _claim(claim: Claim) -> dict[str, Any]:
-    method = "" if claim.ci_method == "none" else f" Interval: {claim.ci_method}."
+    name, _, state = claim.ci_method.partition(": ")
+    method = f" Interval: {METHODS.get(name, name)}{', ' * bool(state)}{state}."
     return {
         "id": claim.id,
         "kind": claim.verdict,
@@ -141,7 +147,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
         "unit": UNITS.get(claim.unit, claim.unit),
         "n": "" if claim.n is None else str(claim.n),
         "reference": number(claim.reference),
-        "protocol": claim.protocol + method,
+        "protocol": claim.protocol + ("" if name == "none" else method),
     }
 
 

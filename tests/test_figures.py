@@ -196,8 +196,8 @@ def test_a_panel_of_a_design_needs_that_design(tables):
 
 
 def test_an_unknown_name_is_refused(tables):
-    with pytest.raises(DesignError, match="no figure is called 'chanels'; there are position_eff"):
-        draw("chanels", tables)
+    with pytest.raises(DesignError, match="no figure is called 'pies'; there are position_eff"):
+        draw("pies", tables)
 
 
 # --- what is drawn ---

@@ -123,6 +123,7 @@ def test_every_claim_is_there_with_verdict_interval_and_protocol(page, claims):
         assert squeezed(claim.protocol) in text
         assert VERDICTS[claim.verdict] in text
         assert claim_interval(claim) in text
+        assert (" Interval: " in text) == (claim.estimate is not None)
         if claim.n is not None:
             assert f">{claim.n}<" in row
         if claim.reference is not None:
