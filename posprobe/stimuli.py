@@ -328,7 +328,7 @@ def make_stimulus(
         raise StimulusError(f"n={n} is too few: intervals need at least 2 items, so raise n")
     if seed < 0:
         raise StimulusError(f"seed={seed} is below 0: pass a whole number from 0 on")
-    grid = _checked_prefixes(design, length, window, prefixes)
+    grid = _checked_prefixes(length, window, prefixes)
     lead = leading_token(bos, native_bos, bos_id)
     corpus = _checked_corpus(corpus_tokens, [native_bos, bos_id])
     is_shifted = design == "shifted"
@@ -353,9 +353,7 @@ def make_stimulus(
     )
 
 
-def _checked_prefixes(
-    design: str, length: int, window: int, prefixes: Sequence[int] | None
-) -> tuple[int, ...]:
+def _checked_prefixes(length: int, window: int, prefixes: Sequence[int] | None) -> tuple[int, ...]:
     """Return the grid of prefix lengths, refused if it does not fit."""
     default = default_prefixes(length, window)
     if prefixes is None:
@@ -368,7 +366,7 @@ def _checked_prefixes(
             f"the first token): try {default}"
         )
     reach = grid[-1] + window
-    if reach > length or (design == "shifted" and reach < length):
+    if reach != length:  # the latest window ends the sequence: its rows are the ones re-masked
         raise StimulusError(
             f"prefixes={grid} and window={window} make sequences of {reach} tokens, but "
             f"length={length}: set length={reach}, or leave prefixes out"

@@ -155,9 +155,11 @@ class TestOtherDesigns:
         for zero in (stimulus.query_start, stimulus.prefix_length):
             np.testing.assert_array_equal(zero, 0)
 
-    def test_a_grid_may_end_before_the_sequence_does(self):
-        stimulus = make_stimulus("natural", PLACES, n=2, length=64, window=8, prefixes=(1, 20))
+    def test_a_grid_ends_where_the_sequence_does(self):
+        stimulus = make_stimulus("natural", PLACES, n=2, length=28, window=8, prefixes=(1, 20))
         assert stimulus.prefixes == (1, 20)
+        with pytest.raises(StimulusError, match="sequences of 28 tokens, but length=64"):
+            make_stimulus("natural", PLACES, n=2, length=64, window=8, prefixes=(1, 20))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
