@@ -290,6 +290,8 @@ def test_intervals_have_the_digits_that_their_width_allows():
         ("Q4_1", 576, "4-bit quantised small"),
         ("Q8_0", 8192, "8-bit quantised"),
         ("none", 576, "small"),
+        ("IQ3_XS", 8192, "3-bit quantised"),
+        ("BF16", 8192, ""),
         ("none", 8192, ""),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -12,15 +13,15 @@ from posprobe.verdicts import n_items
 __all__ = ["commands", "kind", "model_facts"]
 
 SMALL = 1e9
+QUANTIZED = re.compile(r"(?:I?Q|TQ|MXFP|NVFP)(\d)", re.IGNORECASE)
 AUDIT_DEFAULT = (40, 32)
 
 
 def _bits(header: Header) -> str | None:
-    """Bits per weight, from a quantization's name such as Q4_K_M."""
+    """Bits per weight, from a quantization's name such as Q4_K_M; F16 and BF16 are none."""
     name = str(header.config.get("posprobe_quantization", "none"))
-    if name[:1].upper() != "Q":
-        return None
-    return next((character for character in name if character.isdigit()), None)
+    found = QUANTIZED.match(name)
+    return found and found[1]
 
 
 def kind(header: Header) -> str:
