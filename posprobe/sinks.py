@@ -103,23 +103,42 @@ def closed_system_table(store: ActivationStore) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Per layer: `norm` of :math:`h_0` (median over sequences), `norm_later` of the other stored
-        positions (NaN where they were not kept), and `difference`, the largest over sequences of
-        :math:`\lVert h_0 - h_0^{alone}\rVert / \lVert h_0^{alone}\rVert`.
+        positions (NaN where they were not kept), `difference`, the largest over sequences of
+        :math:`\lVert h_0 - h_0^{alone}\rVert / \lVert h_0^{alone}\rVert`, `cosine` with the
+        layer before (median; NaN at the first), and `massive`, the dimensions whose median size
+        is above 100 and above 1,000 times that of the median dimension.
+
+    References
+    ----------
+    Sun et al. (2024), Massive activations in large language models, arXiv 2402.17762.
     """
     rows = []
+    before = None
     for layer in range(store.n_layers + 1):
         together, alone = (
             store.read(name, layer).astype(float) for name in ("position0", "position0_alone")
         )
+        sizes = np.median(np.abs(together), axis=0)
         rows.append(
             {
                 "layer": layer,
                 "norm": float(np.median(np.linalg.norm(together, axis=-1))),
                 "norm_later": _later_norm(store, layer),
                 "difference": float(_relative(together - alone, alone).max()),
+                "cosine": np.nan if before is None else _cosine(before, together),
+                "massive": int(((sizes > 100) & (sizes > 1000 * np.median(sizes))).sum()),
             }
         )
+        before = together
     return pd.DataFrame(rows)
+
+
+def _cosine(a: Array, b: Array) -> float:
+    """Median cosine of paired rows; NaN where one of them is 0."""
+    sizes = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    if (sizes == 0).any():
+        return float("nan")
+    return float(np.median((a * b).sum(-1) / sizes))
 
 
 def closure(store: ActivationStore, *, level: float = 0.95, seed: int = 0) -> Interval:

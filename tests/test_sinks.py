@@ -166,3 +166,18 @@ def test_fingerprint_counts_each_item_once(rng, tmp_path):
     expected = (distance / np.linalg.norm(first.mean(1), axis=-1)[:, None]).max(0)
     assert interval.n == 2
     assert interval.estimate == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_trajectory_of_position_0(rng, tmp_path):
+    first = rng.normal(size=(3, 8))
+    turned = np.roll(first, 1, axis=-1)
+    turned[:, 2] = 5e4
+    together = np.stack([first, first * 3, turned])
+    table = closed_system_table(first_position(tmp_path / "a.h5", together, together))
+    assert np.isnan(table["cosine"][0])
+    assert table["cosine"][1] == pytest.approx(1)
+    expected = np.median(
+        (first * turned).sum(-1) / np.linalg.norm(first, axis=-1) / np.linalg.norm(turned, axis=-1)
+    )
+    assert table["cosine"][2] == pytest.approx(expected, rel=1e-4)
+    assert table["massive"].tolist() == [0, 0, 1]
