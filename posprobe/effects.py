@@ -67,7 +67,7 @@ def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Arr
     >>> import numpy as np
     >>> from posprobe.effects import position_covariance
     >>> effect = np.array([-1.0, 0.0, 1.0])
-    >>> noise = np.random.default_rng(0).normal(size=(400, 3))
+    >>> noise = np.random.default_rng(0).normal(size=(4000, 3))
     >>> bool(abs(position_covariance(effect + noise, effect + noise) - 2 / 3) < 0.1)
     True
     """

@@ -105,12 +105,8 @@ def closed_system_table(store: ActivationStore) -> pd.DataFrame:
         Per layer: `norm` of :math:`h_0` (median over sequences), `norm_later` of the other stored
         positions (NaN where they were not kept), `difference`, the largest over sequences of
         :math:`\lVert h_0 - h_0^{alone}\rVert / \lVert h_0^{alone}\rVert`, `cosine` with the
-        layer before (median; NaN at the first), and `massive`, the dimensions whose median size
-        is above 100 and above 1,000 times that of the median dimension.
-
-    References
-    ----------
-    Sun et al. (2024), Massive activations in large language models, arXiv 2402.17762.
+        layer before (median; NaN at the first), and `dimensions`, the fewest that hold 99% of the
+        squared norm (median): very few where activations are massive.
     """
     rows = []
     before = None
@@ -118,7 +114,6 @@ def closed_system_table(store: ActivationStore) -> pd.DataFrame:
         together, alone = (
             store.read(name, layer).astype(float) for name in ("position0", "position0_alone")
         )
-        sizes = np.median(np.abs(together), axis=0)
         rows.append(
             {
                 "layer": layer,
@@ -126,11 +121,17 @@ def closed_system_table(store: ActivationStore) -> pd.DataFrame:
                 "norm_later": _later_norm(store, layer),
                 "difference": float(_relative(together - alone, alone).max()),
                 "cosine": np.nan if before is None else _cosine(before, together),
-                "massive": int(((sizes > 100) & (sizes > 1000 * np.median(sizes))).sum()),
+                "dimensions": _dimensions(together),
             }
         )
         before = together
     return pd.DataFrame(rows)
+
+
+def _dimensions(vectors: Array, part: float = 0.99) -> float:
+    """Fewest dimensions that hold `part` of the squared norm, median over rows."""
+    held = np.cumsum(np.sort(vectors**2, axis=-1)[:, ::-1], axis=-1)
+    return float(np.median((held < part * held[:, -1:]).sum(-1) + 1))
 
 
 def _cosine(a: Array, b: Array) -> float:
