@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,19 +88,50 @@ def capture(
     """
     if isinstance(model, str):
         model = load_model(model)
-    stimulus = make_stimulus(
-        design,
-        model.tokenize(default_corpus() if text is None else text),
+    stimulus = draw(
+        model,
+        text,
+        design=design,
         n=n,
         length=length,
         window=window,
         prefixes=prefixes,
         bos=bos,
-        native_bos=model.native_bos,
-        bos_id=model.bos_id,
         seed=seed,
     )
     return capture_stimulus(model, stimulus, path, **options)  # type: ignore[arg-type]
+
+
+def draw(
+    model: ObservableModel, text: str | None = None, *, design: str = "natural", **options: Any
+) -> Stimulus:
+    """Draw a stimulus for a model: `make_stimulus` with the model's tokenizer and BOS.
+
+    Parameters
+    ----------
+    model : ObservableModel
+    text : str or None
+        The text to draw from (None: the Python language reference that comes with CPython).
+    design : str
+    **options
+        Of `posprobe.make_stimulus`.
+
+    Returns
+    -------
+    Stimulus
+
+    Raises
+    ------
+    ModelError, StimulusError
+        For a model without a tokenizer, or a text that gives no such sequences.
+    """
+    return make_stimulus(
+        design,
+        model.tokenize(default_corpus() if text is None else text),
+        native_bos=model.native_bos,
+        bos_id=model.bos_id,
+        **options,
+    )
 
 
 def capture_stimulus(
@@ -160,6 +192,95 @@ def capture_stimulus(
     StoreError
         If the file cannot be written, exists, or is not the one to resume.
     """
+    plan = plan_capture(
+        model,
+        stimulus,
+        quantities=quantities,
+        residual_layers=residual_layers,
+        offsets=offsets,
+        dtype=dtype,
+        position0=position0,
+        intervention=intervention,
+        batch_tokens=batch_tokens,
+    )
+    begin = StoreWriter.resume if resume else StoreWriter.create
+    extra = {} if resume else {"overwrite": overwrite}
+    with begin(path, plan.header, plan.index, **extra) as writer:
+        with token_bar(progress, plan) as bar:
+            bar.update(plan.n_tokens(slice(writer.done)))
+            fill(writer, model, plan, bar)
+        writer.finish()
+    return ActivationStore(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class CapturePlan:
+    """All that is decided before the first forward pass: the same plan, the same file.
+
+    Attributes
+    ----------
+    stimulus : Stimulus
+        With the token that the treatment of position 0 puts there.
+    header : Header
+        Of the file.
+    observation : Observation
+        What is read off.
+    change : Intervention
+        Of the variant and of the caller.
+    position0 : str
+        Treatment of position 0.
+    """
+
+    stimulus: Stimulus
+    header: Header
+    observation: Observation
+    change: Intervention
+    position0: str
+
+    @property
+    def index(self) -> dict[str, np.ndarray]:
+        """The data sets of the file that are known beforehand."""
+        return {name: getattr(self.stimulus, name) for name in self.header.index}
+
+    def n_tokens(self, sequences: slice = slice(None)) -> int:
+        """Tokens of some sequences, of all by default."""
+        return int(self.stimulus.lengths[sequences].sum())
+
+    def batches(self, done: int = 0) -> Iterator[slice]:
+        """Sequences of each forward pass, from number `done` on."""
+        return _batches(self.stimulus, done, self.header.batch_tokens)
+
+    def part(self, sequences: slice) -> CapturePlan:
+        """The plan for whole batches of it; `sequences` starts and stops between two batches."""
+        rows = {
+            name: getattr(self.stimulus, name)[sequences]
+            for name in ("lengths", *self.header.index)
+        }
+        return dataclasses.replace(
+            self,
+            stimulus=dataclasses.replace(self.stimulus, **rows),
+            header=dataclasses.replace(self.header, n_sequences=len(rows["item"])),
+        )
+
+
+def plan_capture(
+    model: ObservableModel,
+    stimulus: Stimulus,
+    *,
+    quantities: tuple[str, ...] = QUANTITIES,
+    residual_layers: tuple[int, ...] | None = None,
+    offsets: tuple[int, ...] = OFFSETS,
+    dtype: str = "float32",
+    position0: str = "native",
+    intervention: Intervention = NO_INTERVENTION,
+    batch_tokens: int = BATCH_TOKENS,
+) -> CapturePlan:
+    """Decide everything that a capture does; parameters and errors as in `capture_stimulus`.
+
+    Returns
+    -------
+    CapturePlan
+    """
     if model.max_length is not None and stimulus.tokens.shape[1] > model.max_length:
         raise StimulusError(
             f"length {stimulus.tokens.shape[1]} exceeds the {model.max_length} positions that "
@@ -188,21 +309,7 @@ def capture_stimulus(
         or stimulus.bos_token is not None
         or position0 != "native",
     )
-    index = {
-        "tokens": stimulus.tokens,
-        "item": stimulus.item,
-        "prefix_length": stimulus.prefix_length,
-        "sequence_id": stimulus.sequence_id,
-        "query_start": stimulus.query_start,
-    }
-    begin = StoreWriter.resume if resume else StoreWriter.create
-    extra = {} if resume else {"overwrite": overwrite}
-    with begin(path, header, index, **extra) as writer:
-        with _bar(progress, f"{model.name} {stimulus.design}", stimulus) as bar:
-            bar.update(int(stimulus.lengths[: writer.done].sum()))
-            _fill(writer, model, stimulus, observation, change, position0, bar)
-        writer.finish()
-    return ActivationStore(path)
+    return CapturePlan(stimulus, header, observation, change, position0)
 
 
 def _header(
@@ -247,16 +354,25 @@ def _effective_window(native: int | None, change: Intervention, length: int) -> 
     return min(windows, default=None)
 
 
-def _fill(
-    writer: StoreWriter,
-    model: ObservableModel,
-    stimulus: Stimulus,
-    observation: Observation,
-    change: Intervention,
-    position0: str,
-    bar: tqdm,
-) -> None:
-    """Run all batches that the file does not hold yet."""
+def fill(writer: StoreWriter, model: ObservableModel, plan: CapturePlan, bar: tqdm) -> None:
+    """Run all batches of a plan that the file does not hold yet.
+
+    Parameters
+    ----------
+    writer : StoreWriter
+        Of a file with the plan's header.
+    model : ObservableModel
+        The model that the plan was made for.
+    plan : CapturePlan
+    bar : tqdm
+        Counts tokens.
+
+    Raises
+    ------
+    ModelError, StoreError
+        As in `capture_stimulus`.
+    """
+    stimulus, change = plan.stimulus, plan.change
     kept = set(writer.header.quantities)
     residual_layers = writer.header.residual_layers or ()
 
@@ -268,11 +384,11 @@ def _fill(
         if name == "position0":
             emit("position0_alone", layer, tensor)
 
-    for batch in _batches(stimulus, writer.done, writer.header.batch_tokens):
+    for batch in plan.batches(writer.done):
         length = int(stimulus.lengths[batch.start])
         tokens = torch.from_numpy(stimulus.tokens[batch, :length].astype(np.int64))
-        embedding0 = _embedding0(model, stimulus, batch, position0)
-        observer = Observer(emit, observation, change)
+        embedding0 = _embedding0(model, stimulus, batch, plan.position0)
+        observer = Observer(emit, plan.observation, change)
         model.run(tokens, observer, embedding0=embedding0)
         _check_windows(model, observer, change, length)
         if "position0_alone" in kept:
@@ -283,14 +399,14 @@ def _fill(
 
 
 @contextlib.contextmanager
-def _bar(progress: bool | tqdm, title: str, stimulus: Stimulus) -> Iterator[tqdm]:
+def token_bar(progress: bool | tqdm, plan: CapturePlan) -> Iterator[tqdm]:
     """A bar of our own, closed at the end, or the caller's, left open."""
     if not isinstance(progress, bool):
         yield progress
         return
-    total = int(stimulus.lengths.sum())
+    title, hidden = f"{plan.header.model} {plan.header.design}", None if progress else True
     with tqdm(
-        desc=title, total=total, unit="token", unit_scale=True, disable=None if progress else True
+        desc=title, total=plan.n_tokens(), unit="token", unit_scale=True, disable=hidden
     ) as bar:
         yield bar
 
