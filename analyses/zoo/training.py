@@ -53,7 +53,7 @@ class Settings:
     weight_decay: float = 0.1
     clip: float = 1.0
     warm_up: int = 100
-    decay: float = 0.7
+    decay: float = 0.2
     held_out: int = 32
     shape: family.Shape = field(default_factory=family.Shape)
 
