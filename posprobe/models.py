@@ -1,8 +1,7 @@
-"""Load a decoder-only language model, and prove that its attention can be observed.
+"""Load a decoder-only language model that can be observed.
 
-A model comes from a hub id, a local folder, a GGUF file or a bundled name. Its attention is
-dispatched to `posprobe.observation.observed_attention`, its masks to a function that recognises
-causal and sliding-window masks and refuses all others.
+A model comes from a hub id, a local folder, a GGUF file or a bundled name. That its attention is
+observed as it computes is proved at once, see `posprobe.proof`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,62 +17,15 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 
-from posprobe.attention import Visibility
-from posprobe.checkpoints import Checkpoint, find_checkpoint
+from posprobe.checkpoints import find_checkpoint
 from posprobe.errors import ModelError
-from posprobe.observation import Intervention, Observation, Observer, observed_attention
+from posprobe.loading import DTYPES, load_checkpoint, load_tokenizer, quiet
+from posprobe.observation import Intervention, Observer
+from posprobe.proof import ATTENTION, prove_observable
 from posprobe.variants import Variant, parse_variant
 
-__all__ = ["ObservableModel", "load_model", "prove_observable"]
-
-ATTENTION = "posprobe"
-PROOF_LENGTH = 24
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-# transformers' eager attention takes its softmax in float32, whatever the model's precision.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
-
-
-def _recognise_mask(
-    *,
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    mask_function: Callable[..., Tensor],
-    attention_mask: Tensor | None = None,
-    device: torch.device | str = "cpu",
-    **kwargs: object,
-) -> Visibility:
-    """Turn the model's own index-based mask into a `Visibility`, or refuse it.
-
-    The window is read off the last row and then checked on rows spread over the whole length.
-    """
-    if attention_mask is not None and not bool(attention_mask.all()):
-        raise ModelError(
-            "padding is not supported: pass sequences of equal length, without padding"
-        )
-    if q_length != kv_length:
-        raise ModelError(
-            f"a cache of {kv_length - q_length} tokens is in use; pass use_cache=False"
-        )
-    keys = torch.arange(kv_length, device=device)
-    rows = torch.linspace(0, q_length - 1, min(q_length, 64), device=device).long().unique()
-    sequences = torch.arange(batch_size, device=device)[:, None, None]
-    native = mask_function(sequences, sequences.new_zeros(()), rows[:, None], keys[None, :])
-    native = torch.as_tensor(native, device=device).expand(batch_size, len(rows), kv_length)
-    seen = int(native[0, -1].sum())
-    causal = not bool((native & (keys[None, :] > rows[:, None])).any())
-    visibility = Visibility(causal, seen if seen < kv_length else None)
-    if not torch.equal(native, visibility.mask(rows, keys).expand_as(native)):
-        raise ModelError(
-            "the model's mask is neither causal nor a causal sliding window: it cannot be observed"
-        )
-    return visibility
-
-
-AttentionInterface.register(ATTENTION, observed_attention)
-AttentionMaskInterface.register(ATTENTION, _recognise_mask)
+__all__ = ["ATTENTION", "ObservableModel", "load_model", "prove_observable"]
 
 
 class ObservableModel:
@@ -178,7 +129,7 @@ class ObservableModel:
         """Token ids of a text, without special tokens: (token,)."""
         if self.tokenizer is None:
             raise ModelError(f"model {self.name!r} has no tokenizer; pass token ids, not text")
-        with _quiet():
+        with quiet():
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.asarray(ids, dtype=np.int32)
 
@@ -317,9 +268,9 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     change = parse_variant(variant)
     checkpoint = find_checkpoint(name)
-    with _quiet():
-        model = _load(checkpoint, change, DTYPES[dtype], revision, trust_remote_code)
-        tokenizer = _load_tokenizer(checkpoint, revision, trust_remote_code)
+    with quiet():
+        model = load_checkpoint(checkpoint, change, DTYPES[dtype], revision, trust_remote_code)
+        tokenizer = load_tokenizer(checkpoint, revision, trust_remote_code)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return ObservableModel(
         model.to(place),
@@ -328,70 +279,6 @@ def load_model(
         variant=change,
         quantization=checkpoint.quantization,
     )
-
-
-def _load(
-    checkpoint: Checkpoint,
-    variant: Variant,
-    dtype: torch.dtype,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> transformers.PreTrainedModel:
-    source = {
-        "pretrained_model_name_or_path": checkpoint.location,
-        "revision": revision or "main",
-        "trust_remote_code": trust_remote_code,
-    }
-    try:
-        config = transformers.AutoConfig.from_pretrained(**source)
-        if getattr(config, "is_encoder_decoder", False):
-            raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
-        variant.change_config(config.get_text_config())
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            **source, config=config, dtype=dtype, output_loading_info=True
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises many kinds; each means: not loadable
-        reason = " ".join(str(error).split()).partition(". ")[0][:160]
-        raise ModelError(
-            f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
-            "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers fills them with random numbers
-        raise ModelError(
-            f"model {checkpoint.name!r}: its files lack {len(missing)} weights of a "
-            f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
-        )
-    return model
-
-
-def _load_tokenizer(checkpoint: Checkpoint, revision: str | None, trust_remote_code: bool) -> Any:
-    """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same."""
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            checkpoint.location, revision=revision or "main", trust_remote_code=trust_remote_code
-        )
-    except Exception:  # as above; `tokenize` says so when text is passed
-        return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own bars and notices off the terminal while it loads."""
-    level = transformers.logging.get_verbosity()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    transformers.logging.set_verbosity_error()
-    hub.setLevel(logging.ERROR)
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        hub.setLevel(hub_level)
-        transformers.logging.enable_progress_bar()
 
 
 def _find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
@@ -410,91 +297,3 @@ def _find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
         if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
             return list(module)
     raise ModelError(f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks")
-
-
-@torch.inference_mode()
-def prove_observable(observable: ObservableModel) -> None:
-    """Switch the model to posprobe's attention and prove that what it shows is what it does.
-
-    On a short random input: (1) the logits equal those of the model's own attention; (2) every
-    layer calls back exactly once; (3) the observed exp(s - z) of every row sum to 1; (4) changing
-    the scores of any one layer moves the logits.
-
-    Raises
-    ------
-    ModelError
-        Naming the model, the layer and the property that failed.
-    """
-    model, name = observable.model, observable.name
-    vocabulary = model.get_input_embeddings().num_embeddings
-    generator = torch.Generator().manual_seed(0)
-    length = min(PROOF_LENGTH, observable.max_length or PROOF_LENGTH)
-    tokens = torch.randint(vocabulary, (2, length), generator=generator)
-    native = observable.logits(tokens)
-    model.set_attn_implementation(ATTENTION)
-    recorded: dict[int, dict[str, Tensor]] = {layer: {} for layer in range(observable.n_layers)}
-    observer = Observer(
-        lambda name, layer, tensor: recorded[layer].update({name: tensor}),
-        Observation(n_queries=length, offsets=tuple(range(length))),
-    )
-    try:
-        observed = observable.logits(tokens, observer)
-    except ModelError as error:
-        raise ModelError(f"model {name!r}: {error}") from error
-    _prove_callbacks(name, observer.layers, observable.n_layers)
-    if not all(visibility.causal for visibility in observer.visibilities.values()):
-        raise ModelError(f"model {name!r} is not causal: its tokens see those after them")
-    tolerance = TOLERANCE.get(model.dtype, 5e-2)
-    gap = float((observed - native).abs().max() / native.abs().max())
-    if not gap <= tolerance:
-        raise ModelError(
-            f"model {name!r}: observed logits differ from its own by {gap:.1e} (relative); "
-            "its attention does something that posprobe does not know"
-        )
-    for layer, seen in recorded.items():
-        _prove_rows(name, layer, seen, observer, tolerance)
-    _prove_effect(observable, tokens[:1, :4])
-
-
-def _prove_effect(observable: ObservableModel, tokens: Tensor) -> None:
-    """Row l of a batch of equal rows gets other scores in layer l: its logits must be others."""
-    layers = range(observable.n_layers)
-    rows = tokens.expand(len(layers), -1)
-    halved = Intervention(temperature=tuple((layer, 0.5) for layer in layers))
-    moved = observable.logits(rows, Observer(intervention=halved, by_row=True))
-    # a run of the same shape, since another batch size changes the last bits by itself
-    still = observable.logits(rows)
-    for layer in layers:
-        if torch.equal(moved[layer], still[layer]):
-            raise ModelError(
-                f"model {observable.name!r}: scores of layer {layer} do not reach the logits"
-            )
-
-
-def _prove_callbacks(name: str, layers: list[int], n_layers: int) -> None:
-    missing = sorted(set(range(n_layers)) - set(layers))
-    if missing:
-        raise ModelError(
-            f"model {name!r}: layer(s) {', '.join(map(str, missing))} never called the attention "
-            "interface, so they cannot be observed"
-        )
-    if len(layers) != n_layers:
-        raise ModelError(f"model {name!r}: {len(layers)} attention calls in {n_layers} layers")
-
-
-def _prove_rows(
-    name: str, layer: int, seen: dict[str, Tensor], observer: Observer, tolerance: float
-) -> None:
-    """Rows of exp(s - z) over the visible keys, with the learned sink's share, must sum to 1."""
-    offsets = torch.arange(seen["normalizer"].shape[1], device=seen["normalizer"].device)
-    visible = observer.visibilities[layer].mask(offsets, offsets)
-    visible = torch.stack([visible.diagonal(-int(d)).any() for d in offsets])
-    log_weights = seen["offset_score"] - seen["normalizer"].unsqueeze(-1)
-    total = log_weights.exp().nan_to_num(0.0)[..., visible].sum(-1)
-    if layer in observer.sink_logits:
-        total = total + (observer.sink_logits[layer] - seen["normalizer"]).exp()
-    worst = float((total - 1).abs().max())
-    if not worst <= tolerance:
-        raise ModelError(
-            f"model {name!r}: attention rows of layer {layer} sum to 1 only within {worst:.1e}"
-        )

@@ -17,6 +17,7 @@ from posprobe.attention import Visibility
 from posprobe.errors import ModelError
 from posprobe.models import ObservableModel, load_model, prove_observable
 from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
+from posprobe.proof import recognise_mask
 from posprobe.variants import parse_variant
 
 LENGTH = 24
@@ -437,7 +438,7 @@ def test_masks_are_recognised_at_every_length(length, window, causal):
         seen = expected.mask(query.flatten(), key.flatten())
         return seen.view(torch.broadcast_shapes(query.shape, key.shape))
 
-    found = posprobe.models._recognise_mask(
+    found = recognise_mask(
         batch_size=2, q_length=length, kv_length=length, mask_function=mask_function
     )
     rows = torch.arange(length)

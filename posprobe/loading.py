@@ -1,0 +1,104 @@
+"""From a checkpoint's files to a transformers model and its tokenizer, quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+
+from posprobe.checkpoints import Checkpoint
+from posprobe.errors import ModelError
+from posprobe.variants import Variant
+
+__all__ = ["DTYPES", "load_checkpoint", "load_tokenizer", "quiet"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    dtype: torch.dtype,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> transformers.PreTrainedModel:
+    """Load a checkpoint as the causal language model that a variant makes of it.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    variant : Variant
+        Its change of the rotary embedding is made in the configuration before loading.
+    dtype : torch.dtype
+    revision : str or None
+        Of a hub model.
+    trust_remote_code : bool
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+
+    Raises
+    ------
+    ModelError
+        If it is no decoder, lacks weights or cannot be loaded.
+    """
+    source = {
+        "pretrained_model_name_or_path": checkpoint.location,
+        "revision": revision or "main",
+        "trust_remote_code": trust_remote_code,
+    }
+    try:
+        config = transformers.AutoConfig.from_pretrained(**source)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
+        variant.change_config(config.get_text_config())
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            **source, config=config, dtype=dtype, output_loading_info=True
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds; each means: not loadable
+        reason = " ".join(str(error).split()).partition(". ")[0][:160]
+        raise ModelError(
+            f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
+            "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ModelError(
+            f"model {checkpoint.name!r}: its files lack {len(missing)} weights of a "
+            f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
+        )
+    return model
+
+
+def load_tokenizer(checkpoint: Checkpoint, revision: str | None, trust_remote_code: bool) -> Any:
+    """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            checkpoint.location, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except Exception:  # as above; `tokenize` says so when text is passed
+        return None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and notices off the terminal while it loads."""
+    level = transformers.logging.get_verbosity()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    transformers.logging.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        hub.setLevel(hub_level)
+        transformers.logging.enable_progress_bar()
