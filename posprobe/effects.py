@@ -15,6 +15,7 @@ constant to the scores of a query changes none of them.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,13 @@ from numpy.typing import NDArray
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
-__all__ = ["ChannelEffects", "channel_effects", "cut_heads", "position_covariance"]
+__all__ = [
+    "ChannelEffects",
+    "channel_effects",
+    "cut_heads",
+    "early_limit",
+    "position_covariance",
+]
 
 Array = NDArray[np.float64]
 REQUIRED = ("normalizer", "sink_score", "offset_score", "remasked_normalizer", "remasked_body")
@@ -122,13 +129,30 @@ class ChannelEffects:
         keep[-1] = True
         return self._with(self.positions[keep], np.s_[:, keep])
 
+    def beyond(self, position: int) -> ChannelEffects:
+        """Later positions only, the reference among them."""
+        keep = self.positions > position
+        return self._with(self.positions[keep], np.s_[:, keep])
+
+    def at_offsets(self, offsets: tuple[int, ...]) -> ChannelEffects:
+        """Some of the offsets only."""
+        kept = [self.offsets.index(offset) for offset in offsets]
+        return dataclasses.replace(self._with(self.positions, np.s_[..., kept]), offsets=offsets)
+
+    def by_offset(self) -> ChannelEffects:
+        """Every head at every offset as a head of its own: (N, P, H * D, 1)."""
+        return self._with(self.positions, np.s_[:], (*self.total.shape[:2], -1, 1))
+
     def take(self, items: NDArray[np.intp]) -> ChannelEffects:
         """Some of the items only, by their place along the first axis."""
         return self._with(self.positions, np.s_[items])
 
-    def _with(self, positions: NDArray[np.int64], part: Any) -> ChannelEffects:
+    def _with(
+        self, positions: NDArray[np.int64], part: Any, shape: tuple[int, ...] | None = None
+    ) -> ChannelEffects:
         total, mask, residual, sink = (
-            p[part] for p in (self.total, self.mask, self.residual, self.sink)
+            p[part] if shape is None else p.reshape(shape)
+            for p in (self.total, self.mask, self.residual, self.sink)
         )
         return ChannelEffects(positions, total, mask, residual, sink, self.offsets)
 
@@ -152,6 +176,12 @@ class ChannelEffects:
         return {k: position_covariance(x, y, weights).mean(-1) for k, (x, y) in pairs.items()}
 
 
+def early_limit(store: ActivationStore) -> int:
+    """Early queries are those behind a prefix of at most an eighth of the longest sequence."""
+    limit = store.length // 8
+    return max([p for p in store.prefixes if p <= limit], default=store.prefixes[0])
+
+
 def cut_heads(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
     """Heads of a layer from which an intervention hides key 0, as the file says: (H,)."""
     hidden = np.zeros(store.n_heads, dtype=bool)
@@ -165,7 +195,7 @@ def cut_heads(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
 
 
 def channel_effects(
-    store: ActivationStore, layer: int, *, without_sink: bool = False
+    store: ActivationStore, layer: int, *, without_sink: bool = False, same_rows: bool = False
 ) -> ChannelEffects:
     """T, M and R of one layer, from a stored file.
 
@@ -179,6 +209,9 @@ def channel_effects(
     without_sink : bool
         Leave key 0 out of every denominator: effects on attention among the other keys, which
         hiding key 0 from a head does not change by itself. Shifted design only.
+    same_rows : bool
+        Average every offset over the rows of the largest, so that offsets can be compared: M is
+        then the same at all of them.
 
     Returns
     -------
@@ -213,7 +246,7 @@ def channel_effects(
     mask_part = -(remasked - remasked[:, -1:])
     parts: dict[str, list[Array]] = {"total": [], "mask": [], "sink": []}
     for d in kept:
-        rows = slice(store.offsets[d], None)
+        rows = slice(store.offsets[kept[-1] if same_rows else d], None)
         weight = offset_score[:, :, rows, :, d] - normalizer[:, :, rows]
         parts["total"].append((weight - weight[:, -1:]).mean(2))
         parts["mask"].append(mask_part[:, :, rows].mean(2))
