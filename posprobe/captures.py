@@ -103,7 +103,13 @@ def capture(
 
 
 def draw(
-    model: ObservableModel, text: str | None = None, *, design: str = "natural", **options: Any
+    model: ObservableModel,
+    text: str | None = None,
+    *,
+    design: str = "natural",
+    n: int = 40,
+    length: int = 256,
+    **options: Any,
 ) -> Stimulus:
     """Draw a stimulus for a model: `make_stimulus` with the model's tokenizer and BOS.
 
@@ -112,9 +118,8 @@ def draw(
     model : ObservableModel
     text : str or None
         The text to draw from (None: the Python language reference that comes with CPython).
-    design : str
-    **options
-        Of `posprobe.make_stimulus`.
+    design, n, length, **options
+        As in `posprobe.make_stimulus`.
 
     Returns
     -------
@@ -128,6 +133,8 @@ def draw(
     return make_stimulus(
         design,
         model.tokenize(default_corpus() if text is None else text),
+        n=n,
+        length=length,
         native_bos=model.native_bos,
         bos_id=model.bos_id,
         **options,
@@ -187,8 +194,8 @@ def capture_stimulus(
     StimulusError
         If the sequences are longer than the model was made for, or the treatment is unknown.
     ModelError
-        If a layer's window is not the one that its configuration declares, or the intervention
-        names a head that the model does not have.
+        If a layer's window is not the one that its configuration declares, the intervention
+        names a head that the model does not have, or the model's variant is inert at this length.
     StoreError
         If the file cannot be written, exists, or is not the one to resume.
     """
@@ -259,7 +266,7 @@ class CapturePlan:
         return dataclasses.replace(
             self,
             stimulus=dataclasses.replace(self.stimulus, **rows),
-            header=dataclasses.replace(self.header, n_sequences=len(rows["item"])),
+            header=self.header.with_sequences(len(rows["item"])),
         )
 
 
@@ -338,14 +345,21 @@ def _header(
         residual_layers=residual_layers,
         dtype=dtype,
         weights_digest=model.weights_digest(),
-        config=model.effective_config() | {"posprobe_quantization": model.quantization},
+        config=model.effective_config()
+        | {"posprobe_quantization": model.quantization}
+        | {"posprobe_variant": model.variant_evidence(longest)},
         variant=str(model.variant),
         position0_treatment=position0,
         interventions=[change.describe()],
         stimulus=stimulus.describe(),
         seed=stimulus.seed,
-        versions={name: version(name) for name in ("posprobe", "torch", "transformers")},
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    return {name: version(name) for name in ("posprobe", "torch", "transformers")}
 
 
 def _effective_window(native: int | None, change: Intervention, length: int) -> int | None:

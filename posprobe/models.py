@@ -22,7 +22,7 @@ from posprobe.checkpoints import find_checkpoint
 from posprobe.errors import ModelError
 from posprobe.loading import DTYPES, load_checkpoint, load_tokenizer, quiet
 from posprobe.observation import Intervention, Observer
-from posprobe.proof import ATTENTION, prove_observable
+from posprobe.proof import ATTENTION, prove_observable, prove_variant, variant_evidence
 from posprobe.variants import Variant, parse_variant
 
 __all__ = ["ATTENTION", "ObservableModel", "load_model", "prove_observable"]
@@ -69,6 +69,7 @@ class ObservableModel:
         self.quantization = quantization
         self.blocks = _find_blocks(model)
         prove_observable(self)
+        prove_variant(self)
 
     @property
     def config(self) -> Any:
@@ -138,6 +139,16 @@ class ObservableModel:
         values = json.loads(self.config.to_json_string(use_diff=False))
         values.pop("_name_or_path", None)  # where the files lie on this machine
         return values
+
+    def variant_evidence(self, length: int) -> dict[str, Any]:
+        """What the variant changes in sequences of `length` tokens, as plain values for the file.
+
+        Raises
+        ------
+        ModelError
+            If it changes nothing there; see `posprobe.proof.variant_evidence`.
+        """
+        return variant_evidence(self, length)
 
     def weights_digest(self) -> str:
         """SHA-256 over the names and bytes of all weights."""
@@ -244,8 +255,8 @@ def load_model(
         ``"smollm2"``, ``"org/model"``, a folder with config.json and weights, or a file ``.gguf``
         (converted once into a cache).
     variant : str
-        A change at inference: ``standard``, ``ntk(8)``, ``linear(8)``, ``window(64)``,
-        ``no_causal``.
+        A change at inference: ``standard``, ``ntk(8)``, ``linear(8)``, ``yarn(8)``, ``llama3``,
+        ``window(64)``, ``no_causal``; see `posprobe.variants`.
     dtype : {"float32", "float64", "bfloat16"}
         Of weights and activations.
     device : str or None
@@ -262,7 +273,8 @@ def load_model(
     Raises
     ------
     ModelError
-        If there is no such model, its files are incomplete, or it cannot be observed.
+        If there is no such model, its files are incomplete, it cannot be observed, or the variant
+        does not apply to it.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")

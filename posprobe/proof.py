@@ -1,4 +1,4 @@
-"""The proof that a model's attention can be observed, made before anything is measured.
+"""Proofs made before anything is measured: attention can be observed, and a variant acts.
 
 Attention is dispatched to `posprobe.observation.observed_attention` under the name `ATTENTION`,
 masks to a function that recognises causal and sliding-window masks and refuses all others.
@@ -6,8 +6,9 @@ masks to a function that recognises causal and sliding-window masks and refuses 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -18,8 +19,17 @@ from posprobe.attention import Visibility
 from posprobe.errors import ModelError
 from posprobe.interventions import Intervention
 from posprobe.observation import Observation, Observer, observed_attention
+from posprobe.rotary import rotations, standard_rotations, unrotated
+from posprobe.variants import MIN_TURN, Variant
 
-__all__ = ["ATTENTION", "Observable", "prove_observable", "recognise_mask"]
+__all__ = [
+    "ATTENTION",
+    "Observable",
+    "prove_observable",
+    "prove_variant",
+    "recognise_mask",
+    "variant_evidence",
+]
 
 ATTENTION = "posprobe"
 PROOF_LENGTH = 24
@@ -32,6 +42,15 @@ class Observable(Protocol):
 
     model: transformers.PreTrainedModel
     name: str
+    variant: Variant
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The sliding window that the configuration declares for each layer (None: full)."""
 
     @property
     def n_layers(self) -> int:
@@ -106,10 +125,8 @@ def prove_observable(observable: Observable) -> None:
         Naming the model, the layer and the property that failed.
     """
     model, name = observable.model, observable.name
-    vocabulary = model.get_input_embeddings().num_embeddings
-    generator = torch.Generator().manual_seed(0)
-    length = min(PROOF_LENGTH, observable.max_length or PROOF_LENGTH)
-    tokens = torch.randint(vocabulary, (2, length), generator=generator)
+    tokens = _random_tokens(observable)
+    length = tokens.shape[1]
     native = observable.logits(tokens)
     model.set_attn_implementation(ATTENTION)
     recorded: dict[int, dict[str, Tensor]] = {layer: {} for layer in range(observable.n_layers)}
@@ -178,3 +195,119 @@ def _prove_rows(
         raise ModelError(
             f"model {name!r}: attention rows of layer {layer} sum to 1 only within {worst:.1e}"
         )
+
+
+def _random_tokens(observable: Observable) -> Tensor:
+    vocabulary = observable.model.get_input_embeddings().num_embeddings
+    length = min(PROOF_LENGTH, observable.max_length or PROOF_LENGTH)
+    return torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def prove_variant(observable: Observable) -> None:
+    """Prove that what a model's variant changes reaches the logits.
+
+    A rotary variant: without rotation the logits are others, so some layer rotates. Without a
+    causal mask: the logits at position 0 move.
+
+    Raises
+    ------
+    ModelError
+        If nothing moves, or a rotary variant was not made in the configuration.
+    """
+    variant, tokens = observable.variant, _random_tokens(observable)
+    if variant.is_rotary:
+        standard_rotations(observable.model, observable.config)
+        with unrotated(observable.model):
+            plain = observable.logits(tokens)
+        if torch.equal(observable.logits(tokens), plain):
+            raise ModelError(
+                f"variant {variant} does not apply: no layer of model {observable.name!r} "
+                "uses a rotary embedding"
+            )
+    elif not variant.intervention.causal:
+        moved = observable.logits(tokens, Observer(intervention=variant.intervention))
+        if torch.equal(moved[:, 0], observable.logits(tokens)[:, 0]):
+            raise ModelError(
+                f"variant {variant} does not act: later tokens do not reach position 0 of model "
+                f"{observable.name!r}"
+            )
+
+
+def variant_evidence(observable: Observable, length: int) -> dict[str, Any]:
+    """Evidence that a model's variant is active in sequences of `length` tokens.
+
+    Parameters
+    ----------
+    observable : ObservableModel
+    length : int
+        Of the longest sequence.
+
+    Returns
+    -------
+    dict
+        Plain values for the file: ``variant``, ``length``, and what changed. A rotary variant has
+        ``rotations`` by layer type: the number of ``pairs``; ``pairs_turned``, those that the
+        variant turns by `MIN_TURN` radians or more at the largest offset; the ``largest_turn``
+        there in radians; the ``attention_factor`` of cosines and sines. A window has
+        ``narrowed_layers`` and ``hidden_from_last``, the tokens that the last query loses at
+        least. No causal mask has ``future_keys``, those that the first query gains.
+
+    Raises
+    ------
+    ModelError
+        If the variant changes nothing at this length.
+    """
+    variant = observable.variant
+    evidence: dict[str, Any] = {"variant": str(variant), "length": length}
+    if variant.is_rotary:
+        return evidence | {"rotations": _turned(observable, length)}
+    window = variant.intervention.window
+    if window is not None:
+        return evidence | _narrowed(observable, window, length)
+    if not variant.intervention.causal:
+        if length < 2:
+            raise ModelError(f"variant {variant} is inert at length 1; give a longer --length")
+        evidence["future_keys"] = length - 1
+    return evidence
+
+
+def _turned(observable: Observable, length: int) -> dict[str, Any]:
+    standard = standard_rotations(observable.model, observable.config)
+    evidence, largest = {}, 0.0
+    for kind, rotation in rotations(observable.model).items():
+        turn = rotation.turn(standard[kind], length)
+        largest = max(largest, float(turn.max()))
+        evidence[kind] = {
+            "pairs": len(turn),
+            "pairs_turned": int((turn >= MIN_TURN).sum()),
+            "largest_turn": float(f"{turn.max():.4g}"),
+            "attention_factor": float(f"{rotation.factor:.6g}"),
+        }
+    if largest < MIN_TURN:
+        needed = 1 + math.ceil(MIN_TURN * (length - 1) / largest) if largest else math.inf
+        advice = "a larger factor or another variant"
+        if needed <= (observable.max_length or needed) < math.inf:
+            advice = f"a --length of {needed} or more"
+        raise ModelError(
+            f"variant {observable.variant} is inert at length {length}: it turns no pair of "
+            f"dimensions by more than {largest:.2g} radians; give {advice}"
+        )
+    return evidence
+
+
+def _narrowed(observable: Observable, window: int, length: int) -> dict[str, Any]:
+    if window >= length:
+        raise ModelError(
+            f"variant {observable.variant} is inert at length {length}: every token sees all "
+            "before it; give a smaller window or a longer --length"
+        )
+    natives = observable.layer_windows
+    narrowed = [layer for layer, native in enumerate(natives) if native is None or native > window]
+    if not narrowed:
+        widest = max(native for native in natives if native is not None)
+        raise ModelError(
+            f"variant {observable.variant} is inert: no layer of model {observable.name!r} sees "
+            f"more than {widest} tokens; give a smaller window"
+        )
+    return {"narrowed_layers": narrowed, "hidden_from_last": length - window}

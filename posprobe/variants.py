@@ -1,24 +1,41 @@
-"""Variants of one checkpoint at inference: rotary scalings, a sliding window, no causal mask."""
+"""Variants of one checkpoint at inference: rotary scalings, a sliding window, no causal mask.
+
+A rotary embedding turns pair k of a head's D rotated dimensions by w_k radians per token, where
+w_k = theta^(-2k/D). The rotary variants change w_k in the configuration, before the model is made;
+the others are an `Intervention`, which the attention applies.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from posprobe.errors import ModelError
 from posprobe.observation import Intervention
+from posprobe.rotary import STANDARD_ROPE
 
-__all__ = ["VARIANTS", "Variant", "parse_variant"]
+__all__ = ["MIN_TURN", "VARIANTS", "Variant", "parse_variant"]
 
 VARIANTS = {
     "standard": "the model as it is",
     "ntk(s)": "rotary base theta * s^(D/(D-2)), static NTK scaling",
     "linear(s)": "rotary positions divided by s",
+    "yarn(s)": "slow rotations divided by s, fast ones kept; scores times (0.1 ln s + 1)^2",
+    "llama3": "slow rotations divided by 8, fast ones kept, as in Llama 3.1",
     "window(W)": "a sliding window of W tokens on every layer",
     "no_causal": "no causal mask",
 }
-DEFAULTS = {"ntk": 8.0, "linear": 8.0, "window": 64.0}
+DEFAULTS = {"ntk": 8.0, "linear": 8.0, "yarn": 8.0, "window": 64.0}
+ROTARY = ("ntk", "linear", "yarn", "llama3")
+# Of Llama 3.1 (its configuration file), but for the length, which is the model's own.
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# Where layers have rotations by type, only these are scaled: the others never look further than
+# their window, and models of the kind that were made for longer texts (Gemma 3) leave them alone.
+GLOBAL = "full_attention"
+# A rotary variant that turns every pair by less (radians) over the whole length counts as inert.
+MIN_TURN = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,11 @@ class Variant:
         return self.kind if self.value is None else f"{self.kind}({self.value:g})"
 
     @property
+    def is_rotary(self) -> bool:
+        """Whether the rotary embedding is what changes."""
+        return self.kind in ROTARY
+
+    @property
     def intervention(self) -> Intervention:
         """What changes in the mask."""
         if self.kind == "window" and self.value is not None:
@@ -49,32 +71,52 @@ class Variant:
     def change_config(self, config: Any) -> None:
         """Change the rotary embedding of a configuration, in place.
 
+        The checkpoint's own parameters stay in the configuration as ``posprobe_standard_rope``.
+        Where they are nested by layer type, those of full attention are changed.
+
         Raises
         ------
         ModelError
             If the variant scales rotary embeddings and the model has none, or other ones already.
         """
-        if self.kind not in ("ntk", "linear") or self.value is None:
+        if not self.is_rotary:
             return
         parameters = getattr(config, "rope_parameters", None)
         if not parameters:
             raise ModelError(
                 f"variant {self} does not apply: the model has no rotary position embedding"
             )
-        nested = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
-        for rope in nested:
+        nested = {kind: rope for kind, rope in parameters.items() if isinstance(rope, dict)}
+        if GLOBAL in nested:
+            nested = {GLOBAL: nested[GLOBAL]}
+        setattr(config, STANDARD_ROPE, copy.deepcopy(parameters))
+        for rope in nested.values() or [parameters]:
             if rope.get("rope_type", "default") != "default":
                 raise ModelError(
                     f"variant {self} does not apply: the model already scales its rotary embedding "
                     f"({rope['rope_type']})"
                 )
-            if self.kind == "linear":
-                rope.update(rope_type="linear", factor=self.value)
-            else:
-                dim = getattr(config, "head_dim", None)
-                dim = dim or config.hidden_size // config.num_attention_heads
-                dim *= rope.get("partial_rotary_factor", 1.0)
-                rope["rope_theta"] *= self.value ** (dim / (dim - 2))
+            self._scale(rope, config)
+
+    def _scale(self, rope: dict[str, Any], config: Any) -> None:
+        """Change one set of rotary parameters, in place."""
+        original = {"original_max_position_embeddings": config.max_position_embeddings}
+        if self.kind == "linear":
+            rope.update(rope_type="linear", factor=self.value)
+        elif self.kind == "yarn":
+            rope.update(rope_type="yarn", factor=self.value, **original)
+        elif self.kind == "llama3":
+            rope.update(rope_type="llama3", **LLAMA3, **original)
+        elif self.value is not None:
+            size = getattr(config, "head_dim", None)
+            size = size or config.hidden_size // config.num_attention_heads
+            dim = int(size * rope.get("partial_rotary_factor", 1.0))
+            if dim <= 2:
+                raise ModelError(
+                    f"variant {self} does not apply: heads rotate {dim} dimensions, and the first "
+                    "two are left alone; use linear"
+                )
+            rope["rope_theta"] *= self.value ** (dim / (dim - 2))
 
 
 def parse_variant(text: str) -> Variant:
@@ -95,6 +137,11 @@ def parse_variant(text: str) -> Variant:
     """
     match = re.fullmatch(r"(\w+?)(?:\((\d+(?:\.\d+)?)\))?", text.strip())
     kind, number = match.groups() if match else (text, None)
+    if kind == "dynamic":
+        raise ModelError(
+            f"variant {text!r} does nothing within the length that a model was made for, and "
+            "remembers the longest text it saw; use ntk(s)"
+        )
     known = {name.partition("(")[0] for name in VARIANTS}
     if kind not in known:
         raise ModelError(f"variant {text!r} is unknown; use one of {', '.join(VARIANTS)}")

@@ -18,7 +18,6 @@ from posprobe.errors import ModelError
 from posprobe.models import ObservableModel, load_model, prove_observable
 from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
 from posprobe.proof import recognise_mask
-from posprobe.variants import parse_variant
 
 LENGTH = 24
 IDS = tiny.tokens(2, LENGTH)
@@ -248,14 +247,6 @@ def test_temperatures_by_row_are_those_of_a_run_each():
         alone = model.logits(IDS[:1], Observer(intervention=Intervention(temperature=(one,))))
         torch.testing.assert_close(together[row : row + 1], alone)
     assert (together[0] - together[1]).abs().max() > 1e-3
-
-
-def test_variant_changes_the_rotary_embedding():
-    config = tiny.tiny_config("gemma3")
-    parse_variant("ntk(4)").change_config(config)
-    thetas = {kind: p["rope_theta"] for kind, p in config.rope_parameters.items()}
-    plain = {k: p["rope_theta"] for k, p in tiny.tiny_config("gemma3").rope_parameters.items()}
-    assert thetas == {k: pytest.approx(theta * 4 ** (8 / 6)) for k, theta in plain.items()}
 
 
 # --- what cannot be observed ---

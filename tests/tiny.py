@@ -53,6 +53,7 @@ FAMILIES = {
         "Gemma3TextConfig",
         GROUPED | dict(sliding_window=9, query_pre_attn_scalar=13, layer_types=MIXED),
     ),
+    "nope": ("SmolLM3Config", GROUPED | dict(no_rope_layers=[0] * 3)),
     "gpt-neox": ("GPTNeoXConfig", COMMON | dict(rope_parameters=PARTIAL)),
     "gpt2": ("GPT2Config", GPT2),
     "gpt2-inverse-layer": ("GPT2Config", GPT2 | dict(scale_attn_by_inverse_layer_idx=True)),
