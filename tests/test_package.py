@@ -12,7 +12,18 @@ import pytest
 import posprobe
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pandas", "h5py", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "statsmodels",
+    "pandas",
+    "h5py",
+    "matplotlib",
+    "seaborn",
+)
 
 
 def run(code):
@@ -37,6 +48,21 @@ def test_importing_the_package_imports_nothing_heavy():
 
     assert loaded_by("posprobe") == ""
     assert "pandas" in loaded_by("pandas")
+
+
+@pytest.mark.parametrize("command", ["", "audit", "capture", "analyze", "inspect"])
+def test_help_imports_nothing_heavy(command):
+    shown = run(
+        f"""
+        import sys
+        from posprobe.cli import main
+
+        main([*{command.split()}, "--help"], prog_name="posprobe", standalone_mode=False)
+        print("loaded:", *[name for name in {HEAVY} if name in sys.modules])
+        """
+    )
+    assert shown.startswith(f"Usage: posprobe {command}")
+    assert shown.endswith("loaded:")
 
 
 def test_statistics_figures_report_and_command_line_import_with_torch_blocked():
