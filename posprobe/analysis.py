@@ -154,12 +154,15 @@ def _first_token(store: ActivationStore) -> str:
 def _channels(
     store: ActivationStore, tables: dict[str, pd.DataFrame], level: float, seed: int
 ) -> None:
-    result = decompose(store, level=level, seed=seed)
+    result = decompose(store, by_offset=True, level=level, seed=seed)
+    assert result.by_offset is not None
+    each = {name: "float32" for name in result.by_offset.select_dtypes("float")}
     for name, table in (
         ("channels_by_head", result.by_head),
         ("channels_by_layer", result.by_layer),
         ("channels", result.overall),
         ("position_effects", result.positions),
+        ("channels_by_offset", result.by_offset.astype(each)),  # long, and scores are float32
     ):
         _append(tables, name, table, store.design)
 

@@ -22,7 +22,14 @@ from posprobe.intervals import (
 )
 from posprobe.store import ActivationStore
 
-__all__ = ["Decomposition", "Variances", "decompose", "gather_variances", "shares", "variance_table"]
+__all__ = [
+    "Decomposition",
+    "Variances",
+    "decompose",
+    "gather_variances",
+    "shares",
+    "variance_table",
+]
 
 Array = NDArray[np.float64]
 N_RESAMPLES = 1000
@@ -276,7 +283,7 @@ def variance_table(
 
 def _estimates(variances: Variances, level: float) -> dict[str, Array]:
     """Every variance and its limits, cell by cell."""
-    columns = {}
+    columns: dict[str, Array] = {}
     for name in QUANTITIES:
         low, high = variances.limits(name, level)
         columns |= {
@@ -327,9 +334,7 @@ def _ranges(effects: list[ChannelEffects], early: int) -> dict[str, list[Channel
     return {name: part for name, part in ranges.items() if len(part[0].positions) > 1}
 
 
-def _offsets(
-    store: ActivationStore, level: float, n_resamples: int, seed: int
-) -> pd.DataFrame:
+def _offsets(store: ActivationStore, level: float, n_resamples: int, seed: int) -> pd.DataFrame:
     """Heads and their mean at each offset, one range of queries after the other."""
     effects = [channel_effects(store, layer, same_rows=True) for layer in range(store.n_layers)]
     tables, tested = [], []
@@ -340,7 +345,11 @@ def _offsets(
         offsets = np.concatenate([np.tile(x.offsets, x.total.shape[2]) for x in layers])
         head_counts = [(k, x.total.shape[2], len(x.offsets)) for k, x in enumerate(layers)]
         labels = pd.DataFrame(
-            [(k, head) for k, heads, count in head_counts for head in np.repeat(range(heads), count)],
+            [
+                (k, head)
+                for k, heads, count in head_counts
+                for head in np.repeat(range(heads), count)
+            ],
             columns=["layer", "head"],
         ).assign(offset=offsets)
         means = {
@@ -383,7 +392,7 @@ def _mean_effects(
     effects: dict[str, Array], level: float, n_resamples: int, seed: int
 ) -> dict[str, Array]:
     """T, M and R, items x cells, averaged over items, with limits."""
-    columns = {}
+    columns: dict[str, Array] = {}
     for name, values in effects.items():
         n = len(values)
         replicates = cluster_weights(n, n_resamples, seed) @ values / n

@@ -12,6 +12,7 @@ from posprobe.cuts import cut_table
 from posprobe.denominator import fixed_denominator_probes, fixed_forward_table
 from posprobe.heads import Head, sink_head_table, sink_reading_heads, writing_table
 from posprobe.intervals import Interval
+from posprobe.masks import mask_probes, mask_tables
 from posprobe.precision import precision_table
 from posprobe.roles import Files
 from posprobe.specification import specification_curve
@@ -40,7 +41,8 @@ def isolation_steps(files: Files) -> list[tuple[str, Make]]:
     list of (name, make)
         ``make(level, seed)`` gives the tables: `sink_heads` and `sink_writing` (natural file),
         `fixed_denominator` (natural), `precision` (natural and shifted), `specification` (shifted
-        and replaced), `cut_sink` (shifted and cut), `fixed_forward` (shifted and fixed).
+        and replaced), `cut_sink` (shifted and cut), `fixed_forward` (shifted and fixed), `masks`
+        and `mask_layers` (shifted under other masks), `mask_probes` (natural without its mask).
     """
     natural, shifted = files.natural, files.shifted
     steps: list[tuple[str, Make]] = []
@@ -50,6 +52,11 @@ def isolation_steps(files: Files) -> list[tuple[str, Make]]:
         steps.append(("sink-reading heads", _heads(natural, reading)))
     if natural is not None and _has(natural, "probes", "offset_score"):
         steps.append(("fixed denominator", _patterns(natural)))
+    unmasked = [
+        s for s in files.masked if s.design == "natural" and _has(s, "probes", "normalizer")
+    ]
+    if unmasked and natural is not None:
+        steps.append(("no mask, probes", _unmasked(natural, unmasked[0])))
     if shifted is None or not _has(shifted, "heads", "remasked_normalizer"):
         return steps
     if natural is not None and _comparable(natural, shifted):
@@ -60,6 +67,9 @@ def isolation_steps(files: Files) -> list[tuple[str, Make]]:
         steps.append(("cut sink", _cut(shifted, files.cut, reading)))
     if files.fixed is not None:
         steps.append(("fixed denominator, forward", _forward(shifted, files.fixed)))
+    masked = [store for store in files.masked if store.design == "shifted"]
+    if masked:
+        steps.append(("other masks", _masked(shifted, masked)))
     return steps
 
 
@@ -122,3 +132,19 @@ def _forward(native: ActivationStore, fixed: ActivationStore) -> Make:
     return lambda level, _: Found(
         {"fixed_forward": fixed_forward_table(native, fixed, level=level)}, {}
     )
+
+
+def _masked(native: ActivationStore, masked: list[ActivationStore]) -> Make:
+    def make(level: float, seed: int) -> Found:
+        found = mask_tables(native, masked, level=level, seed=seed)
+        return Found({"masks": found.table, "mask_layers": found.layers}, found.intervals)
+
+    return make
+
+
+def _unmasked(native: ActivationStore, masked: ActivationStore) -> Make:
+    def make(level: float, seed: int) -> Found:
+        table, intervals = mask_probes(native, masked, level=level, seed=seed)
+        return Found({"mask_probes": table}, intervals)
+
+    return make

@@ -9,21 +9,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.channels import gather_variances
-from posprobe.effects import channel_effects
+from posprobe.effects import channel_effects, early_limit
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval, fieller_ratio
 from posprobe.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.store import ActivationStore
 
-__all__ = ["PRIMARY", "common_items", "early_limit", "fraction_removed", "replacement_table"]
+__all__ = ["PRIMARY", "common_items", "fraction_removed", "replacement_table"]
 
 PRIMARY = "mean"
-
-
-def early_limit(store: ActivationStore) -> int:
-    """Early queries are those behind a prefix of at most an eighth of the longest sequence."""
-    limit = store.length // 8
-    return max([p for p in store.prefixes if p <= limit], default=store.prefixes[0])
 
 
 def fraction_removed(

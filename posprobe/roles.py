@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,8 @@ from posprobe.store import ActivationStore
 
 __all__ = ["Files", "sort_files"]
 
-ISOLATIONS = ("cut_sink", "fixed_denominator")
+ISOLATIONS = {"cut_sink": "cut", "fixed_denominator": "fixed", "causal": "masked"}
+ISOLATIONS |= {"window": "masked"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Files:
         The shifted stimulus with key 0 hidden from some heads.
     fixed : ActivationStore or None
         The shifted stimulus under fixed denominators.
+    masked : list of ActivationStore
+        The shifted or the natural stimulus under another mask: none, or a window.
     """
 
     natural: ActivationStore | None = None
@@ -40,18 +42,25 @@ class Files:
     replaced: list[ActivationStore] = field(default_factory=list)
     cut: list[ActivationStore] = field(default_factory=list)
     fixed: ActivationStore | None = None
+    masked: list[ActivationStore] = field(default_factory=list)
 
     def all(self) -> list[ActivationStore]:
         """Every file there is."""
         named = [self.natural, self.shifted, self.repeated, self.bos_repeated, self.fixed]
-        return [store for store in named if store is not None] + self.replaced + self.cut
+        there = [store for store in named if store is not None]
+        return there + self.replaced + self.cut + self.masked
+
+    def isolated(self) -> list[ActivationStore]:
+        """The files under a change of attention that the others are without."""
+        return [*self.cut, *([] if self.fixed is None else [self.fixed]), *self.masked]
 
 
 def sort_files(stores: Iterable[ActivationStore]) -> Files:
     """Recognise each file by its header.
 
-    A cut sink or fixed denominators make a file answer a question of its own; where all files have
-    the same change of attention, it belongs to the model, as a variant does.
+    A cut sink, fixed denominators, no causal mask or a smaller window make a file answer a question
+    of its own; where all files have the same change of attention, it belongs to the model, as a
+    variant does.
 
     Raises
     ------
@@ -62,13 +71,13 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
     stores = list(stores)
     if not stores:
         raise DesignError("no file was given; make one with: posprobe capture MODEL -o FILE.h5")
-    isolated = len({json.dumps(store.header.interventions) for store in stores}) > 1
-    first = next((s for s in stores if not (isolated and _isolation(s))), stores[0])
-    found: dict[str, Any] = {"replaced": [], "cut": []}
+    weakest = _weakest(stores)
+    first = next((s for s in stores if not _isolation(s, weakest)), stores[0])
+    found: dict[str, Any] = {"replaced": [], "cut": [], "masked": []}
     for store in stores:
-        _check_same(store, first, isolated)
-        role = _role(store, isolated)
-        if role in ("replaced", "cut"):
+        _check_same(store, first)
+        role = _role(store, _isolation(store, weakest))
+        if role in ("replaced", "cut", "masked"):
             _check_new(store, found[role])
             found[role].append(store)
         elif role in found:
@@ -77,15 +86,19 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
             )
         else:
             found[role] = store
-    for role in ("replaced", "cut"):  # the same report, in whatever order files were given
+    for role in (
+        "replaced",
+        "cut",
+        "masked",
+    ):  # the same report, in whatever order files were given
         found[role].sort(key=lambda store: store.path.name)
     return Files(**found)
 
 
-def _check_same(store: ActivationStore, first: ActivationStore, isolated: bool) -> None:
+def _check_same(store: ActivationStore, first: ActivationStore) -> None:
     for name in ("weights_digest", "variant", "interventions"):
         values = [getattr(s.header, name) for s in (store, first)]
-        if name == "interventions" and isolated:
+        if name == "interventions":
             values = [
                 [{k: v for k, v in change.items() if k not in ISOLATIONS} for change in changes]
                 for changes in values
@@ -100,38 +113,61 @@ def _check_same(store: ActivationStore, first: ActivationStore, isolated: bool) 
 def _check_new(store: ActivationStore, others: list[ActivationStore]) -> None:
     for other in others:
         treatment = store.header.position0_treatment
-        if treatment != other.header.position0_treatment:
+        if treatment != other.header.position0_treatment or store.design != other.design:
             continue
         if store.header.interventions == other.header.interventions:
             what = (
                 f"replace position 0 by {treatment!r}"
                 if treatment != "native"
-                else "hide key 0 from the same heads"
+                else "change attention in the same way"
             )
             raise DesignError(f"{store.path.name} and {other.path.name} both {what}; give one")
 
 
-def _isolation(store: ActivationStore) -> str | None:
-    """The kind of isolation that a file's interventions make."""
-    kinds = [k for k in ISOLATIONS if any(change.get(k) for change in store.header.interventions)]
+def _changes(store: ActivationStore) -> dict[str, Any]:
+    """What a file says of its attention, field by field of `ISOLATIONS`."""
+    values: dict[str, Any] = dict.fromkeys(ISOLATIONS) | {"causal": True}
+    for change in store.header.interventions:
+        values |= {k: v for k, v in change.items() if k in ISOLATIONS and v not in (None, [])}
+    return values
+
+
+def _weakest(stores: list[ActivationStore]) -> dict[str, Any]:
+    """The attention of the model itself: what all files share, or the least change of any."""
+    found = [_changes(store) for store in stores]
+    weakest: dict[str, Any] = {}
+    for name in ISOLATIONS:
+        values = [changes[name] for changes in found]
+        if all(value == values[0] for value in values):
+            weakest[name] = values[0]
+        elif name == "window" and None not in values:
+            weakest[name] = max(values)
+        else:
+            weakest[name] = True if name == "causal" else None
+    return weakest
+
+
+def _isolation(store: ActivationStore, weakest: dict[str, Any]) -> str | None:
+    """The kind of isolation that a file's interventions make, beside what the model has."""
+    kinds = [name for name, value in _changes(store).items() if value != weakest[name]]
     if len(kinds) > 1:
         raise DesignError(
-            f"{store.path.name} hides key 0 and fixes denominators at once, which no analysis "
-            "uses; capture one change at a time"
+            f"{store.path.name} changes attention in two ways at once ({', '.join(kinds)}), which "
+            "no analysis uses; capture one change at a time"
         )
     return kinds[0] if kinds else None
 
 
-def _role(store: ActivationStore, isolated: bool) -> str:
-    kind = _isolation(store) if isolated else None
+def _role(store: ActivationStore, kind: str | None) -> str:
     if kind:
-        if store.design != "shifted" or store.header.position0_treatment != "native":
+        designs = ("shifted", "natural") if ISOLATIONS[kind] == "masked" else ("shifted",)
+        if store.design not in designs or store.header.position0_treatment != "native":
             raise DesignError(
                 f"{store.path.name} changes attention ({kind}) in the {store.design} design with "
                 f"position 0 {store.header.position0_treatment!r}, which no analysis uses; capture "
                 "it with --design shifted and --position0 native"
             )
-        return {"cut_sink": "cut", "fixed_denominator": "fixed"}[kind]
+        return ISOLATIONS[kind]
     if store.header.position0_treatment != "native":
         return "replaced"
     if store.design == "repeated":

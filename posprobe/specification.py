@@ -18,9 +18,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.effects import ChannelEffects, channel_effects, position_covariance
+from posprobe.effects import (
+    ChannelEffects,
+    channel_effects,
+    early_limit,
+    position_covariance,
+)
 from posprobe.intervals import fieller_ratio, pseudo_values
-from posprobe.replacement import PRIMARY, common_items, early_limit
+from posprobe.replacement import PRIMARY, common_items
 from posprobe.store import ActivationStore
 
 __all__ = ["METRICS", "specification_curve"]

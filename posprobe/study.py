@@ -33,6 +33,7 @@ REPLACEMENTS = ("mean", "content")
 FULL_REPLACEMENTS = ("special", "noise", "zero")
 N_NATURAL, N_SHIFTED, N_REPEATED, N_FULL = 40, 32, 4, 16
 RANDOM_DRAWS = 2
+LEAST_WINDOW = 9  # the largest offset that is kept, and the query itself
 LEAST_N = 5
 
 
@@ -69,9 +70,10 @@ def audit(
     it is called again with the same arguments.
 
     In full, also more replacements, key 0 hidden from the sink-reading heads (chosen on one half of
-    the natural sequences), from as many random others and from all heads, and fixed denominators in
-    the first layer, each on the first 16 windows; they are paired with the same windows of the
-    native capture.
+    the natural sequences), from as many random others and from all heads, fixed denominators in the
+    first layer, no causal mask, and a window of an eighth of the length, each on the first 16
+    windows; they are paired with the same windows of the native capture. Without causal mask, also
+    the first 16 natural sequences, in which all queries then see equally many keys.
 
     Parameters
     ----------
@@ -115,7 +117,7 @@ def audit(
         capturing = _Capturing(model, made, corpus, length, seed, progress)
         paths = capturing.run(_plans(model, n, replacements))
         if full:
-            paths += capturing.run(_full_plans(model, made, n, replacements))
+            paths += capturing.run(_full_plans(model, made, n, length, replacements))
         return analyze(paths, made, seed=seed, progress=progress)
 
 
@@ -193,7 +195,7 @@ def _plans(model: ObservableModel, n: int | None, replacements: Sequence[str]) -
 
 
 def _full_plans(
-    model: ObservableModel, folder: Path, n: int | None, replacements: Sequence[str]
+    model: ObservableModel, folder: Path, n: int | None, length: int, replacements: Sequence[str]
 ) -> list[Plan]:
     """The captures that a full audit adds; heads and constants come from its natural capture."""
     from posprobe.interventions import Intervention
@@ -206,6 +208,8 @@ def _full_plans(
         }
         constants = mean_normalizers(natural, layers=[0])
     changes["fixed_denominator"] = Intervention(fixed_denominator=constants)
+    changes["no_causal"] = Intervention(causal=False)
+    changes["window"] = Intervention(window=max(length // 8, LEAST_WINDOW))
     added = [
         r
         for r in FULL_REPLACEMENTS
@@ -214,6 +218,7 @@ def _full_plans(
     return [
         *(Plan(f"replaced_{r}.h5", "shifted", count, bos, r) for r in added),
         *(Plan(f"{name}.h5", "shifted", count, bos, change=c) for name, c in changes.items()),
+        Plan("no_causal_natural.h5", "natural", count, "native", change=changes["no_causal"]),
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 
 from posprobe.channels import decompose, gather_variances, shares
-from posprobe.effects import ChannelEffects
+from posprobe.effects import ChannelEffects, channel_effects, position_covariance
 from posprobe.errors import DesignError
 from posprobe.intervals import bootstrap_limits
 
@@ -163,6 +163,72 @@ def test_same_seed_same_tables(rng, tmp_path):
     assert one.by_head.equals(two.by_head)
     assert one.positions.equals(two.positions)
     assert not one.by_head.equals(other.by_head)
+
+
+# --- offset by offset ---
+
+
+def test_offsets_share_their_rows_so_that_only_scores_differ(rng, tmp_path):
+    case = synthetic.Rows(rng, design="shifted", n=12, heads=3)  # 17 tokens: early is up to 2
+    result = decompose(case.store(tmp_path / "a.h5"), by_offset=True, n_resamples=50)
+    table = result.by_offset
+    heads = table[table["layer"] != "all"]
+    assert len(heads) == 3 * 3 * 3  # ranges, heads, offsets
+    assert table.groupby("positions")["offset"].unique().map(list).to_dict() == {
+        name: [1, 2, 4] for name in ("early", "late", "all")
+    }
+    for _, rows in heads.groupby(["positions", "head"]):
+        assert np.ptp(rows["M"]) < 1e-12
+        assert np.ptp(rows["V_M"]) < 1e-12
+        assert np.ptp(rows["T"]) > 1e-3
+    np.testing.assert_allclose(table["T"], table["M"] + table["R"], atol=1e-12)
+    total = table["V_M"] + table["V_R"] + 2 * table["C_MR"]
+    np.testing.assert_allclose(table["V_T"], total, atol=1e-12)
+    shares_ = table.loc[table["status"] == "ok", ["share_mask", "share_residual"]]
+    np.testing.assert_allclose(shares_.sum(axis=1), 1, atol=1e-10)
+    assert table.loc[table["status"] != "ok", "share_mask"].isna().all()
+    # the largest offset has the rows that it has in the other tables too
+    last = heads[(heads["offset"] == 4) & (heads["positions"] == "all")]
+    case.offsets = (4,)
+    alone = decompose(case.store(tmp_path / "b.h5"), n_resamples=50).by_head
+    for name in ("V_T", "V_R", "C_MR_low", "V_M_high"):
+        np.testing.assert_allclose(last[name], alone[name], atol=1e-6)
+
+
+def test_ranges_of_queries_and_means_over_heads(rng, tmp_path):
+    case = synthetic.Rows(rng, design="shifted", n=12, prefixes=(1, 3, 6, 20), heads=2)
+    store = case.store(tmp_path / "a.h5")  # 26 tokens: early are the prefixes 1 and 3
+    table = decompose(store, by_offset=True, n_resamples=50).by_offset
+    effects = channel_effects(store, 0, same_rows=True)
+    means = effects.total.mean(0)[..., 0]
+    kept = {"early": [0, 1], "late": [2], "all": [0, 1, 2]}
+    for name, positions in kept.items():
+        rows = table[(table["positions"] == name) & (table["offset"] == 1)]
+        heads = rows[rows["layer"] != "all"]
+        np.testing.assert_allclose(heads["T"], means[positions].mean(0), atol=1e-12)
+        whole = rows[rows["layer"] == "all"].iloc[0]
+        for column in ("T", "R", "V_T", "V_R", "C_MR"):
+            assert np.isclose(whole[column], heads[column].mean())
+        assert whole["T_low"] < whole["T"] < whole["T_high"]
+        assert np.isnan(whole["V_T_p_adjusted"])
+    part = effects.beyond(3).by_offset()
+    expected = position_covariance(part.total, part.total)[:, 0]
+    rows = table[(table["positions"] == "late") & (table["layer"] != "all")]
+    np.testing.assert_allclose(rows["V_T"], expected, atol=1e-12)
+
+
+def test_p_values_are_adjusted_over_all_offsets_and_ranges(tmp_path):
+    rng = np.random.default_rng(0)
+    each = 0.05 * rng.normal(size=(2, 20, 5))
+    store = synthetic.effect_store(tmp_path / "a.h5", GRID + each[0], each[1], 0.05, heads=2)
+    result = decompose(store, by_offset=True, n_resamples=400)
+    table = result.by_offset[result.by_offset["layer"] != "all"]
+    assert (table["V_T_p_adjusted"] < 0.05).all()
+    assert (table["V_R_p_adjusted"] > 0.05).all()
+    same = table[table["positions"] == "all"]
+    assert (same["V_R_p_adjusted"].to_numpy() >= result.by_head["V_R_p_adjusted"]).all()
+    assert same["V_R_p_adjusted"].max() > result.by_head["V_R_p_adjusted"].min()
+    assert decompose(store, n_resamples=10).by_offset is None
 
 
 # --- shares that are not defined ---

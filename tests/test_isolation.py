@@ -51,15 +51,31 @@ def test_isolations_are_recognised_in_any_order(make):
 def test_a_change_that_all_files_share_belongs_to_the_model(make):
     shifted, natural = make(cut_sink="all"), make("natural", cut_sink="all")
     assert sort_files([shifted, natural]) == Files(natural, shifted)
+    natural, shifted, narrow = make("natural", window=9), make(window=9), make(window=5)
+    assert sort_files([narrow, natural, shifted]) == Files(natural, shifted, masked=[narrow])
+
+
+def test_other_masks_are_recognised_in_both_designs(make):
+    base, natural = make(), make("natural")
+    masked = [make(window=5), make(causal=False), make("natural", causal=False)]
+    files = sort_files([*masked, natural, base])
+    assert files == Files(natural, base, masked=masked)
+    assert files.isolated() == masked
+    with pytest.raises(DesignError, match="both change attention in the same way; give one"):
+        sort_files([base, *masked, make(causal=False)])
 
 
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (dict(window=9), "differs from .* in interventions; analyze one model and one change"),
-        (dict(window=9, cut_sink="all"), "differs from .* in interventions"),
+        (dict(temperature=[[0, 2.0]]), "differs from .* in interventions; analyze one model and"),
+        (dict(window=9, cut_sink="all"), r"two ways at once \(cut_sink, window\), which no analys"),
+        (dict(design="repeated", window=9), r"\(window\) in the repeated design .* no analysis"),
         (dict(cut_sink="all", digest="v"), "differs from .* in weights_digest"),
-        (dict(cut_sink="all", fixed_denominator=[[0, 0, 1.0]]), "at once, which no analysis uses"),
+        (
+            dict(cut_sink="all", fixed_denominator=[[0, 0, 1.0]]),
+            "in two ways at once .* no analysis",
+        ),
         (dict(design="natural", cut_sink="all"), r"\(cut_sink\) in the natural design .* no anal"),
         (dict(treatment="zero", cut_sink="all"), "with position 0 'zero', which no analysis uses"),
         (dict(), "are both shifted captures; give one"),
@@ -71,7 +87,7 @@ def test_files_that_answer_no_question(make, one, message):
 
 
 def test_two_files_that_answer_the_same_question(make):
-    with pytest.raises(DesignError, match="both hide key 0 from the same heads; give one"):
+    with pytest.raises(DesignError, match="both change attention in the same way; give one"):
         sort_files([make(), make(cut_sink=[[0, 1]]), make(cut_sink=[[0, 1]])])
     with pytest.raises(DesignError, match="both replace position 0 by 'mean'; give one"):
         sort_files([make(), make(treatment="mean"), make(treatment="mean")])

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import synthetic
 
+from posprobe.effects import early_limit
 from posprobe.errors import DesignError
 from posprobe.replacement import (
     PRIMARY,
     common_items,
-    early_limit,
     fraction_removed,
     replacement_table,
 )

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import synthetic
 
+from posprobe.effects import early_limit
 from posprobe.errors import DesignError
 from posprobe.intervals import fieller_ratio, leave_one_out, pseudo_values
-from posprobe.replacement import early_limit, fraction_removed
+from posprobe.replacement import fraction_removed
 from posprobe.specification import METRICS, specification_curve
 
 PREFIXES = (1, 4, 7, 10)

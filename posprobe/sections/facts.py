@@ -97,12 +97,9 @@ def commands(analysis: Analysis) -> list[str]:
     if audit is not None:
         captures = [audit]
     else:
-        captures = [_capture(store) for store in analysis.files.all() if not _cut(store)]
+        isolated = analysis.files.isolated()
+        captures = [_capture(store) for store in analysis.files.all() if store not in isolated]
     return [*captures, "posprobe analyze *.h5 -o REPORT"]
-
-
-def _cut(store: ActivationStore) -> bool:
-    return any(c.get("cut_sink") or c.get("fixed_denominator") for c in store.header.interventions)
 
 
 def _audit(analysis: Analysis) -> str | None:
@@ -118,7 +115,7 @@ def _audit(analysis: Analysis) -> str | None:
         n=None if sizes == AUDIT_DEFAULT else sizes[0],
         length=files.natural.length,
         seed=header.seed,
-        full=bool(files.cut or files.fixed),
+        full=bool(files.isolated()),
     )
 
 

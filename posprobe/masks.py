@@ -1,0 +1,294 @@
+r"""What is left of the channels when the model runs under another mask.
+
+no causal mask
+    Every query sees all keys of its sequence, whatever its position: M = 0. In the shifted design a
+    window behind a prefix of p tokens stands in a sequence of p + W tokens, so that the number of
+    keys changes with p all the same: what R is then holds the length of the sequence, and is no
+    longer the residual stream alone. In the natural design all queries see equally many keys, and
+    probes can be asked whether normalizers still tell their position.
+window
+    A sliding window of w tokens, in a model that was not trained with it. A row behind w tokens or
+    more sees its w nearest keys and no key 0, at every such position: there M = 0, and T = R.
+
+Each comes with its check: the normalizers that the forward pass used are those of a row that sees
+exactly the keys that the mask is said to show, summed up one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.channels import Variances, gather_variances
+from posprobe.effects import ChannelEffects, channel_effects
+from posprobe.features import features
+from posprobe.intervals import (
+    Interval,
+    bootstrap_interval,
+    bootstrap_limits,
+    cluster_weights,
+    fieller_ratio,
+    mean_interval,
+)
+from posprobe.replacement import common_items
+from posprobe.ridge import PositionProbe
+from posprobe.store import ActivationStore
+
+__all__ = ["NATIVE", "Masks", "mask_name", "mask_probes", "mask_tables"]
+
+Array = NDArray[np.float64]
+N_RESAMPLES = 1000
+NATIVE = "native"
+NAMES = ("V_T", "V_M", "V_R")
+
+
+class Masks(NamedTuple):
+    """The channels under other masks.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        mask, positions ("all", "behind the window"), quantity ("V_T", "V_M", "V_R", mean over
+        layers, heads and offsets, squared nats), native, changed, changed_low, changed_high
+        (bootstrap t), fraction_removed, low, high (Fieller, paired; empty where unbounded), method,
+        largest_M (over items, rows averaged, of all layers, heads and offsets; nats), mismatch
+        (largest difference between a normalizer of the forward pass and that of the keys shown;
+        nats), n.
+    layers : pandas.DataFrame
+        mask (`NATIVE` among them), layer, quantity, estimate, low, high; all positions, mean over
+        heads; not adjusted for the number of layers.
+    intervals : dict of str to Interval
+        `NAME_closed`: largest of |M| and mismatch, item by item; `window_left`: V_T behind the
+        window; `window_growth`: by how much V_R of the last third of layers exceeds that of the
+        first, more than natively.
+    """
+
+    table: pd.DataFrame
+    layers: pd.DataFrame
+    intervals: dict[str, Interval]
+
+
+def mask_name(store: ActivationStore) -> str:
+    """The mask of a file in words, by its header."""
+    changes = store.header.interventions
+    if any(change.get("causal") is False for change in changes):
+        return "no causal mask"
+    windows = [change["window"] for change in changes if change.get("window")]
+    return f"window of {min(windows)} tokens" if windows else NATIVE
+
+
+def mask_tables(
+    native: ActivationStore,
+    masked: Sequence[ActivationStore],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Masks:
+    """Compare the channels under other masks with the native ones, items paired.
+
+    Parameters
+    ----------
+    native : ActivationStore
+        The shifted design.
+    masked : sequence of ActivationStore
+        The same stimulus, or its first items, without causal mask or with a window. Offsets that a
+        window hides are left out of both.
+    level, seed
+        Of the intervals; of the resampling.
+
+    Returns
+    -------
+    Masks
+
+    Raises
+    ------
+    DesignError
+        If the files are not of the same windows, or have fewer than three items in common.
+    """
+    rows: list[dict[str, Any]] = []
+    layers: list[pd.DataFrame] = []
+    intervals: dict[str, Interval] = {}
+    for store in masked:
+        name, window = mask_name(store), _window(store)
+        pairs = _pairs(native, store)
+        mismatch = _mismatch(store)[common_items(native, store)[1]]
+        ranges = {"all": pairs}
+        if window is not None and sum(p >= window for p in store.prefixes) > 1:
+            ranges["behind the window"] = [
+                (a.beyond(window - 1), b.beyond(window - 1)) for a, b in pairs
+            ]
+        for positions, effects in ranges.items():
+            before, after = (
+                gather_variances(part, seed=seed) for part in zip(*effects, strict=True)
+            )
+            largest = np.max([np.abs(b.mask).max((1, 2, 3)) for _, b in effects], axis=0)
+            common = {
+                "mask": name,
+                "positions": positions,
+                "largest_M": float(largest.max()),
+                "mismatch": float(mismatch.max()),
+            }
+            rows += [common | _compared(before, after, quantity, level) for quantity in NAMES]
+            closed = window is None or positions != "all"
+            if closed:
+                kind = "mask" if window is None else "window"
+                intervals[f"{kind}_closed"] = mean_interval(
+                    np.maximum(largest, mismatch),
+                    estimand="largest |M| and mismatch",
+                    level=level,
+                    rng=seed,
+                )
+            if positions != "all":
+                intervals["window_left"] = _overall(after, "V_T", level)
+            elif window is not None and store.n_layers >= 3:
+                intervals["window_growth"] = _growth(before, after, level)
+            if positions == "all":
+                layers += [_by_layer(v, m, level) for m, v in ((NATIVE, before), (name, after))]
+    by_layer = pd.concat(layers, ignore_index=True)
+    by_layer = by_layer.drop_duplicates(["mask", "layer", "quantity"], ignore_index=True)
+    return Masks(pd.DataFrame(rows), by_layer, intervals)
+
+
+def _window(store: ActivationStore) -> int | None:
+    windows = [change["window"] for change in store.header.interventions if change.get("window")]
+    return min(windows) if mask_name(store) != "no causal mask" and windows else None
+
+
+def _pairs(
+    native: ActivationStore, store: ActivationStore
+) -> list[tuple[ChannelEffects, ChannelEffects]]:
+    """Effects of the common items at the common offsets, layer by layer."""
+    places = common_items(native, store)
+    pairs = []
+    for layer in range(store.n_layers):
+        after = channel_effects(store, layer).take(places[1])
+        before = channel_effects(native, layer).take(places[0]).at_offsets(after.offsets)
+        pairs.append((before, after))
+    return pairs
+
+
+def _mismatch(store: ActivationStore) -> Array:
+    """Largest |z - z of the keys shown| over rows, heads and layers, latest window: (item,)."""
+    late = np.flatnonzero(store.prefix_length == store.prefixes[-1])
+    late = late[np.argsort(store.item[late])]
+    largest = np.zeros(len(late))
+    for layer in range(store.n_layers):
+        used = store.read("normalizer", layer)[late].astype(float)
+        summed = store.read("remasked_normalizer", layer)[late, -1]
+        largest = np.maximum(largest, np.abs(used - summed).max((1, 2)))
+    return largest
+
+
+def _compared(before: Variances, after: Variances, quantity: str, level: float) -> dict[str, Any]:
+    changed = _overall(after, quantity, level)
+    own, other = (v.mean((0, 1)).pseudo[quantity][:, 0, 0] for v in (before, after))
+    ratio = fieller_ratio(own, other, level=level, estimand=f"fraction of {quantity} removed")
+    bounded = not ratio.unbounded and own.mean() > 0
+    return {
+        "quantity": quantity,
+        "native": float(own.mean()),
+        "changed": changed.estimate,
+        "changed_low": changed.low,
+        "changed_high": changed.high,
+        "fraction_removed": ratio.estimate,
+        "low": ratio.low if bounded else np.nan,
+        "high": ratio.high if bounded else np.nan,
+        "method": "fieller" if bounded else "fieller: unbounded",
+        "n": after.n_items,
+    }
+
+
+def _overall(variances: Variances, quantity: str, level: float) -> Interval:
+    """One variance over all layers and heads, bootstrap t."""
+    mean = variances.mean((0, 1))
+    return bootstrap_interval(
+        mean.bootstrap[quantity][:, 0, 0],
+        float(mean.estimate[quantity][0, 0]),
+        n=variances.n_items,
+        level=level,
+        estimand=quantity,
+    )
+
+
+def _growth(before: Variances, after: Variances, level: float) -> Interval:
+    """V_R of the last third of layers less that of the first, under the mask less natively."""
+
+    def rise(variances: Variances, of: str) -> Array:
+        values = getattr(variances, of)["V_R"].mean(-1)
+        third = values.shape[-1] // 3
+        return values[..., -third:].mean(-1) - values[..., :third].mean(-1)
+
+    return bootstrap_interval(
+        rise(after, "bootstrap") - rise(before, "bootstrap"),
+        float(rise(after, "estimate") - rise(before, "estimate")),
+        n=after.n_items,
+        level=level,
+        estimand="growth of V_R with depth, more than natively",
+    )
+
+
+def _by_layer(variances: Variances, name: str, level: float) -> pd.DataFrame:
+    over = variances.mean((1,))
+    tables = []
+    for quantity in NAMES:
+        low, high = over.limits(quantity, level)
+        columns = {"estimate": over.estimate[quantity], "low": low, "high": high}
+        table = pd.DataFrame({k: v[:, 0] for k, v in columns.items()})
+        table.insert(0, "quantity", quantity)
+        table.insert(0, "layer", np.arange(len(table)))
+        table.insert(0, "mask", name)
+        tables.append(table)
+    return pd.concat(tables)
+
+
+def mask_probes(
+    native: ActivationStore, masked: ActivationStore, *, level: float = 0.95, seed: int = 0
+) -> tuple[pd.DataFrame, dict[str, Interval]]:
+    """Probe position from the normalizers of each layer, with the causal mask and without.
+
+    Parameters
+    ----------
+    native, masked : ActivationStore
+        The natural design, the same sequences; those that both hold are compared.
+    level, seed
+        Of the intervals (probes as fitted, out-of-fold scores per sequence resampled, percentiles);
+        of the resampling.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        layer, r2_native, r2_masked, each with `_low` and `_high`, n_features, n.
+    intervals : dict of str to Interval
+        `normalizer_unmasked`: R2 at layer 0 without the mask; `normalizer_masked`: with it.
+    """
+    items = np.intersect1d(native.item, masked.item)
+    weights = np.vstack([np.ones(len(items)), cluster_weights(len(items), N_RESAMPLES, seed)])
+    rows = []
+    first: dict[str, Interval] = {}
+    for layer in range(native.n_layers):
+        row: dict[str, Any] = {"layer": layer, "n": len(items)}
+        for name, store in (("native", native), ("masked", masked)):
+            X, y, groups, _ = features(store, layer, "normalizer")
+            kept = np.isin(groups, items)
+            probe = PositionProbe(keep_gram=False).fit(X[kept], y[kept], groups=groups[kept])
+            draws = 1 - (weights @ probe.sequence_sse_) / (weights @ probe.sequence_sst_)
+            low, high = bootstrap_limits(
+                draws[1:], draws[0], n=len(items), level=level, method="percentile"
+            )
+            row |= {f"r2_{name}": draws[0], f"r2_{name}_low": low, f"r2_{name}_high": high}
+            if layer == 0:
+                key = "normalizer_unmasked" if name == "masked" else "normalizer_masked"
+                first[key] = bootstrap_interval(
+                    draws[1:],
+                    float(draws[0]),
+                    n=len(items),
+                    level=level,
+                    method="percentile",
+                    estimand="R2 at layer 0, fixed probe",
+                )
+        rows.append(row | {"n_features": X.shape[1]})
+    return pd.DataFrame(rows), first
