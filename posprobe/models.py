@@ -20,7 +20,7 @@ from torch import Tensor
 
 from posprobe.checkpoints import find_checkpoint
 from posprobe.errors import ModelError
-from posprobe.loading import DTYPES, load_checkpoint, load_tokenizer, quiet
+from posprobe.loading import DTYPES, load_checkpoint, load_tokenizer, quiet, source
 from posprobe.observation import Intervention, Observer
 from posprobe.proof import ATTENTION, prove_observable, prove_variant, variant_evidence
 from posprobe.variants import Variant, parse_variant
@@ -252,8 +252,8 @@ def load_model(
     Parameters
     ----------
     name : str
-        ``"smollm2"``, ``"org/model"``, a folder with config.json and weights, or a file ``.gguf``
-        (converted once into a cache).
+        A bundled name (``"smollm2"``, ``"gemma3"``, ``"zoo/rope-0"``), ``"org/model"``, a folder
+        with config.json and weights, or a file ``.gguf`` (converted once into a cache).
     variant : str
         A change at inference: ``standard``, ``ntk(8)``, ``linear(8)``, ``yarn(8)``, ``llama3``,
         ``window(64)``, ``no_causal``; see `posprobe.variants`.
@@ -281,11 +281,12 @@ def load_model(
     change = parse_variant(variant)
     checkpoint = find_checkpoint(name)
     with quiet():
-        model = load_checkpoint(checkpoint, change, DTYPES[dtype], revision, trust_remote_code)
-        tokenizer = load_tokenizer(checkpoint, revision, trust_remote_code)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        model = load_checkpoint(checkpoint, change, DTYPES[dtype], place)
+        tokenizer = load_tokenizer(place)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return ObservableModel(
-        model.to(place),
+        model.to(device),
         tokenizer,
         name=name,
         variant=change,

