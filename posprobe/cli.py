@@ -229,12 +229,15 @@ def inspect(file: Path, as_json: bool) -> None:
     """Say what a captured FILE holds."""
     with posprobe.ActivationStore(file) as store:
         summary = store.summary()
+        own = {k: v for k, v in store.header.config.items() if k.startswith("posprobe_")}
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return
     for name, value in summary["attributes"].items():
         text = str(value)
         click.echo(f"{name:20} {text if len(text) <= 100 else text[:97] + '...'}")
+    for name, value in own.items():  # of the configuration, which was cut
+        click.echo(f"{name:22} {json.dumps(value)}")
     click.echo()
     for row in summary["rows"]:
         shape = " x ".join(map(str, row["shape"])) or "scalar"

