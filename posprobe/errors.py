@@ -1,6 +1,13 @@
 """Every refusal of posprobe: what was wrong, with which name, and what to do next."""
 
-__all__ = ["DesignError", "ModelError", "PosprobeError", "StimulusError", "StoreError"]
+__all__ = [
+    "ClusterError",
+    "DesignError",
+    "ModelError",
+    "PosprobeError",
+    "StimulusError",
+    "StoreError",
+]
 
 
 class PosprobeError(ValueError):
@@ -24,3 +31,7 @@ class StoreError(PosprobeError):
 
 class DesignError(PosprobeError):
     """The data do not carry the statistic that was asked for."""
+
+
+class ClusterError(PosprobeError):
+    """A cluster cannot be reached, or its workers cannot do what is asked of them."""

@@ -8,6 +8,17 @@ written down in ``docs/format.md``, whose tables come from `posprobe.store.layou
 
 from posprobe.store.layout import ATTRIBUTES, QUANTITIES, Header, Quantity
 from posprobe.store.reader import ActivationStore
+from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
 
-__all__ = ["ATTRIBUTES", "QUANTITIES", "ActivationStore", "Header", "Quantity", "StoreWriter"]
+__all__ = [
+    "ATTRIBUTES",
+    "QUANTITIES",
+    "ActivationStore",
+    "Header",
+    "Quantity",
+    "ShardFolder",
+    "StoreWriter",
+    "missing_parts",
+    "write_shard",
+]

@@ -181,7 +181,8 @@ def compare(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None
         changed = difference(_attributes(file), header.attributes())
     if changed:
         raise StoreError(
-            f"resume: {changed} ({path}): repeat the first call exactly, or ask to overwrite"
+            f"resume: {changed} ({path}): repeat the first call exactly, choose another output "
+            f"(-o, --out), or delete {path.name}"
         )
     locate(path, header)
     with open_hdf5(path) as file:
@@ -190,5 +191,6 @@ def compare(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None
             if differs.any():
                 raise StoreError(
                     f"resume: data set '/{name}' differs at sequence {np.argwhere(differs)[0][0]} "
-                    f"({path}): repeat the first call exactly, or ask to overwrite"
+                    f"({path}): repeat the first call exactly, choose another output (-o, --out), "
+                    f"or delete {path.name}"
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -209,6 +209,10 @@ class Header:
     def index(self) -> tuple[str, ...]:
         """Names of the data sets with one row per sequence that are known beforehand."""
         return _INDEX
+
+    def with_sequences(self, n_sequences: int) -> Header:
+        """The header of a file with fewer or more sequences of the same capture."""
+        return replace(self, n_sequences=n_sequences)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of data set `name`, whether or not it is kept."""

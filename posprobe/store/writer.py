@@ -291,6 +291,12 @@ class StoreWriter:
             os.close(self._lock)
             self._lock = -1
 
+    def discard(self) -> None:
+        """Delete the unfinished file: what it refused once it would refuse again."""
+        partial_path(self.path).unlink(missing_ok=True)
+        journal_path(self.path).unlink(missing_ok=True)
+        self.close()
+
     def __enter__(self) -> StoreWriter:
         """Return the writer."""
         return self

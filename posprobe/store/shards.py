@@ -1,0 +1,212 @@
+"""Parts of one capture, written by many processes, and put together as the file of a single one.
+
+A shard is itself a posprobe file: whole batches of the capture, sequences A to B, complete under
+its name ``FILE.shards/A-B.h5`` or absent. Names hold all that there is to know about progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posprobe.errors import StoreError
+from posprobe.store.files import RESUME, journal_path, partial_path, refusing, suffixed
+from posprobe.store.hdf5 import compare
+from posprobe.store.layout import Header
+from posprobe.store.reader import ActivationStore
+from posprobe.store.writer import StoreWriter
+
+__all__ = ["ShardFolder", "missing_parts", "write_shard"]
+
+
+class ShardFolder:
+    """The finished shards of a capture, in ``FILE.shards`` next to its file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Name of the complete file.
+
+    Examples
+    --------
+    >>> ShardFolder("/data/a.h5").path(slice(8, 16)).as_posix()
+    '/data/a.h5.shards/00000008-00000016.h5'
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.folder = suffixed(Path(path).absolute(), ".shards")
+
+    def path(self, sequences: slice) -> Path:
+        """Name of the shard of `sequences`."""
+        return self.folder / f"{sequences.start:08d}-{sequences.stop:08d}.h5"
+
+    def open(self, *, resume: bool, overwrite: bool) -> list[slice]:
+        """Make the folder where there is none, and return the sequences of its finished shards.
+
+        Parameters
+        ----------
+        resume : bool
+            Whether shards of an earlier run are kept.
+        overwrite : bool
+            Whether they are removed.
+
+        Raises
+        ------
+        StoreError
+            If there are some, and neither was asked for; or if the folder cannot be written.
+        """
+        with refusing(self.folder, "write the shards"):
+            self.folder.mkdir(exist_ok=True)
+        found = self._finished()
+        if found and overwrite:
+            self._empty()
+            return []
+        if found and not resume:
+            raise StoreError(
+                f"{self.folder} holds {len(found)} shards: {RESUME}, or ask to overwrite it"
+            )
+        return found
+
+    def merge(self, writer: StoreWriter, sequences: slice, index: Mapping[str, np.ndarray]) -> None:
+        """Copy a finished shard to its place in the whole file, layer by layer, and remove it.
+
+        Parameters
+        ----------
+        writer : StoreWriter
+            Of the whole file, complete up to the first of `sequences`.
+        sequences : slice
+            Which of the file's sequences the shard holds.
+        index : mapping of str to array
+            The data sets that are known beforehand, of these sequences.
+
+        Raises
+        ------
+        StoreError
+            If the shard is missing, damaged, or belongs to another capture.
+        """
+        path = self.path(sequences)
+        if not path.exists():
+            raise StoreError(
+                f"{path} was written by a worker but is not here: put the output on a file system "
+                "that all workers share"
+            )
+        header = writer.header.with_sequences(sequences.stop - sequences.start)
+        compare(path, header, index)
+        with ActivationStore(path) as shard:
+            for quantity in header.quantities:
+                for layer in header.layers(quantity):
+                    writer.put(quantity, shard.read(quantity, layer), layer)
+        writer.advance(header.n_sequences)
+        writer.sync()  # a shard goes only when its copy is safe
+        path.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder, with what killed workers left in it."""
+        self._empty()
+        with contextlib.suppress(OSError):  # a lost worker may still be writing into it
+            self.folder.rmdir()
+
+    def _finished(self) -> list[slice]:
+        names = [re.fullmatch(r"(\d{8,})-(\d{8,})\.h5", p.name) for p in self.folder.iterdir()]
+        found = [slice(int(name[1]), int(name[2])) for name in names if name]
+        return sorted(found, key=lambda part: (part.start, part.stop))
+
+    def _empty(self) -> None:
+        for path in self.folder.glob("*-*.h5*"):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_shard(path: Path, header: Header, index: Mapping[str, Any]) -> Iterator[StoreWriter]:
+    """Write a shard under a name of its own; complete, it takes its name in one step.
+
+    Any number of processes may write the same shard at once, as happens when a worker was given up
+    that is still alive: the last one wins, with the same bytes.
+
+    Parameters
+    ----------
+    path : Path
+        Name of the complete shard.
+    header : Header
+        Of its own sequences.
+    index : mapping of str to array
+        As for `StoreWriter`.
+
+    Yields
+    ------
+    StoreWriter
+        To be filled; leaving the context without an error finishes the shard.
+
+    Raises
+    ------
+    StoreError
+        As `StoreWriter`.
+    """
+    attempt = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.h5")
+    try:
+        with StoreWriter.create(attempt, header, index, sync_seconds=math.inf) as writer:
+            yield writer
+            writer.finish()
+        with refusing(path, "complete the shard"):
+            os.replace(attempt, path)
+    except BaseException:
+        for leftover in (attempt, partial_path(attempt), journal_path(attempt)):
+            leftover.unlink(missing_ok=True)
+        raise
+
+
+def missing_parts(
+    batches: list[slice], finished: list[slice], size: int
+) -> tuple[list[slice], list[slice]]:
+    """Which finished shards can be used, and which parts are still to be captured.
+
+    Parameters
+    ----------
+    batches : list of slice
+        Sequences of every forward pass that the file does not hold, in order, without gaps.
+    finished : list of slice
+        Sequences of finished shards, cut at any batches: by other numbers of workers.
+    size : int
+        Batches to a new part, at most.
+
+    Returns
+    -------
+    kept : list of slice
+        Finished shards that begin and end between batches and do not overlap.
+    missing : list of slice
+        Whole batches that none of them holds, in parts.
+
+    Examples
+    --------
+    >>> batches = [slice(s, s + 2) for s in range(0, 12, 2)]
+    >>> kept, missing = missing_parts(batches, [slice(4, 6)], 2)
+    >>> kept, missing
+    ([slice(4, 6, None)], [slice(0, 4, None), slice(6, 10, None), slice(10, 12, None)])
+    """
+    starts, stops = {b.start for b in batches}, {b.stop for b in batches}
+    kept: list[slice] = []
+    for shard in finished:
+        fits = shard.start in starts and shard.stop in stops
+        if fits and (not kept or kept[-1].stop <= shard.start):
+            kept.append(shard)
+    held = {b.start for b in batches for k in kept if k.start <= b.start < k.stop}
+    missing: list[slice] = []
+    room = 0
+    for batch in batches:
+        if batch.start in held:
+            room = 0
+        elif room:
+            missing[-1] = slice(missing[-1].start, batch.stop)
+            room -= 1
+        else:
+            missing.append(batch)
+            room = size - 1
+    return kept, missing

@@ -1,0 +1,351 @@
+"""Distributed captures: the file of one machine, whatever happens to the workers."""
+
+import itertools
+import os
+import signal
+import sys
+
+import dask
+import distributed
+import numpy as np
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+from distributed.comm import CommClosedError
+from test_captures import assert_same_bits, everything, make_tokenizer
+
+from posprobe import cluster
+from posprobe.captures import capture, fill
+from posprobe.cli import main
+from posprobe.cluster import capture_distributed, connect
+from posprobe.errors import ClusterError, ModelError, StoreError
+from posprobe.models import load_model
+from posprobe.store import ActivationStore
+
+OPTIONS = dict(n=12, length=24, window=5, batch_tokens=48, seed=2)  # six batches of two sequences
+TEXT = " ".join(f"word{n}" for n in np.random.default_rng(0).integers(0, 94, 700))
+LOG = "POSPROBE_TEST_LOG"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model on disk."""
+    path = tmp_path_factory.mktemp("model")
+    tiny.tiny_model("llama", dtype=torch.float32).save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The file of one machine."""
+    path = tmp_path_factory.mktemp("whole") / "whole.h5"
+    capture(load_model(folder), path, text=TEXT, progress=False, **OPTIONS).close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A cluster of threads, in this process: what a worker does can be replaced."""
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def take(client, folder, tmp_path):
+    def function(**options):
+        path = tmp_path / "new.h5"
+        values = {"text": TEXT, "progress": False} | OPTIONS | options
+        return capture_distributed(folder, path, client, **values)
+
+    return function
+
+
+def logged(writer, model, plan, bar):
+    """`fill`, with a line for every shard that is begun."""
+    items = plan.stimulus.item
+    with open(os.environ[LOG], "a") as file:
+        file.write(f"{items[0]} {len(items)} {os.getpid()}\n")
+    fill(writer, model, plan, bar)
+
+
+def dying(writer, model, plan, bar):
+    """`fill` in a worker that is killed in its second shard."""
+    if "POSPROBE_TEST_DYING" not in os.environ:
+        os.environ["POSPROBE_TEST_DYING"] = "1"
+        logged(writer, model, plan, bar)
+    else:
+        writer.put("sink_value", np.zeros((2, 4), "f4"), 0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replace_fill(function, log):
+    os.environ[LOG] = log
+    cluster.fill = function
+    return os.getpid()
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    monkeypatch.setenv(LOG, str(path))
+    return lambda: [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
+
+
+# --- processes ---
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with connect("local:2") as client:
+        yield client
+
+
+def test_killed_worker_loses_nothing(processes, folder, whole, tmp_path, log):
+    workers = list(processes.scheduler_info()["workers"])
+    pids = [
+        processes.run(replace_fill, function, os.environ[LOG], workers=[worker])[worker]
+        for function, worker in zip((dying, logged), workers, strict=True)
+    ]
+    path = tmp_path / "killed.h5"
+    store = capture_distributed(folder, path, processes, text=TEXT, progress=False, **OPTIONS)
+    assert_same_bits(everything(store), everything(ActivationStore(whole)))
+    assert path.read_bytes() == whole.read_bytes()
+    assert not path.with_name("killed.h5.shards").exists()
+    begun = log()
+    assert len([pid for *_, pid in begun if pid == pids[0]]) == 1  # the second it did not survive
+    assert all(n == 2 for _, n, _ in begun)
+    items = [
+        item for item, *_ in begun
+    ]  # the worker that stands in for the killed one logs nothing
+    assert len(items) == len(set(items))
+
+
+def test_command_line_writes_the_same_file(processes, folder, whole, tmp_path):
+    path, corpus = tmp_path / "cli.h5", tmp_path / "corpus.txt"
+    corpus.write_text(TEXT)
+    address = processes.scheduler.address
+    arguments = ["capture", folder, "-o", path, "--dask", address, "--text", corpus, "--quiet"]
+    arguments += itertools.chain(
+        *((f"--{k}", OPTIONS[k]) for k in ("n", "length", "window", "seed"))
+    )
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert (result.exit_code, result.output) == (0, f"{path}\n")
+    again = CliRunner().invoke(main, list(map(str, arguments)))
+    assert (again.exit_code, again.output.count("\n")) == (2, 1)
+    assert "exists" in again.output
+    with ActivationStore(path) as found, ActivationStore(whole) as expected:
+        assert np.array_equal(found.tokens, expected.tokens)
+        assert found.header.n_sequences == OPTIONS["n"]
+    too_long = CliRunner().invoke(main, [*map(str, arguments), "--length", "500", "--overwrite"])
+    assert (too_long.exit_code, too_long.output.count("\n")) == (2, 1)
+    assert "12 chunks of 499 need 5988" in too_long.output
+
+
+# --- threads: what a worker does, step by step ---
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_parts_of_any_size_give_the_same_bytes(size, take, whole, monkeypatch):
+    monkeypatch.setattr(cluster, "SHARDS_PER_WORKER", 6 // size)
+    assert take().path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(design="shifted", prefixes=(1, 3, 8, 19), n=5),
+        dict(design="repeated", bos="force"),
+        dict(position0="content"),
+        dict(position0="noise", loading={"variant": "window(7)"}),
+        dict(quantities=("residual",), residual_layers=(0, 2), dtype="float16"),
+    ],
+)
+def test_designs_and_treatments_are_those_of_one_machine(options, take, folder, tmp_path):
+    plain = dict(options)
+    model = load_model(folder, **plain.pop("loading", {}))
+    path = tmp_path / "one.h5"
+    capture(model, path, text=TEXT, progress=False, **OPTIONS | plain).close()
+    assert take(**options).path.read_bytes() == path.read_bytes()
+
+
+def fail_after(count, error):
+    calls = itertools.count()
+
+    def failing(*arguments):
+        if next(calls) >= count:
+            raise error
+        fill(*arguments)
+
+    return failing
+
+
+def test_error_is_raised_and_resume_captures_only_the_rest(take, whole, tmp_path, log, monkeypatch):
+    monkeypatch.setattr(cluster, "fill", fail_after(3, ModelError("layer 1 is odd: mend it")))
+    with pytest.raises(ModelError, match="layer 1 is odd"):
+        take()
+    assert not (tmp_path / "new.h5").exists()
+    monkeypatch.setattr(cluster, "fill", logged)
+    monkeypatch.setattr(cluster, "SHARDS_PER_WORKER", 1)  # cut otherwise than before
+    assert take(resume=True).path.read_bytes() == whole.read_bytes()
+    assert sum(n for _, n, _ in log()) == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "new.h5"]
+    count = len(log())
+    take(resume=True)
+    assert len(log()) == count
+
+
+def test_one_machine_and_a_cluster_resume_each_other(take, whole, folder, tmp_path, monkeypatch):
+    one = dict(text=TEXT, progress=False, **OPTIONS)
+    model, path = load_model(folder), tmp_path / "new.h5"
+    run, calls = model.run, itertools.count()
+
+    def interrupted(*arguments, **keywords):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        run(*arguments, **keywords)
+
+    monkeypatch.setattr(model, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        capture(model, path, **one)
+    monkeypatch.setattr(cluster, "fill", fail_after(2, ModelError("stop")))
+    with pytest.raises(ModelError, match="stop"):
+        take(resume=True)
+    monkeypatch.undo()
+    assert capture(model, path, resume=True, **one).path.read_bytes() == whole.read_bytes()
+
+
+def test_shard_that_is_there_is_not_captured_again(take, log, tmp_path, monkeypatch, whole):
+    """As when a worker is lost between its shard and its answer."""
+    gather = cluster._gather
+
+    def forgetful(client, tasks, arrived):
+        for future, part in list(tasks.items()):
+            future.result()
+            again = client.submit(*captured[part.start], pure=False)
+            tasks[again] = tasks.pop(future)
+        gather(client, tasks, arrived)
+
+    captured = {}
+    submit = distributed.Client.submit
+
+    def remember(self, function, *arguments, **keywords):
+        if function is cluster._capture_shard:
+            captured[int(arguments[1].stimulus.item[0])] = (function, *arguments)
+        return submit(self, function, *arguments, **keywords)
+
+    monkeypatch.setattr(distributed.Client, "submit", remember)
+    monkeypatch.setattr(cluster, "_gather", forgetful)
+    monkeypatch.setattr(cluster, "fill", logged)
+    assert take().path.read_bytes() == whole.read_bytes()
+    assert len(log()) == len(captured) == 6
+
+
+def test_model_is_loaded_once_per_process(take, monkeypatch, folder):
+    names = []
+
+    def load(name, **keywords):
+        names.append((name, keywords))
+        return load_model(name, **keywords)
+
+    monkeypatch.setattr(cluster, "load_model", load)
+    monkeypatch.setattr(cluster, "_MODELS", {})
+    take()
+    take(overwrite=True)
+    assert names == [(folder, {})]
+    take(overwrite=True, loading={"variant": "window(7)"})
+    assert names[1:] == [(folder, {"variant": "window(7)"})]
+    assert len(cluster._MODELS) == 1
+
+
+def test_worker_with_other_weights_is_refused(take, monkeypatch):
+    recipes = itertools.count()
+    load = cluster.Recipe.load
+
+    def other(self):
+        model, digest = load(self)
+        return model, digest if next(recipes) == 0 else "0" * 64
+
+    monkeypatch.setattr(cluster.Recipe, "load", other)
+    with pytest.raises(ClusterError, match=r"worker on .*'weights_digest'.*the same model"):
+        take()
+
+
+def test_worker_with_other_versions_is_refused(take, monkeypatch):
+    monkeypatch.setattr(cluster, "versions", lambda: {"torch": "0.1"})
+    with pytest.raises(ClusterError, match=r"worker on .*'versions\.posprobe'.*same installation"):
+        take()
+
+
+def test_bar_counts_every_token_once(take, monkeypatch):
+    counted = []
+
+    class Bar:
+        update = counted.append
+
+    monkeypatch.setattr(cluster, "fill", fail_after(3, ModelError("stop")))
+    with pytest.raises(ModelError, match="stop"):
+        take(progress=Bar)
+    counted.clear()
+    monkeypatch.undo()
+    take(progress=Bar, resume=True)
+    assert sum(counted) == OPTIONS["n"] * OPTIONS["length"]
+
+
+def test_existing_file_and_leftover_shards_are_spared(take, tmp_path):
+    take().close()
+    with pytest.raises(StoreError, match="exists"):
+        take()
+    (tmp_path / "new.h5").unlink()
+    (tmp_path / "new.h5.shards").mkdir()
+    (tmp_path / "new.h5.shards" / "00000000-00000002.h5").touch()
+    with pytest.raises(StoreError, match="holds 1 shards"):
+        take()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (distributed.CancelledError("x"), "scheduler is gone.*--resume"),
+        (CommClosedError("x"), "scheduler is gone.*--resume"),
+        (distributed.KilledWorker("x", None, 3), "4 workers died over one.*memory.*--resume"),
+    ],
+)
+def test_lost_cluster_is_one_line(error, message, take, monkeypatch):
+    def lost(*arguments):
+        raise error
+
+    monkeypatch.setattr(cluster, "_gather", lost)
+    with pytest.raises(ClusterError, match=message):
+        take()
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize("address", ["local:0", "local:x", "local:-1"])
+def test_bad_number_of_processes_is_one_line(address):
+    with pytest.raises(ClusterError, match=f"--dask {address}: give a number"), connect(address):
+        pass
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x", "tcp://"])
+def test_address_without_a_scheduler_is_one_line(address):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}),
+        pytest.raises(ClusterError, match=f"--dask {address}: no scheduler answers"),
+        connect(address),
+    ):
+        pass
+
+
+def test_dask_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ClusterError, match=r"pip install 'posprobe\[dask\]'"), connect("local"):
+        pass
