@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
-from importlib.resources import files
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from posprobe.sections import (
 )
 from posprobe.sections.words import VERDICTS, claim_interval, number
 
-__all__ = ["write_report"]
+__all__ = ["claim_row", "inline_svg", "render", "write_files", "write_report"]
 
 METHODS = {
     "t": "cluster bootstrap, estimate ± t × standard error",
@@ -44,7 +43,8 @@ def write_report(
     """Write report.html, claims.json, tables/*.csv and figures/*.svg.
 
     The same analysis gives the same bytes. Each file is written under another name and moved, so
-    that none looks whole that is not; report.html comes last.
+    that none looks whole that is not; report.html comes last. Other .csv and .svg files in tables/
+    and figures/, which an earlier run left there, are deleted: they belong to another report.
 
     Parameters
     ----------
@@ -74,14 +74,52 @@ def write_report(
         **{f"figures/{name}.svg": svg for name, svg in drawings.items()},
         "report.html": _page(analysis, claims, drawings, title),
     }
+    return write_files(folder, texts)
+
+
+def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
+    """Write texts by their names in a folder, in order, each whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+    texts : mapping of str to str
+        Relative path to text; report.html last.
+
+    Returns
+    -------
+    Path
+        Of report.html.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be written.
+    """
     try:
         for name, text in texts.items():
             _write(folder / name, text)
+        for path in (*folder.glob("tables/*.csv"), *folder.glob("figures/*.svg")):
+            if f"{path.parent.name}/{path.name}" not in texts:
+                path.unlink()
     except OSError as error:
         raise StoreError(
             f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
         ) from error
     return folder / "report.html"
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in one of the package's templates; what it lacks is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("posprobe"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(template).render(**values)
 
 
 def _write(path: Path, text: str) -> None:
@@ -111,19 +149,15 @@ def _drawings(analysis: Analysis) -> dict[str, str]:
 def _page(
     analysis: Analysis, claims: list[Claim], drawings: dict[str, str], title: str | None
 ) -> str:
-    source = files("posprobe").joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = number
     header = analysis.files.all()[0].header
     there = [section for section in SECTIONS if section.needs in analysis.tables]
-    return environment.from_string(source).render(
+    return render(
+        "report.html.j2",
         title=title or f"Where does absolute position come from in {header.model}?",
         header=header,
         kind=kind(header),
         summary=summary(analysis, claims),
-        claims=[_claim(claim) for claim in claims],
+        claims=[claim_row(claim) for claim in claims],
         sections=[_section(section, analysis, drawings) for section in there],
         missing=[section for section in SECTIONS if section not in there],
         checks=analysis.tables["checks"],
@@ -135,7 +169,8 @@ def _page(
     )
 
 
-def _claim(claim: Claim) -> dict[str, Any]:
+def claim_row(claim: Claim) -> dict[str, Any]:
+    """A claim as a table of the page shows it."""
     name, _, state = claim.ci_method.partition(": ")
     method = f" Interval: {METHODS.get(name, name)}{', ' * bool(state)}{state}."
     return {
@@ -155,7 +190,7 @@ def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> 
     level = f"{analysis.level:.0%}"
     headline, _, finding = section.finding(analysis).removesuffix(".").partition(". ")
     figures = [
-        {"svg": _inline(drawings[name]), "caption": PANELS[name].caption.format(level=level)}
+        {"svg": inline_svg(drawings[name]), "caption": PANELS[name].caption.format(level=level)}
         for name in section.figures
         if name in drawings
     ]
@@ -169,7 +204,7 @@ def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> 
     }
 
 
-def _inline(svg: str) -> str:
+def inline_svg(svg: str) -> str:
     """An SVG for the page: as wide as its place, and read as one picture."""
     start, rest = svg.split(">", 1)
     kept = [word for word in start.split() if not word.startswith(("width=", "height="))]

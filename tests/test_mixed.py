@@ -15,6 +15,7 @@ from posprobe.mixed import (
     likelihood_ratio,
     planned_contrasts,
     two_stage_f,
+    welch_f,
 )
 from posprobe.mixed.components import Components, boundary_term, gls, unidentified_term
 from posprobe.mixed.two_stage import adjust, contrast_interval, pooled_variance
@@ -191,6 +192,23 @@ def test_two_stage_f_is_the_analysis_of_variance_of_scipy():
     assert (between, within) == (2, 6)
 
 
+def test_welch_f_of_two_architectures_is_the_t_test_of_welch():
+    values, labels = [1.0, 1.2, 1.1, 4.0, 9.0], ["a"] * 3 + ["b"] * 2
+    statistic, p_value, between, within = welch_f(values, labels)
+    found = stats.ttest_ind(values[:3], values[3:], equal_var=False)
+    assert (statistic, p_value) == pytest.approx((found.statistic**2, found.pvalue))
+    assert (between, within) == (1, pytest.approx(found.df))
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [([1, 2, 3], "aab"), ([1, 1, 3, 4], "aabb"), ([1, 2], "aa")],
+    ids=["one model", "copies", "one architecture"],
+)
+def test_welch_f_needs_a_spread_in_every_architecture(values, labels):
+    assert welch_f(values, list(labels)) is None
+
+
 def test_two_architectures_give_the_t_test():
     y, labels = np.random.default_rng(1).normal(size=7), np.repeat(["a", "b"], [3, 4])
     expected = stats.ttest_ind(y[3:], y[:3])
@@ -202,11 +220,11 @@ def test_two_architectures_give_the_t_test():
 
 def test_balanced_mixed_model_gives_the_two_stage_f_and_only_inside_the_boundary():
     inside = compare_architectures(study(4)).table("tests")
-    assert set(inside["method"][2:]) == {"mixed model F (ok)"}
-    np.testing.assert_allclose(inside["statistic"][:2], inside["statistic"][2:], rtol=1e-3)
+    assert set(inside["method"][4:]) == {"mixed model F (ok)"}
+    np.testing.assert_allclose(inside["statistic"][:2], inside["statistic"][4:], rtol=1e-3)
     edge = compare_architectures(study(4, slope=0.0)).table("tests")
-    assert set(edge["method"][2:]) == {"mixed model F (singular)"}
-    assert abs(edge["statistic"][1] / edge["statistic"][3] - 1) > 0.01
+    assert set(edge["method"][4:]) == {"mixed model F (singular)"}
+    assert abs(edge["statistic"][1] / edge["statistic"][5] - 1) > 0.01
 
 
 def test_depth_may_be_shifted_and_value_scaled():
@@ -449,7 +467,8 @@ def test_tables_are_tidy_and_agree_with_the_result():
     assert estimates.groupby("response").size().to_dict() == {"intercept": 3, "slope": 3}
     assert estimates.loc[0, "low"] == found.means["ntk"].low
     tests = found.table("tests")
-    assert tests["primary"].tolist() == [True, False, False, False]
+    assert tests["primary"].tolist() == [True] + [False] * 5
+    assert tests["method"].tolist()[:4] == ["two-stage F"] * 2 + ["Welch F"] * 2
     assert tests.loc[0, "p_value"] == found.test.p_value
     assert found.table("contrasts")["p_bh"].tolist() == [one.p_bh for one in found.contrasts]
     assert len(found.table("models")) == 9

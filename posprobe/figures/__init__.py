@@ -13,12 +13,13 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
-from posprobe.figures import channels, isolations, position0, probes
+from posprobe.figures import architectures, channels, isolations, position0, probes
 from posprobe.figures.style import STYLE, Panel, Tables
 
-__all__ = ["PANELS", "Panel", "draw", "to_svg"]
+__all__ = ["COMPARISON_PANELS", "PANELS", "Panel", "draw", "to_svg"]
 
 PANELS: dict[str, Panel] = channels.PANELS | probes.PANELS | position0.PANELS | isolations.PANELS
+COMPARISON_PANELS: dict[str, Panel] = architectures.PANELS
 UNUSED_IDS = re.compile(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"')
 
 
@@ -28,9 +29,9 @@ def draw(name: str, tables: Tables) -> Figure | None:
     Parameters
     ----------
     name : str
-        Of `PANELS`.
+        Of `PANELS` or `COMPARISON_PANELS`.
     tables : dict of str to pandas.DataFrame
-        As in `posprobe.analysis.Analysis`.
+        As in `posprobe.analysis.Analysis`, or in `posprobe.architectures.Comparison`.
 
     Returns
     -------
@@ -40,11 +41,12 @@ def draw(name: str, tables: Tables) -> Figure | None:
     Raises
     ------
     DesignError
-        For a name that is not in `PANELS`.
+        For a name that is in neither.
     """
-    if name not in PANELS:
-        raise DesignError(f"no figure is called {name!r}; there are {', '.join(PANELS)}")
-    panel = PANELS[name]
+    panels = PANELS | COMPARISON_PANELS
+    if name not in panels:
+        raise DesignError(f"no figure is called {name!r}; there are {', '.join(panels)}")
+    panel = panels[name]
     if not panel.available(tables):
         return None
     with mpl.rc_context(STYLE):

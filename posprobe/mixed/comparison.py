@@ -12,7 +12,7 @@ from posprobe.errors import DesignError
 from posprobe.intervals import Interval
 from posprobe.mixed.result import MixedFit
 from posprobe.mixed.summaries import ModelSummary
-from posprobe.mixed.two_stage import RESPONSES, Contrast, FTest, adjust
+from posprobe.mixed.two_stage import RESPONSES, Contrast, FTest, adjust, welch_f
 
 __all__ = ["ArchitectureComparison", "ContrastResult", "fixed_weights"]
 
@@ -151,12 +151,25 @@ class ArchitectureComparison:
         columns = ["method", "response", "statistic", "df_between", "df_within", "p_value"]
         found = [test for test in (self.test, self.slope_test) if test is not None]
         rows: list[dict[str, object]] = [{"method": "two-stage F", **vars(t)} for t in found]
+        rows += self._welch_tests()
         rows += _mixed_tests(self.mixed, list(self.means))
         table = pd.DataFrame(rows, columns=columns)
         two_stage = adjust([test.p_value for test in found])
         table["p_holm"] = two_stage + [float("nan")] * (len(table) - len(found))
         table["primary"] = (table["method"] == "two-stage F") & (table["response"] == "intercept")
         return table
+
+    def _welch_tests(self) -> list[dict[str, object]]:
+        rows: list[dict[str, object]] = []
+        labels = [model.architecture for model in self.models]
+        for response in RESPONSES:
+            values = [getattr(model, response) for model in self.models]
+            found = None if None in values else welch_f(values, labels)
+            if found is not None:
+                names = ("statistic", "p_value", "df_between", "df_within")
+                row = dict(zip(names, found, strict=True))
+                rows.append({"method": "Welch F", "response": response, **row})
+        return rows
 
     def _contrasts(self) -> pd.DataFrame:
         rows = []

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.oneway import anova_oneway
 
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval
@@ -25,6 +26,7 @@ __all__ = [
     "planned_contrasts",
     "pooled_variance",
     "two_stage_f",
+    "welch_f",
 ]
 
 RESPONSES = ("intercept", "slope")
@@ -217,6 +219,37 @@ def two_stage_f(
     usable = _has_spread(variance, summaries)
     statistic = np.where(usable, between / np.where(usable, variance, 1.0), np.nan)
     return statistic, stats.f.sf(statistic, len(names) - 1, df), len(names) - 1, df
+
+
+def welch_f(summaries: ArrayLike, labels: ArrayLike) -> tuple[float, float, int, float] | None:
+    """Test equal means without assuming equal variances (Welch 1951), by statsmodels.
+
+    Weaker than `two_stage_f` with few models, and right where architectures differ in spread.
+
+    Parameters
+    ----------
+    summaries, labels : array_like, shape (M,)
+        One number and one architecture per model.
+
+    Returns
+    -------
+    tuple of float, or None
+        Statistic, p-value, and the degrees of freedom between and within; None where an
+        architecture has one model, or models that agree to rounding.
+
+    Examples
+    --------
+    >>> F, p, between, within = welch_f([1, 2, 4, 5], ["a", "a", "b", "b"])
+    >>> round(F, 3), round(p, 3), between, round(within, 3)
+    (18.0, 0.051, 1, 2.0)
+    """
+    y, groups = np.asarray(summaries, dtype=float), np.asarray(labels)
+    samples = [y[groups == name] for name in np.unique(groups)]
+    spread = [len(sample) > 1 and bool(_has_spread(sample.var(ddof=1), y)) for sample in samples]
+    if len(samples) < 2 or not all(spread):
+        return None
+    found = anova_oneway(samples, use_var="unequal", welch_correction=True)
+    return float(found.statistic), float(found.pvalue), len(samples) - 1, float(found.df_denom)
 
 
 def contrast_interval(

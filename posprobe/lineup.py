@@ -1,0 +1,332 @@
+"""Which file belongs to which model, which model to which architecture, and what may be compared.
+
+Files of different weights are models, the sample of a test of architecture. Files of the same
+weights under several variants are one model: they are compared item by item, and no test of
+architecture follows from them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posprobe.errors import DesignError
+from posprobe.roles import Files, sort_files
+from posprobe.store import ActivationStore
+from posprobe.verdicts import listed
+
+__all__ = ["Lineup", "Member", "line_up"]
+
+SEED = re.compile(r"-\d+$")
+SHAPES = {
+    "prefixes": "the same --length and --window",
+    "window": "the same --window",
+    "offsets": "the same offsets",
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model, or one variant of a checkpoint.
+
+    Attributes
+    ----------
+    name : str
+        Unique; with the variant in brackets where it is not the standard one.
+    architecture : str
+        Of the variants of one checkpoint: the variant.
+    files : Files
+        Its captures by role; there is a shifted one.
+    """
+
+    name: str
+    architecture: str
+    files: Files
+
+    @property
+    def shifted(self) -> ActivationStore:
+        """The capture that the channels are read from."""
+        assert self.files.shifted is not None
+        return self.files.shifted
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Models side by side.
+
+    Attributes
+    ----------
+    members : tuple of Member
+        By architecture, then name; variants with the standard one first.
+    paired : bool
+        Whether they are variants of one checkpoint, compared over the same items.
+    items : ndarray of int
+        The items of the shifted design that all members have.
+    same_tokens : bool
+        Whether all members saw the same tokens.
+    notes : tuple of str
+        What has to be known, one line each.
+    """
+
+    members: tuple[Member, ...]
+    paired: bool
+    items: NDArray[np.int32]
+    same_tokens: bool
+    notes: tuple[str, ...]
+
+    @property
+    def architectures(self) -> dict[str, list[str]]:
+        """Names of the members of each architecture, in order."""
+        found: dict[str, list[str]] = {}
+        for member in self.members:
+            found.setdefault(member.architecture, []).append(member.name)
+        return found
+
+    def stores(self) -> list[ActivationStore]:
+        """Every file."""
+        return [store for member in self.members for store in member.files.all()]
+
+
+def line_up(
+    stores: Iterable[ActivationStore],
+    *,
+    architectures: Mapping[str, str] | None = None,
+    different_tokens: bool = False,
+) -> Lineup:
+    """Sort captures of several models by model and architecture, and check that they compare.
+
+    A model is known by the digest of its weights and by its variant. Its architecture is the last
+    part of its name without a number at the end (``zoo/rope-0`` is of architecture ``rope``), with
+    the variant where that is not the standard one, unless `architectures` says otherwise.
+
+    Parameters
+    ----------
+    stores : iterable of ActivationStore
+        For each model a shifted capture, and optionally its other captures.
+    architectures : mapping of str to str, optional
+        Architecture to pattern (``*`` and ``?``) of model names or files; every model must match
+        exactly one.
+    different_tokens : bool
+        Allow models that saw different tokens, such as those of different tokenizers: the same
+        positions, not the same text.
+
+    Returns
+    -------
+    Lineup
+
+    Raises
+    ------
+    DesignError
+        If there are fewer than two models, a model is given twice or lacks a shifted capture,
+        stimuli differ, or weights are shared by some of the models only.
+
+    Examples
+    --------
+    ::
+
+        lineup = line_up(ActivationStore(path) for path in paths)
+        lineup.architectures  # {'ntk': ['ntk-0', 'ntk-1'], 'rope': ['rope-0', 'rope-1']}
+    """
+    groups: dict[tuple[str, str], list[ActivationStore]] = {}
+    for store in stores:
+        header = store.header
+        groups.setdefault((header.weights_digest or header.model, header.variant), []).append(store)
+    if len(groups) < 2:
+        raise DesignError(
+            f"{len(groups)} model was given, and a comparison needs two; for one model use: "
+            "posprobe analyze"
+        )
+    paired = len({digest for digest, _ in groups}) == 1
+    if not paired:
+        _check_independent(groups)
+    names = _labels([group[0] for group in groups.values()])
+    sorted_files = [_files(n, group) for n, group in zip(names, groups.values(), strict=True)]
+    homes = _architectures(names, sorted_files, architectures, paired)
+    members = [Member(*row) for row in zip(names, homes, sorted_files, strict=True)]
+    members.sort(key=lambda m: (paired and m.architecture != "standard", m.architecture, m.name))
+    _check_same_design([member.shifted for member in members])
+    items = _common_items(members)
+    same = _same_tokens([member.shifted for member in members], items, different_tokens)
+    return Lineup(tuple(members), paired, items, same, _notes(members, items, same))
+
+
+def _check_independent(groups: Mapping[tuple[str, str], Sequence[ActivationStore]]) -> None:
+    variants: dict[str, list[str]] = {}
+    for digest, variant in groups:
+        variants.setdefault(digest, []).append(variant)
+    for digest, found in variants.items():
+        if len(found) > 1:
+            model = groups[digest, found[0]][0].model
+            raise DesignError(
+                f"model {model!r} stands there as {' and '.join(found)} beside other models, which "
+                "are then no independent sample: give variants of one model, or one of each"
+            )
+
+
+def _labels(stores: Sequence[ActivationStore]) -> list[str]:
+    """As many last parts of each model's name as make all of them differ, and the variant."""
+    parts = [PurePath(store.model.removesuffix(".gguf")).parts or ("model",) for store in stores]
+    keys = list(zip((store.header.variant for store in stores), parts, strict=True))
+    if len(set(keys)) < len(keys):
+        twice = next(store.model for key, store in zip(keys, stores, strict=True)
+                     if keys.count(key) > 1)  # fmt: skip
+        raise DesignError(
+            f"two models of different weights are both called {twice!r}: capture them from "
+            "folders of different names"
+        )
+    depth = 1
+    while len({(variant, name[-depth:]) for variant, name in keys}) < len(keys):
+        depth += 1
+    return ["/".join(name[-depth:]) + _in_brackets(variant) for variant, name in keys]
+
+
+def _in_brackets(variant: str) -> str:
+    return "" if variant == "standard" else f" [{variant}]"
+
+
+def _place(store: ActivationStore) -> str:
+    """A file with its folder: files of different models tend to have the same name."""
+    return f"{store.path.parent.name}/{store.path.name}"
+
+
+def _files(name: str, group: Sequence[ActivationStore]) -> Files:
+    seen: dict[str, ActivationStore] = {}
+    for store in group:
+        header = store.header
+        bos = header.stimulus.get("bos_token") is not None and store.design == "repeated"
+        what = repr((store.design, header.position0_treatment, header.interventions, bos))
+        if what in seen:
+            raise DesignError(
+                f"model {name!r} is given twice ({_place(seen[what])}, {_place(store)}): give "
+                "each of its captures once"
+            )
+        seen[what] = store
+    files = sort_files(group)
+    if files.shifted is None:
+        raise DesignError(
+            f"model {name!r} has no shifted capture among its files ({_place(group[0])}); make one "
+            "with: posprobe capture MODEL -o FILE.h5 --design shifted --bos force"
+        )
+    return files
+
+
+def _architectures(
+    names: Sequence[str],
+    files: Sequence[Files],
+    asked: Mapping[str, str] | None,
+    paired: bool,
+) -> list[str]:
+    stores = [found.shifted for found in files if found.shifted is not None]
+    if paired:
+        if asked:
+            raise DesignError(
+                "all files are of one model's weights: its variants are what is compared, so leave "
+                "--architecture out"
+            )
+        return [store.header.variant for store in stores]
+    if not asked:
+        return [
+            SEED.sub("", PurePath(name.partition(" [")[0]).name) + _in_brackets(s.header.variant)
+            for name, s in zip(names, stores, strict=True)
+        ]
+    return [_asked(name, store, asked) for name, store in zip(names, stores, strict=True)]
+
+
+def _asked(name: str, store: ActivationStore, asked: Mapping[str, str]) -> str:
+    known = (name, store.model, store.path.name, str(store.path))
+    fitting = [
+        architecture
+        for architecture, pattern in asked.items()
+        if any(fnmatch.fnmatchcase(text, pattern) for text in known)
+    ]
+    if len(fitting) != 1:
+        found = "no --architecture" if not fitting else " and ".join(fitting)
+        raise DesignError(
+            f"model {name!r} ({_place(store)}) matches {found}: give each model one, as in "
+            "--architecture rope='*rope-*'"
+        )
+    return fitting[0]
+
+
+def _check_same_design(stores: Sequence[ActivationStore]) -> None:
+    first = stores[0]
+    for store in stores[1:]:
+        for name, wanted in SHAPES.items():
+            here, there = (_shown(getattr(s, name)) for s in (store, first))
+            if here != there:
+                raise DesignError(
+                    f"{_place(store)} has {name} {here} and {_place(first)} {there}: capture all "
+                    f"models with {wanted}"
+                )
+        here, there = (_leads(s) for s in (store, first))
+        if here != there:
+            raise DesignError(
+                f"{_place(store)} has {here} at position 0 and {_place(first)} {there}: capture "
+                "all models with the same --bos"
+            )
+
+
+def _shown(value: Any) -> str:
+    return listed(value) if isinstance(value, tuple) else str(value)
+
+
+def _leads(store: ActivationStore) -> str:
+    return "text" if store.header.stimulus.get("bos_token") is None else "a BOS"
+
+
+def _common_items(members: Sequence[Member]) -> NDArray[np.int32]:
+    items: NDArray[np.int32] = reduce(np.intersect1d, (m.shifted.item for m in members))
+    if len(items) < 3:
+        raise DesignError(
+            f"the models have {len(items)} items in common, and intervals need 3: capture all of "
+            "them with the same --seed and a larger --n"
+        )
+    return items
+
+
+def _same_tokens(
+    stores: Sequence[ActivationStore], items: NDArray[np.int32], different: bool
+) -> bool:
+    texts = [_text(store, items) for store in stores]
+    for store, text in zip(stores, texts, strict=True):
+        if not np.array_equal(text, texts[0]):
+            if different:
+                return False
+            raise DesignError(
+                f"{_place(store)} and {_place(stores[0])} are of different tokens: use one text "
+                "and --seed; where tokenizers differ, --different-tokens compares positions alone"
+            )
+    return True
+
+
+def _text(store: ActivationStore, items: NDArray[np.int32]) -> NDArray[np.int32]:
+    order = np.lexsort((store.prefix_length, store.item))
+    return store.tokens[order[np.isin(store.item[order], items)]]
+
+
+def _notes(
+    members: Sequence[Member], items: NDArray[np.int32], same_tokens: bool
+) -> tuple[str, ...]:
+    notes = []
+    counts = {len(np.unique(member.shifted.item)) for member in members}
+    if len(counts) > 1:
+        notes.append(f"files hold {min(counts)} to {max(counts)} items: the {len(items)} common "
+                     "to all are used")  # fmt: skip
+    if not same_tokens:
+        notes.append("models saw different tokens: the same positions are compared, not one text")
+    for member in members:
+        windows = [w for w in member.shifted.layer_window if w]
+        if windows and min(windows) <= max(member.shifted.offsets, default=0):
+            notes.append(
+                f"{member.name}: its window of {min(windows)} tokens hides some of the offsets "
+                f"{listed(member.shifted.offsets)}, which are left out for it"
+            )
+    return tuple(notes)

@@ -1,0 +1,488 @@
+"""Several models from their files: what is compared with what, what is found, what is refused."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from click.testing import CliRunner
+
+from posprobe.architectures import VALUES, compare_lineup
+from posprobe.cli import main
+from posprobe.comparing import compare
+from posprobe.errors import DesignError, StoreError
+from posprobe.hypotheses import answers, hypothesis_claims
+from posprobe.lineup import line_up
+from posprobe.store import ActivationStore
+
+MASK = np.array([1.0, 0.4, 0.0])
+RESIDUAL = np.array([-1.0, -0.2, 0.0])
+# size of the residual effect, and how it grows from the first layer to the last
+TRUTH = {"ntk": (0.4, 0.0), "rope": (0.7, 0.0), "window": (1.0, 0.6)}
+
+
+def file_of(
+    path, name, *, size=0.5, growth=0.0, mask=1.0, layers=3, heads=2, n=8, seed=0, **fields
+):
+    """A shifted capture whose residual channel is `size` at mid depth; items are paired by seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    depth = np.linspace(-0.5, 0.5, layers) if layers > 1 else np.zeros(1)
+    item = 1 + 0.1 * rng.normal(size=(n, 1))
+    parts = [
+        synthetic.effect_arrays(
+            mask * item * MASK, (size + growth * z) * item * RESIDUAL, 0.05, heads=heads, rng=rng
+        )
+        for z in depth
+    ]
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    window, prefixes = fields.pop("window", 4), fields.pop("prefixes", (1, 4, 7))
+    index = synthetic.shifted_index(n, prefixes, 4) | fields.pop("index", {})
+    index["item"] = index["item"] + fields.pop("first_item", 0)
+    header = dict(model=f"zoo/{name}", weights_digest=name, design="shifted", offsets=(1,))
+    header |= dict(prefixes=prefixes, window=window, length=prefixes[-1] + 4)
+    return synthetic.write(path, arrays, index=index, **header | fields)
+
+
+def family(folder, seeds=3, truth=TRUTH, spread=0.05, **fields):
+    rng = np.random.default_rng(1)
+    counts = {name: seeds for name in truth} if isinstance(seeds, int) else seeds
+    return [
+        file_of(
+            folder / f"{kind}-{k}" / "shifted.h5", f"{kind}-{k}",
+            size=size + spread * rng.normal(), growth=growth + spread * rng.normal(),
+            mask=1 + 0.2 * spread * rng.normal(), **fields,
+        )
+        for kind, (size, growth) in truth.items()
+        for k in range(counts[kind])
+    ]  # fmt: skip
+
+
+def variants(folder, truth=None, **fields):
+    truth = truth or {"standard": TRUTH["rope"], "ntk(8)": TRUTH["ntk"], "window(3)": (1.0, 0.6)}
+    return [
+        file_of(
+            folder / f"{name}.h5", "smol", size=size, growth=growth, mask=1 + size / 10,
+            variant=name,
+            interventions=[{"is": name}], **fields,
+        )
+        for name, (size, growth) in truth.items()
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def comparison(models):
+    return compare_lineup(line_up(models))
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    return compare_lineup(line_up(variants(tmp_path_factory.mktemp("variants"))))
+
+
+def refuses(said, stores, **options):
+    with pytest.raises(DesignError, match=said) as error:
+        line_up(stores, **options)
+    assert "\n" not in str(error.value)
+
+
+# --- who is who ---
+
+
+def test_models_are_sorted_by_architecture_in_any_order_of_files(models):
+    there, back = line_up(models), line_up(models[::-1])
+    assert there.architectures == back.architectures
+    assert list(there.architectures) == ["ntk", "rope", "window"]
+    assert there.architectures["rope"] == ["rope-0", "rope-1", "rope-2"]
+    assert not there.paired
+    assert there.notes == ()
+
+
+def test_architectures_may_be_said(models):
+    lineup = line_up(models, architectures={"rotary": "*rope-*", "rest": "*[tw]-[0-9]"} | {
+        "rest": "zoo/[nw]*"})  # fmt: skip
+    assert list(lineup.architectures) == ["rest", "rotary"]
+    assert len(lineup.architectures["rest"]) == 6
+
+
+def test_a_model_without_an_architecture_is_refused(models):
+    said = r"model 'rope-0' \(rope-0/shifted\.h5\) matches no --architecture: give each model one"
+    refuses(said, models[3:], architectures={"w": "*window*"})
+    refuses(r"matches a and b: give", models, architectures={"a": "*", "b": "*ntk*"})
+
+
+def test_names_are_as_long_as_they_must_be(tmp_path):
+    stores = [
+        file_of(tmp_path / f"{k}.h5", k, model=f"{k}/model-0", weights_digest=k) for k in "ab"
+    ]
+    assert [m.name for m in line_up(stores).members] == ["a/model-0", "b/model-0"]
+    assert list(line_up(stores).architectures) == ["model"]
+
+
+def test_a_variant_of_every_model_belongs_to_the_architecture(tmp_path):
+    stores = [
+        file_of(tmp_path / f"{k}.h5", f"rope-{k}", variant=variant)
+        for k, variant in enumerate(["standard", "ntk(8)"])
+    ]
+    lineup = line_up(stores)
+    assert lineup.architectures == {"rope": ["rope-0"], "rope [ntk(8)]": ["rope-1 [ntk(8)]"]}
+
+
+def test_variants_of_one_checkpoint_are_paired_and_the_standard_one_is_first(tmp_path):
+    lineup = line_up(variants(tmp_path)[::-1])
+    assert lineup.paired
+    assert [m.architecture for m in lineup.members] == ["standard", "ntk(8)", "window(3)"]
+
+
+def test_variants_take_no_other_architecture(tmp_path):
+    refuses("all files are of one model's weights", variants(tmp_path), architectures={"a": "*"})
+
+
+# --- what is refused, what is handled ---
+
+
+def test_one_model_is_no_comparison(models):
+    refuses("1 model was given, and a comparison needs two; for one model use: posp", models[:1])
+    refuses("0 model was given", [])
+
+
+def test_refuses_a_model_given_twice(models, tmp_path):
+    twin = file_of(tmp_path / "copy" / "shifted.h5", "rope-0")
+    said = r"model 'rope-0' is given twice \(rope-0/shifted\.h5, copy/shifted\.h5\): give each of"
+    refuses(said, [*models, twin])
+
+
+def test_refuses_two_models_of_one_name(models, tmp_path):
+    twin = file_of(tmp_path / "b.h5", "rope-0", weights_digest="other")
+    refuses("two models of different weights are both called 'zoo/rope-0'", [*models, twin])
+
+
+def test_refuses_weights_that_some_models_share(models, tmp_path):
+    twin = file_of(tmp_path / "b.h5", "rope-0", variant="ntk(8)")
+    said = r"model 'zoo/rope-0' stands there as standard and ntk\(8\) beside other models"
+    refuses(said, [*models, twin])
+
+
+def test_refuses_a_model_without_a_shifted_capture(models, tmp_path):
+    arrays = {"normalizer": np.zeros((1, 2, 3, 1))}
+    store = synthetic.write(tmp_path / "natural.h5", arrays, weights_digest="x", model="zoo/ntk-9")
+    refuses("model 'ntk-9' has no shifted capture among its files", [*models, store])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            dict(prefixes=(1, 5, 9)),
+            "has prefixes 1, 5, 9 and ntk-0/shifted.h5 1, 4, 7: capture all",
+        ),
+        (dict(offsets=(2,)), "has offsets 2 and ntk-0/shifted.h5 1: capture all models with the"),
+        (dict(stimulus={"bos_token": None}), "has text at position 0 and ntk-0/shifted.h5 a BOS"),
+        (dict(first_item=6), "the models have 2 items in common, and intervals need 3"),
+    ],
+    ids=["prefixes", "offsets", "first token", "items"],
+)
+def test_refuses_files_of_different_designs(fields, said, models, tmp_path):
+    refuses(re.escape(said), [*models, file_of(tmp_path / "b.h5", "rope-9", **fields)])
+
+
+def test_different_tokens_are_refused_unless_allowed(models, tmp_path):
+    tokens = synthetic.shifted_index(8, (1, 4, 7), 4)["tokens"] * 2
+    other = file_of(tmp_path / "b.h5", "gemma", index={"tokens": tokens})
+    said = r"/b\.h5 and gemma.*|/shifted\.h5 and .*/b\.h5 are of different tokens: use one text"
+    refuses(said, [*models, other])
+    lineup = line_up([*models, other], different_tokens=True)
+    assert not lineup.same_tokens
+    assert "models saw different tokens" in lineup.notes[0]
+    table = compare_lineup(lineup).tables["architectures"].set_index(["architecture", "quantity"])
+    assert np.isnan(table.loc[("rope", "V_R"), "low_items"])  # items of several texts are no sample
+    assert table.loc[("gemma", "V_R"), "low_items"] > 0
+
+
+def test_unequal_numbers_of_items_use_those_in_common(models, tmp_path):
+    lineup = line_up([*models[:8], file_of(tmp_path / "b.h5", "window-2", n=6)])
+    assert lineup.items.tolist() == list(range(6))
+    assert lineup.notes == ("files hold 6 to 8 items: the 6 common to all are used",)
+    assert (compare_lineup(lineup).tables["models"]["items"] == 6).all()
+
+
+def test_a_window_that_hides_offsets_is_noted(models, tmp_path):
+    hidden = file_of(tmp_path / "b.h5", "tight-0", layer_window=(0, 1, 0))
+    assert (
+        "tight-0: its window of 1 tokens hides some of the offsets 1"
+        in line_up([*models, hidden]).notes[0]
+    )
+
+
+# --- models ---
+
+
+def test_variances_are_those_of_the_files(comparison):
+    table = comparison.tables["models"].set_index("model")
+    for member in comparison.lineup.members:
+        row = table.loc[member.name]
+        assert row["V_T"] == pytest.approx(row["V_M"] + row["V_R"] + 2 * row["C_MR"])
+        assert row["V_M"] == pytest.approx(np.var(MASK), rel=0.3)
+        assert row["relative"] == pytest.approx(row["V_R"] / (row["V_R"] + row["V_M"]))
+        assert row["relative_low"] < row["relative"] < row["relative_high"]
+    layers = comparison.tables["layers"]
+    means = layers.astype({"V_R": float}).groupby("model")["V_R"].mean()
+    np.testing.assert_allclose(means[table.index], table["V_R"])
+
+
+def test_architectures_have_intervals_over_models_and_over_items(comparison):
+    table = comparison.tables["architectures"].set_index(["architecture", "quantity"])
+    models = comparison.tables["models"]
+    for kind in TRUTH:
+        row = table.loc[(kind, "V_R")]
+        assert row["estimate"] == pytest.approx(
+            models.loc[models["architecture"] == kind, "V_R"].mean()
+        )
+        assert row["low_models"] < row["estimate"] < row["high_models"]
+        assert row["low_items"] < row["estimate"] < row["high_items"]
+        assert row["method_models"] == "pooled t(6) over models"
+        shares = [table.loc[(kind, f"share_{c}"), "estimate"] for c in ("mask", "residual")]
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_pooled_items_of_one_model_are_its_own(tmp_path):
+    found = compare_lineup(line_up(family(tmp_path, seeds=1)))
+    table = found.tables["architectures"].set_index(["architecture", "quantity"])
+    for _, row in found.tables["models"].iterrows():
+        for name in ("V_T", "V_R", "share_mask"):
+            both = table.loc[(row["architecture"], name)]
+            assert both["low_items"] == pytest.approx(row[f"{name}_low"])
+            assert both["high_items"] == pytest.approx(row[f"{name}_high"])
+        assert table.loc[(slice(None), "V_R"), "low_models"].isna().all()
+
+
+def test_the_order_that_was_put_in_is_found(comparison):
+    assert comparison.found["V_R"].test.p_value < 0.01
+    claims = {claim.id: claim for claim in hypothesis_claims(comparison)}
+    assert claims["H1_step_rope_ntk_V_R"].verdict == "supported"
+    assert claims["H1_step_window_rope_V_R"].verdict == "supported"
+    assert claims["H2_slope_of_window_V_R"].verdict == "supported"
+    assert claims["H2_slope_window_others_V_R"].verdict == "supported"
+    found = answers(comparison, list(claims.values()))
+    assert [a.verdict for a in found] == ["supported"] * 4
+    assert [a.hypothesis for a in found] == ["H1", "H1", "H2", "H3"]
+
+
+def test_the_reverse_order_contradicts(tmp_path):
+    truth = {"ntk": (1.0, 0.0), "rope": (0.7, 0.5), "window": (0.4, -0.4)}
+    found = compare_lineup(line_up(family(tmp_path, truth=truth)))
+    verdicts = {a.value: a.verdict for a in answers(found, hypothesis_claims(found))}
+    assert verdicts == {
+        "V_R": "contradicted", "relative": "contradicted", "V_M and V_R": "supported",
+    }  # fmt: skip
+
+
+def test_secondary_tests_are_adjusted_and_one_is_primary(comparison):
+    tests = comparison.tables["tests"]
+    (primary,) = tests.index[tests["primary"]]
+    assert (tests.loc[primary, "value"], tests.loc[primary, "response"]) == ("V_R", "intercept")
+    secondary = tests[(tests["method"] == "two-stage F") & ~tests["primary"]]
+    assert (secondary["p_holm"] >= secondary["p_value"]).all()
+    assert np.isnan(tests.loc[primary, "p_holm"])
+    assert set(tests["value"]) == set(VALUES)
+
+
+def test_a_mixed_model_stands_beside_with_its_status(comparison):
+    assert comparison.found["V_R"].mixed.status in {"ok", "singular", "not_identified", "failed"}
+    assert comparison.found["relative"].mixed is None
+
+
+def test_unbalanced_designs_are_tested_and_noted(tmp_path):
+    seeds = {"ntk": 3, "rope": 2, "window": 1}
+    found = compare_lineup(line_up(family(tmp_path, seeds=seeds)))
+    test = found.found["V_R"].test
+    assert (test.df_between, test.df_within) == (2, 3)
+    notes = " ".join(found.found["V_R"].notes)
+    assert "one model only of window" in notes
+    assert "unequal numbers of models" in notes
+
+
+def test_one_model_of_each_is_described_and_not_tested(tmp_path):
+    found = compare_lineup(line_up(family(tmp_path, seeds=1)))
+    assert found.found["V_R"].status == "refused"
+    assert "one model per architecture" in found.found["V_R"].reason
+    claims = hypothesis_claims(found)
+    verdicts = [a.verdict for a in answers(found, claims)]
+    assert verdicts == ["not_applicable"] * 3 + ["supported"]
+    assert "tests" not in found.tables
+    assert len(found.tables["layers"]) == 9
+
+
+def test_one_architecture_is_described_and_not_tested(tmp_path):
+    found = compare_lineup(line_up(family(tmp_path, truth={"rope": TRUTH["rope"]})))
+    assert found.found["V_R"].reason.startswith("one architecture ('rope'): there is nothing")
+    claims = hypothesis_claims(found)
+    assert claims[0].protocol == "needs one each of: ntk, window, and standard (or rope)"
+    assert [a.verdict for a in answers(found, claims)][-1] == "supported"
+
+
+def test_one_layer_and_one_head_have_no_slope(tmp_path):
+    found = compare_lineup(line_up(family(tmp_path, layers=1, heads=1)))
+    assert found.found["V_R"].slope_test is None
+    assert "one layer per model" in " ".join(found.found["V_R"].notes)
+    (claim,) = [c for c in hypothesis_claims(found) if c.id.startswith("H2")]
+    assert claim.verdict == "not_applicable"
+    assert claim.protocol == "one layer was measured: no slope over depth"
+
+
+def test_models_that_are_copies_of_one_are_no_sample(tmp_path):
+    stores = [
+        file_of(tmp_path / f"{kind}-{k}.h5", f"{kind}-{k}", size=size)
+        for kind, size in (("ntk", 0.4), ("rope", 0.6), ("window", 0.8))
+        for k in range(2)
+    ]
+    found = compare_lineup(line_up(stores))
+    assert "agree to rounding" in found.found["V_R"].reason
+    assert all(c.verdict == "not_applicable" for c in hypothesis_claims(found) if "H1" in c.id)
+
+
+def test_a_ratio_that_is_not_defined_is_not_compared(tmp_path):
+    silent = [
+        synthetic.effect_store(
+            tmp_path / f"none-{k}.h5", np.zeros((8, 3)), np.zeros((8, 3)), prefixes=(1, 4, 7),
+            fields=dict(weights_digest=f"n{k}", model=f"none-{k}"),
+        )
+        for k in range(2)
+    ]  # fmt: skip
+    found = compare_lineup(line_up([*family(tmp_path, seeds=2, layers=1, heads=1), *silent]))
+    assert "relative" not in found.found
+    reasons = {c.id: c.protocol for c in hypothesis_claims(found)}
+    assert reasons["H1_relative"] == "undefined: V_R + V_M is not above 0 in every model"
+
+
+# --- variants of one checkpoint ---
+
+
+def test_variants_are_compared_over_items_and_test_no_architecture(paired):
+    assert paired.found == {}
+    assert "tests" not in paired.tables
+    table = paired.tables["differences"].set_index(["value", "contrast"])
+    models = paired.tables["models"].set_index("architecture")
+    row = table.loc[("V_R", "window(3) - standard")]
+    assert row["estimate"] == pytest.approx(
+        models.loc["window(3)", "V_R"] - models.loc["standard", "V_R"]
+    )
+    assert row["low"] < row["estimate"] < row["high"]
+    assert row["method"] == "bootstrap of items, t(7)"
+    assert row["p_holm"] >= row["p_value"]
+    verdicts = [a.verdict for a in answers(paired, hypothesis_claims(paired))]
+    assert verdicts == ["supported"] * 4
+
+
+def test_pairing_cancels_what_items_share(paired):
+    models = paired.tables["models"].set_index("architecture")
+    table = paired.tables["differences"].set_index(["value", "contrast"])
+    row = table.loc[("V_M", "ntk(8) - standard")]
+    alone = models.loc["standard", "V_M_high"] - models.loc["standard", "V_M_low"]
+    assert row["high"] - row["low"] < alone / 2
+
+
+def test_variants_without_those_of_the_study_are_described(tmp_path):
+    truth = {"standard": (0.5, 0.0), "linear(8)": (0.4, 0.0), "no_causal": (0.4, 0.0)}
+    found = compare_lineup(line_up(variants(tmp_path, truth)))
+    claims = hypothesis_claims(found)
+    assert {c.id for c in claims if c.id.startswith("H3")} == {
+        f"H3_{channel}_{name}" for channel in ("mask", "residual")
+        for name in ("standard", "linear_8")
+    }  # fmt: skip
+    assert [a.verdict for a in answers(found, claims)] == ["not_applicable"] * 3 + ["supported"]
+
+
+# --- what stands beside ---
+
+
+def test_sinks_and_replacements_of_every_model(tmp_path):
+    rng = np.random.default_rng(0)
+    stores = []
+    for name in ("rope-0", "rope-1"):
+        files = synthetic.study_files(tmp_path / name, rng, weights_digest=name, model=name)
+        stores += [files[role] for role in ("natural", "shifted", "mean")]
+    found = compare_lineup(line_up(stores))
+    sinks = found.tables["sinks"].set_index("model")
+    assert list(sinks.index) == ["rope-0", "rope-1"]
+    assert (sinks["queries"] == 23).all()
+    np.testing.assert_allclose(sinks["even"], np.mean(1 / np.arange(2, 25)))
+    store = ActivationStore(tmp_path / "rope-0" / "natural.h5")
+    layer, head = (int(k) for k in sinks.loc["rope-0", "strongest"].split(":"))
+    scores = store.read("sink_score", layer)[:, 1:, head] - store.normalizer(layer)[:, 1:, head]
+    assert sinks.loc["rope-0", "attention"] == pytest.approx(np.exp(scores).mean(), rel=0.5)
+    removed = found.tables["replacement"].query("primary").set_index("model")
+    assert removed.loc["rope-1", "fraction_removed"] == pytest.approx(0.75)
+
+
+# --- the folder and the command line ---
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_a_folder_with_page_tables_and_figures(models, tmp_path):
+    found = invoke("compare", *[s.path for s in models], "-o", tmp_path / "out", "--quiet")
+    assert found.exit_code == 0, found.output
+    assert found.stdout == f"{tmp_path / 'out' / 'report.html'}\n"
+    names = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+    wanted = {"architectures", "models", "layers", "tests", "contrasts", "estimates", "checks"}
+    assert {f"tables/{name}.csv" for name in wanted} <= names
+    assert {"figures/balance.svg", "figures/depth_V_R.svg", "comparison.json"} <= names
+    plain = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert plain["architectures"]["ntk"] == ["ntk-0", "ntk-1", "ntk-2"]
+    assert plain["status"]["V_R"] == "tested"
+    assert plain["mixed_model"]["V_R"]["status"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    for words in ("two-stage F", "H1", "Planned contrasts", "9 models by architecture", "F(2, 6)"):
+        assert words in page
+    assert page.count("<svg") == 5
+    assert "object at" not in page
+    assert not re.search(r'(src|href)="(?!#)', page)
+
+
+def test_the_same_files_give_the_same_bytes_in_any_order(models, tmp_path):
+    paths = [store.path for store in models]
+    pages = [
+        compare(order, tmp_path / name, progress=False).read_bytes()
+        for name, order in (("a", paths), ("b", paths[::-1]))
+    ]
+    assert pages[0] == pages[1]
+
+
+def test_a_comparison_of_variants_says_so(tmp_path):
+    paths = [store.path for store in variants(tmp_path)]
+    page = compare(paths, tmp_path / "out", progress=False).read_text()
+    assert "3 variants of one checkpoint" in page
+    assert "test no architecture" in page
+    assert "Tests of architecture" not in page
+    assert len(pd.read_csv(tmp_path / "out" / "tables" / "contrasts.csv")) == 5 + 3 + 5 + 5
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(models, tmp_path):
+    paths = [store.path for store in models]
+    found = invoke("compare", paths[0], paths[0], "-o", tmp_path / "out")
+    assert found.exit_code == 2
+    assert re.fullmatch(r"posprobe: file .*ntk-0/shifted\.h5 is given twice: .*\n", found.stderr)
+    found = invoke("compare", *paths, "-o", tmp_path / "out", "--architecture", "rope")
+    assert found.exit_code == 2
+    assert "write NAME=PATTERN" in found.stderr
+    found = invoke("compare", *paths, "-o", tmp_path / "out", "--architecture", "all=*", "--quiet")
+    assert found.exit_code == 0
+    assert "one architecture" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_incomplete_file_is_refused(models, tmp_path):
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(models[0].path.read_bytes()[:5000])
+    with pytest.raises(StoreError, match=r"broken\.h5"):
+        compare([models[1].path, broken], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
