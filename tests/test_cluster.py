@@ -7,6 +7,7 @@ import sys
 
 import dask
 import distributed
+import joblib
 import numpy as np
 import pytest
 import tiny
@@ -14,13 +15,17 @@ import torch
 from click.testing import CliRunner
 from distributed.comm import CommClosedError
 from test_captures import assert_same_bits, everything, make_tokenizer
+from test_partition import GROUPS, make_data
 
 from posprobe import cluster
 from posprobe.captures import capture, fill
 from posprobe.cli import main
 from posprobe.cluster import capture_distributed, connect
 from posprobe.errors import ClusterError, ModelError, StoreError
+from posprobe.gram import ClusterGram
 from posprobe.models import load_model
+from posprobe.partition import VariancePartition
+from posprobe.ridge import refit
 from posprobe.store import ActivationStore
 
 OPTIONS = dict(n=12, length=24, window=5, batch_tokens=48, seed=2)  # six batches of two sequences
@@ -324,6 +329,34 @@ def test_lost_cluster_is_one_line(error, message, take, monkeypatch):
     monkeypatch.setattr(cluster, "_gather", lost)
     with pytest.raises(ClusterError, match=message):
         take()
+
+
+# --- statistics ---
+
+
+def test_refitted_replicates_through_joblib_on_dask_are_the_serial_ones(client, monkeypatch):
+    monkeypatch.setattr(refit, "_BATCH_BYTES", 1)  # one task per replicate
+    X, y, groups = make_data()
+    partition = VariancePartition(GROUPS).fit(X, y, groups=groups)
+    serial = partition.replicates("refit", n_resamples=6)
+    begun = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.task_prefixes))
+    with joblib.parallel_config("dask"):
+        assert np.array_equal(partition.replicates("refit", n_resamples=6, n_jobs=-1), serial)
+    ended = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.task_prefixes))
+    assert ended > begun  # it did not fall back on processes of its own
+
+
+def test_grams_of_shards_add_up_to_the_grams_of_all(client):
+    X, y, groups = make_data()
+    serial = ClusterGram.from_arrays(X, y, groups)
+    cut = [np.isin(groups, part) for part in np.array_split(np.unique(groups), 4)]
+    parts = [
+        client.submit(ClusterGram.from_arrays, X[c], y[c], groups[c], shift=serial.shift)
+        for c in cut
+    ]
+    total = client.submit(sum, parts[1:], parts[0]).result()
+    assert np.array_equal(total.grams, serial.grams)
+    assert np.array_equal(total.groups, serial.groups)
 
 
 # --- addresses ---
