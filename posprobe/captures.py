@@ -147,7 +147,8 @@ def capture_stimulus(
     path: str | Path,
     *,
     quantities: tuple[str, ...] = QUANTITIES,
-    residual_layers: tuple[int, ...] | None = None,
+    residual_layers: tuple[int, ...] | str | None = None,
+    residual_positions: tuple[int, ...] | str | None = None,
     offsets: tuple[int, ...] = OFFSETS,
     dtype: str = "float32",
     position0: str = "native",
@@ -166,8 +167,13 @@ def capture_stimulus(
     path : str or Path
     quantities : tuple of str
         Data sets to keep, of `QUANTITIES`.
-    residual_layers : tuple of int or None
-        Layers whose residual stream is kept (None: all; number L is the last block's output).
+    residual_layers : tuple of int, str or None
+        Layers whose residual stream is kept (None: all; number L is the last block's output), or
+        text as in `posprobe.selection.parse_layers`.
+    residual_positions : tuple of int, str or None
+        Positions at which the residual stream is kept (None: all), or text as in
+        `posprobe.selection.parse_positions`; in the shifted design numbered from the start of the
+        window, which stands elsewhere in each sequence.
     offsets : tuple of int
         Distances, in tokens, at which scores are kept.
     dtype : {"float32", "float16"}
@@ -209,6 +215,7 @@ def capture_stimulus(
         position0=position0,
         intervention=intervention,
         batch_tokens=batch_tokens,
+        residual_positions=residual_positions,
     )
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
@@ -275,7 +282,8 @@ def plan_capture(
     stimulus: Stimulus,
     *,
     quantities: tuple[str, ...] = QUANTITIES,
-    residual_layers: tuple[int, ...] | None = None,
+    residual_layers: tuple[int, ...] | str | None = None,
+    residual_positions: tuple[int, ...] | str | None = None,
     offsets: tuple[int, ...] = OFFSETS,
     dtype: str = "float32",
     position0: str = "native",
@@ -300,7 +308,13 @@ def plan_capture(
     change = model.intervention().combined(intervention)
     change.check_heads(model.n_layers, model.n_heads)
     stimulus = _replace_token(model, stimulus, position0)
-    header = _header(model, stimulus, change, position0, dtype, residual_layers)
+    header = _header(model, stimulus, change, position0, dtype)
+    if isinstance(residual_layers, str):
+        residual_layers = parse_layers(residual_layers, model.n_layers)
+    if isinstance(residual_positions, str):
+        residual_positions = parse_positions(residual_positions, stimulus.n_queries)
+    if residual_positions is not None and not residual_positions:
+        raise StimulusError("residual_positions is empty; leave 'residual' out of the quantities")
     header = dataclasses.replace(
         header,
         offsets=offsets if "offset_score" in quantities else (),
@@ -313,6 +327,8 @@ def plan_capture(
         prefixes=stimulus.prefixes if REMASKED & set(quantities) else (),
         window=stimulus.window,
         first_is_apart=stimulus.design != "repeated"
+        residual_layers=residual_layers,
+        residual_queries=residual_positions or (),
         or stimulus.bos_token is not None
         or position0 != "native",
     )
@@ -325,7 +341,6 @@ def _header(
     change: Intervention,
     position0: str,
     dtype: str,
-    residual_layers: tuple[int, ...] | None,
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [_effective_window(w, change, longest) or 0 for w in model.layer_windows]
@@ -342,7 +357,6 @@ def _header(
         layer_window=tuple(windows),
         prefixes=stimulus.prefixes,
         window=stimulus.window,
-        residual_layers=residual_layers,
         dtype=dtype,
         weights_digest=model.weights_digest(),
         config=model.effective_config()
@@ -391,7 +405,11 @@ def fill(writer: StoreWriter, model: ObservableModel, plan: CapturePlan, bar: tq
     residual_layers = writer.header.residual_layers or ()
 
     def emit(name: str, layer: int, tensor: Tensor) -> None:
-        if name in kept and (name != "residual" or layer in residual_layers):
+        if name == "residual":
+            if layer not in residual_layers:
+                return
+            tensor = tensor[:, rows] if rows else tensor
+        if name in kept:
             writer.put(name, tensor.float().cpu().numpy(), layer)
 
     def emit_alone(name: str, layer: int, tensor: Tensor) -> None:
@@ -399,6 +417,7 @@ def fill(writer: StoreWriter, model: ObservableModel, plan: CapturePlan, bar: tq
             emit("position0_alone", layer, tensor)
 
     for batch in plan.batches(writer.done):
+    rows = list(writer.header.residual_queries)
         length = int(stimulus.lengths[batch.start])
         tokens = torch.from_numpy(stimulus.tokens[batch, :length].astype(np.int64))
         embedding0 = _embedding0(model, stimulus, batch, plan.position0)

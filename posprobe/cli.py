@@ -133,6 +133,18 @@ def audit(
     help="Of the residual stream in the file.",
 )
 @click.option(
+    "--layers",
+    "residual_layers",
+    metavar="LAYERS",
+    help="Keep the residual stream of these only: 0-5,last or blocks.5.hook_resid_pre,...",
+)
+@click.option(
+    "--positions",
+    "residual_positions",
+    metavar="POSITIONS",
+    help="Keep the residual stream at these only: 0-63,last or all/16 (every 16th).",
+)
+@click.option(
     "--dask",
     metavar="ADDRESS",
     help="Capture on a Dask cluster: tcp://HOST:PORT, or local, or local:N for N processes.",

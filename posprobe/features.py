@@ -63,7 +63,8 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
     -------
     Features
         For the attention features, offsets that a sliding window hides are left out, and rows
-        whose largest offset would reach key 0.
+        whose largest offset would reach key 0. With the residual stream, only the positions at
+        which it was kept.
 
     Raises
     ------
@@ -83,7 +84,8 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
         raise DesignError(f"features {which!r} are unknown; use one of {', '.join(FEATURES)}")
     blocks = _blocks(store, layer, which)
     first = 1 + (max(_seen_offsets(store, layer)) if which in ("attention", "scores") else 0)
-    keep = store.positions >= first
+    positions = store.residual_positions if which in ("residual", "joint") else store.positions
+    keep = positions >= first
     if not keep.any():
         raise DesignError(
             f"{store.path.name} has no query from position {first} on; capture longer sequences"
@@ -100,7 +102,7 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
         columns.append(flat)
     groups = np.broadcast_to(store.item[:, None], keep.shape)[keep].astype(np.int64)
     X = np.concatenate(columns, axis=1)
-    return Features(X, store.positions[keep].astype(float), groups, feature_groups)
+    return Features(X, positions[keep].astype(float), groups, feature_groups)
 
 
 def _seen_offsets(store: ActivationStore, layer: int) -> list[int]:
@@ -123,7 +125,8 @@ def _blocks(store: ActivationStore, layer: int, which: str) -> dict[str, np.ndar
         return {which: scores}
     blocks = {}
     if which in ("normalizer", "joint"):
-        blocks["normalizer"] = store.normalizer(layer)
+        z = store.normalizer(layer)
+        blocks["normalizer"] = z if which == "normalizer" else z[:, store.residual_rows]
     if which in ("residual", "joint"):
         stream = store.residual(layer).astype(np.float64)
         rms = np.sqrt(np.square(stream).mean(-1, keepdims=True))

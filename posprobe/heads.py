@@ -227,8 +227,10 @@ def writing_table(
             f"the output projection of {store.model} is not known, so that what its heads write "
             "is not in the file"
         )
-    if set(store.header.residual_layers or ()) >= set(range(store.n_layers)) and (
+    if (
         "residual" in store.header.quantities
+        and set(store.header.residual_layers or ()) >= set(range(store.n_layers))
+        and (store.residual_positions > 0).any(1).all()
     ):
         measures["relative to the residual stream"] = measures["written"] / _later_norm(store, half)
     rows = []
@@ -252,7 +254,7 @@ def _written(store: ActivationStore, half: NDArray[np.bool_]) -> Array:
 
 def _later_norm(store: ActivationStore, half: NDArray[np.bool_]) -> Array:
     """Mean norm of the residual stream after position 0, entering each layer: (sequence, L, 1)."""
-    later = store.positions[half] > 0
+    later = store.residual_positions[half] > 0
     norms = []
     for layer in range(store.n_layers):
         stream = store.residual(layer)[half].astype(np.float32)

@@ -196,6 +196,6 @@ def _later_norm(store: ActivationStore, layer: int) -> float:
         return float("nan")
     if layer not in (store.header.residual_layers or ()):
         return float("nan")
-    later = store.positions > 0
+    later = store.residual_positions > 0
     norms = np.linalg.norm(store.residual(layer).astype(np.float32), axis=-1)
-    return float(np.median(norms[later]))
+    return float(np.median(norms[later])) if later.any() else float("nan")

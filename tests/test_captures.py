@@ -184,6 +184,43 @@ def test_some_residual_layers_are_those_of_all(take):
         some.residual(1)
 
 
+@pytest.mark.parametrize("design", ["natural", "shifted"])
+def test_some_residual_positions_are_those_of_all(design, take):
+    stimulus = child.stimulus(design)
+    whole, some = take(stimulus), take(stimulus, residual_positions=(0, 2, 4))
+    assert some.header.residual_queries == (0, 2, 4)
+    assert some.read("residual").shape == (4, len(stimulus.tokens), 3, 32)
+    assert np.array_equal(some.read("residual"), whole.read("residual")[:, :, [0, 2, 4]])
+    assert np.array_equal(some.residual_positions, stimulus.query_start[:, None] + [0, 2, 4])
+    assert np.array_equal(whole.residual_positions, whole.positions)
+    for name in set(QUANTITIES) - {"residual"}:
+        assert np.array_equal(some.read(name), whole.read(name), equal_nan=True)
+
+
+def test_layers_and_positions_are_read_from_text(take):
+    stimulus = child.stimulus("natural")
+    layers = "0,blocks.2.hook_resid_post"
+    some = take(stimulus, residual_layers=layers, residual_positions="all/8,last")
+    assert some.header.residual_layers == (0, 3)
+    assert some.residual_positions[0].tolist() == [0, 8, 16, 23]
+    every = take(stimulus, residual_positions="all")
+    assert every.header == take(stimulus).header
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (dict(residual_layers="4"), "--layers: '4' is not a range within 0 to 3"),
+        (dict(residual_positions="5"), "--positions: '5' is not a range within 0 to 4"),
+        (dict(residual_positions=()), "residual_positions is empty"),
+    ],
+)
+def test_layers_and_positions_that_are_not_there_are_refused(options, reason, take, tmp_path):
+    with pytest.raises(StimulusError, match=reason):
+        take(child.stimulus(), **options)
+    assert leftovers(tmp_path) == []
+
+
 def test_float16_rounds_the_residual_stream_alone(take):
     whole, half = take(child.stimulus()), take(child.stimulus(), dtype="float16")
     assert half.read("residual").dtype == np.float16
@@ -392,6 +429,7 @@ def test_contradictory_options_are_refused_before_anything_is_written(
     assert leftovers(tmp_path) == []
 
 
+        (dict(residual_positions=(0, 5)), "residual_queries"),
 def test_folder_that_cannot_be_written_is_refused(llama, tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "a.h5", tmp_path / "nowhere" / "a.h5"):

@@ -115,6 +115,18 @@ def test_capture_does_not_overwrite_unless_told(captured, model_folder, text_fil
     assert found.stdout == f"{path}\n"
 
 
+def test_capture_keeps_some_layers_and_positions(model_folder, text_file, tmp_path):
+    path = tmp_path / "a.h5"
+    arguments = ["capture", model_folder, "-o", path, "--text", text_file, "--n", 2, "--quiet"]
+    arguments += ["--length", 48, "--layers", "0,blocks.1.hook_resid_pre"]
+    refused(invoke(*arguments, "--positions", "40-48"), "--positions: '40-48' is not a range")
+    refused(invoke(*arguments, "--positions", "every"), "--positions: 'every' is no selection")
+    assert invoke(*arguments, "--positions", "0-2,last").exit_code == 0
+    with ActivationStore(path) as store:
+        assert store.header.residual_layers == (0, 1)
+        assert store.residual_positions.tolist() == [[0, 1, 2, 47]] * 2
+
+
 def test_inspect_says_what_a_file_holds(captured):
     found = invoke("inspect", captured)
     assert found.exit_code == 0
@@ -147,6 +159,13 @@ def test_selfcheck_fails_where_an_interval_does(passed, status, monkeypatch):
     found = invoke("selfcheck")
     assert found.exit_code == status
     assert "0.94" in found.stdout
+
+
+def test_variant_that_no_length_of_the_audit_shows_is_refused_before_the_first(monkeypatch):
+    monkeypatch.setattr("posprobe.study.audit", None)
+    found = invoke("audit", "smollm2", "--length", "64", "--variants", "standard,window(64)")
+    assert found.exit_code == 2
+    assert "variant window(64) is inert at length 64" in found.stderr
 
 
 def test_audit_of_several_variants_takes_a_folder_each(

@@ -55,6 +55,19 @@ def test_one_group_is_its_part_of_the_joint_features(which, arrays, tmp_path):
     assert np.array_equal(alone.y, joint.y)
 
 
+@pytest.mark.parametrize("which", ["residual", "joint"])
+def test_kept_positions_are_rows_of_all(which, arrays, tmp_path):
+    """The residual stream of some positions, with the normalizers of the same ones."""
+    whole = features(natural(tmp_path, arrays), 1, which)
+    rows = [0, 3, 11]
+    some = arrays | {"residual": arrays["residual"][:, :, rows]}
+    store = natural(tmp_path, some, residual_queries=rows)
+    found, chosen = features(store, 1, which), np.isin(whole.y, rows)
+    for one, other in zip(found[:3], whole[:3], strict=True):
+        assert np.array_equal(one, other[chosen])
+    assert np.array_equal(features(store, 1, "normalizer").y, np.tile(np.arange(1, 12), 3))
+
+
 def test_attention_features_leave_key_0_out(arrays, tmp_path):
     store = natural(tmp_path, arrays)
     attention, scores = features(store, 0, "attention"), features(store, 0, "scores")

@@ -174,6 +174,7 @@ def test_round_trip_of_any_header(tmp_path_factory, data):
         prefixes=range(data.draw(small)),
         window=data.draw(small),
         residual_layers=sorted(data.draw(st.sets(st.integers(0, n_layers), min_size=1))),
+        residual_queries=(0,) if data.draw(st.booleans()) else (),
         dtype=data.draw(st.sampled_from(["float32", "float16"])),
     )
     index = child.index(header) | {"query_start": np.zeros(n_sequences)}
@@ -565,6 +566,8 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path, change, message):
         ({"layer_window": (0,)}, "layer_window has 1 entries for 2 layers"),
         ({"residual_layers": (2, 0)}, r"residual_layers \[2, 0\] must rise within 0 to 2"),
         ({"residual_layers": (0, 3)}, r"residual_layers \[0, 3\] must rise within 0 to 2"),
+        ({"residual_queries": (3, 1)}, "residual_queries 3, 1 must rise within 0 to 4"),
+        ({"residual_queries": (0, 5)}, "residual_queries 0, 5 must rise within 0 to 4"),
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused(change, message):
@@ -650,6 +653,11 @@ def test_readers_refuse(copy, case):
         ActivationStore(copy)
     assert str(copy) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_does_not_say_which_queries_were_kept_has_all(copy):
+    edit(copy, drop_attribute("residual_queries"))
+    assert ActivationStore(copy).header.residual_queries == ()
 
 
 def test_readers_ignore_what_they_do_not_know(copy):

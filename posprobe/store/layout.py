@@ -22,6 +22,7 @@ FORMAT = "posprobe"
 VERSION = 1
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
+_LATER = ("residual_queries",)  # attributes that the first files do not have
 _COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries", "batch_tokens")
 
 
@@ -33,8 +34,8 @@ class Quantity:
     ----------
     axes : tuple of str
         Symbols of the axes, outermost first: L layers, L+1 layers and the last block's output,
-        R kept residual layers, S sequences, T tokens, Q stored queries, H heads, D offsets,
-        P prefixes, W window rows, d width.
+        R kept residual layers, S sequences, T tokens, Q stored queries, K those of the residual
+        stream, H heads, D offsets, P prefixes, W window rows, d width.
     dtype : str
         Little-endian NumPy type; ``"float"`` is the header's ``dtype`` (float32 or float16).
     unit : str
@@ -101,7 +102,7 @@ QUANTITIES: dict[str, Quantity] = {
         nan=True,
     ),
     "residual": Quantity(
-        ("R", "S", "Q", "d"),
+        ("R", "S", "K", "d"),
         "float",
         "1",
         "residual stream entering block `residual_layers`; number L is the last block's output "
@@ -160,6 +161,11 @@ class Header:
     residual_layers: tuple[int, ...] | None = _attribute(
         "integers", "R kept rows of `residual`, numbered 0 to L (default: all)", default=None
     )
+    residual_queries: tuple[int, ...] = _attribute(
+        "integers",
+        "K kept queries of `residual`, numbered 0 to Q-1 (empty, or no such attribute: all Q)",
+        default=(),
+    )
     dtype: str = _attribute("string", "type of `residual`: float32 or float16", default="float32")
     weights_digest: str = _attribute("string", "digest of the model's weights", default="")
     config: Mapping[str, Any] = _attribute("json", "effective model config", default_factory=dict)
@@ -186,6 +192,8 @@ class Header:
             if item.metadata["kind"] == "integers":
                 object.__setattr__(self, item.name, tuple(int(v) for v in value))
         object.__setattr__(self, "quantities", tuple(self.quantities))
+        if self.residual_queries == tuple(range(self.n_queries)):
+            object.__setattr__(self, "residual_queries", ())
         _check_header(self)
 
     @property
@@ -198,6 +206,7 @@ class Header:
             "S": self.n_sequences,
             "T": self.length,
             "Q": self.n_queries,
+            "K": len(self.residual_queries) or self.n_queries,
             "H": self.n_heads,
             "D": len(self.offsets),
             "P": len(self.prefixes),
@@ -271,6 +280,8 @@ class Header:
         values = {}
         for item in fields(cls):
             if item.name not in attributes:
+                if item.name in _LATER:
+                    continue
                 raise StoreError(f"root attribute '{item.name}' is missing: capture again")
             kind = item.metadata["kind"]
             try:
@@ -341,6 +352,11 @@ def _check_header(header: Header) -> None:
     if list(kept) != sorted(set(kept)) or not set(kept) <= set(range(header.n_layers + 1)):
         raise StoreError(
             f"header: residual_layers {list(kept)} must rise within 0 to {header.n_layers}"
+        )
+    queries, last = header.residual_queries, header.n_queries - 1
+    if list(queries) != sorted(set(queries)) or not set(queries) <= set(range(last + 1)):
+        raise StoreError(
+            f"header: residual_queries {_ranges(queries)} must rise within 0 to {last}"
         )
 
 

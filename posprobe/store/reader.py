@@ -55,6 +55,10 @@ class ActivationStore:
         Token ids, padded with -1.
     positions : ndarray of shape (S, Q)
         Absolute 0-based position of every stored query.
+    residual_positions : ndarray of shape (S, K)
+        The same of the queries whose residual stream was kept, all Q by default.
+    residual_rows : ndarray of shape (K,)
+        Numbers of these queries among the Q stored ones.
 
     Raises
     ------
@@ -68,7 +72,7 @@ class ActivationStore:
 
         with ActivationStore("smollm2.h5") as store:
             z = store.normalizer(5)                      # (S, Q, H), nats
-            h = store["blocks.5.hook_resid_pre"]         # (S, Q, d)
+            h = store["blocks.5.hook_resid_pre"]         # (S, K, d)
             for sequences, block in store.blocks("residual", 5, n_sequences=8):
                 ...
     """
@@ -89,6 +93,8 @@ class ActivationStore:
         self.prefix_length = self.read("prefix_length").copy()
         self.sequence_id = self.read("sequence_id").copy()
         self.positions = self.read("query_start")[:, np.newaxis] + np.arange(header.n_queries)
+        self.residual_rows = np.array(header.residual_queries or range(header.n_queries))
+        self.residual_positions = self.positions[:, self.residual_rows]
 
     def read(self, quantity: str, layer: int | None = None, sequences: Any = None) -> np.ndarray:
         """Return a stored data set, or one layer of it, as a read-only array on the file.
@@ -135,7 +141,7 @@ class ActivationStore:
         return self.read("normalizer", layer)
 
     def residual(self, layer: int) -> np.ndarray:
-        """Residual stream entering block `layer` (L: the last output), of shape (S, Q, d)."""
+        """Residual stream entering block `layer` (L: the last output), of shape (S, K, d)."""
         return self.read("residual", layer)
 
     def blocks(
