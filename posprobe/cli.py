@@ -81,7 +81,7 @@ def audit(
     if not names:
         raise click.BadParameter("name at least one variant", param_hint="--variants")
     for name in names:
-        parse_variant(name)  # before the first of them is captured
+        parse_variant(name).check_length(length)  # before the first of them is captured
     for name in names:
         report = run(
             model,

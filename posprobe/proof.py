@@ -259,6 +259,7 @@ def variant_evidence(observable: Observable, length: int) -> dict[str, Any]:
         If the variant changes nothing at this length.
     """
     variant = observable.variant
+    variant.check_length(length)
     evidence: dict[str, Any] = {"variant": str(variant), "length": length}
     if variant.is_rotary:
         return evidence | {"rotations": _turned(observable, length)}
@@ -266,8 +267,6 @@ def variant_evidence(observable: Observable, length: int) -> dict[str, Any]:
     if window is not None:
         return evidence | _narrowed(observable, window, length)
     if not variant.intervention.causal:
-        if length < 2:
-            raise ModelError(f"variant {variant} is inert at length 1; give a longer --length")
         evidence["future_keys"] = length - 1
     return evidence
 
@@ -297,11 +296,6 @@ def _turned(observable: Observable, length: int) -> dict[str, Any]:
 
 
 def _narrowed(observable: Observable, window: int, length: int) -> dict[str, Any]:
-    if window >= length:
-        raise ModelError(
-            f"variant {observable.variant} is inert at length {length}: every token sees all "
-            "before it; give a smaller window or a longer --length"
-        )
     natives = observable.layer_windows
     narrowed = [layer for layer, native in enumerate(natives) if native is None or native > window]
     if not narrowed:

@@ -68,6 +68,23 @@ class Variant:
             return Intervention(window=int(self.value))
         return Intervention(causal=self.kind != "no_causal")
 
+    def check_length(self, length: int) -> None:
+        """Refuse a length at which the variant is inert whatever the model.
+
+        Raises
+        ------
+        ModelError
+            If no sequence of `length` tokens is longer than the window, or has a future to show.
+        """
+        window = self.intervention.window
+        if window is not None and window >= length:
+            raise ModelError(
+                f"variant {self} is inert at length {length}: every token sees all before it; give "
+                "a smaller window or a longer --length"
+            )
+        if not self.intervention.causal and length < 2:
+            raise ModelError(f"variant {self} is inert at length 1; give a longer --length")
+
     def change_config(self, config: Any) -> None:
         """Change the rotary embedding of a configuration, in place.
 

@@ -186,7 +186,7 @@ def test_audit_of_several_variants_takes_a_folder_each(
     calls.clear()
     assert invoke("audit", model_folder, "--out", out, "--variants", "ntk").exit_code == 0
     assert calls == [(out, "ntk")]
-    refused(invoke("audit", model_folder, "--out", out, "--variants", "ntk,yarn"), "'yarn' is unkn")
+    refused(invoke("audit", model_folder, "--out", out, "--variants", "ntk,yarm"), "'yarm' is unkn")
     assert invoke("audit", model_folder, "--out", out, "--variants", ",").exit_code == 2
     assert len(calls) == 1
 
