@@ -26,8 +26,8 @@ CODECS = {
     "contiguous": {},
     "lzf": {"compression": "lzf"},
     "lzf + shuffle": {"compression": "lzf", "shuffle": True},
+    "gzip 1": {"compression": "gzip", "compression_opts": 1},
     "gzip 1 + shuffle": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
-    "gzip 4 + shuffle": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
 }
 
 
