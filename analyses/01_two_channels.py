@@ -20,8 +20,10 @@ Protocol.
    random others in two draws, and from all heads.
 5. Denominator taken out: of the patterns that a probe reads, and inside the first layer's forward
    pass.
+6. No causal mask (shifted, and natural, where all queries then see equally many keys), and a window
+   of 32 tokens, behind which the mask is the same at every position.
 
-The captures of 4, 5 and of the last three replacements have the first 16 windows of 1, and are
+The captures of 4 to 6 and of the last three replacements have the first 16 windows of 1, and are
 paired with these. Intervals are over windows or sequences, at 95%.
 
 Run it with ``python analyses/01_two_channels.py [MODEL]``. The report, the claims and the tables
@@ -50,7 +52,8 @@ def keep(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in WRITTEN:
         if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+            shutil.rmtree(target / name, ignore_errors=True)  # of an earlier run
+            shutil.copytree(source / name, target / name)
         else:
             shutil.copy(source / name, target / name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,8 @@ def analyze_files(
             step(f"channels, {store.design}")
             _channels(store, tables, level, seed)
     if files.shifted is not None:
+        if _split(files.shifted):
+            intervals["layer_0_rest"] = _beside_key_0(files.shifted, level, seed)
         intervals["fingerprint_bos"], spread = fingerprint_spread(
             files.shifted, level=level, seed=seed
         )
@@ -167,6 +169,13 @@ def _channels(
         _append(tables, name, table, store.design)
 
 
+def _beside_key_0(store: ActivationStore, level: float, seed: int) -> Interval:
+    """What R of layer 0 holds beside key 0's own score: largest |R - S|, item by item."""
+    effects = channel_effects(store, 0)
+    largest = np.abs(effects.residual - effects.sink).max((1, 2, 3))
+    return mean_interval(largest, estimand="largest |R - S| at layer 0", level=level, rng=seed)
+
+
 def _repeated(store: ActivationStore, level: float, seed: int) -> tuple[pd.DataFrame, Interval]:
     """Largest absolute residual and mask effect at each layer and position, over all items."""
     rows, largest = [], []
@@ -192,7 +201,6 @@ def _check(store: ActivationStore) -> dict[str, Any]:
     header = store.header
     first = np.unique(store.tokens[:, 0])
     windows = [w for w in header.layer_window if w]
-    rope = header.config.get("rope_parameters") or {}
     return {
         "file": store.path.name,
         "design": store.design,
@@ -205,7 +213,24 @@ def _check(store: ActivationStore) -> dict[str, Any]:
         "items": len(np.unique(store.item)),
         "tokens": store.length,
         "first_token": str(first[0]) if len(first) == 1 else f"{len(first)} different",
+        "mask": "none" if any(c.get("causal") is False for c in header.interventions) else "causal",
         "windowed_layers": f"{len(windows)} of {store.n_layers}",
-        "rope": str(rope.get("rope_type", "none")),
-        "rope_theta": rope.get("rope_theta", np.nan),
+        "rope": _rotations(header.config, "rope_type"),
+        "rope_theta": _rotations(header.config, "rope_theta"),
     }
+
+
+def _rotations(config: Mapping[str, Any], name: str) -> str:
+    """One value of the rotary embedding, by type of layer where these differ (Gemma 3)."""
+    rope = config.get("rope_parameters") or {}
+    if not any(isinstance(value, dict) for value in rope.values()):
+        return _plain(rope.get(name, "none"))
+    nested = {kind: v for kind, v in rope.items() if isinstance(v, dict)}
+    values = {kind: _plain(v.get(name, "none")) for kind, v in nested.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return "; ".join(f"{kind.replace('_', ' ')}: {value}" for kind, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) else str(value)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from posprobe.errors import ModelError, StimulusError
+from posprobe.errors import ModelError, PosprobeError, StimulusError
 from posprobe.models import ObservableModel, load_model
 from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
-from posprobe.stimuli import Stimulus, default_corpus, make_stimulus
+from posprobe.selection import parse_layers, parse_positions
+from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
 from posprobe.store import ActivationStore, Header, StoreWriter
 
 __all__ = ["OFFSETS", "POSITION0", "QUANTITIES", "capture", "capture_stimulus"]
@@ -130,9 +131,11 @@ def draw(
     ModelError, StimulusError
         For a model without a tokenizer, or a text that gives no such sequences.
     """
+    corpus = default_corpus() if text is None else text
     return make_stimulus(
         design,
-        model.tokenize(default_corpus() if text is None else text),
+        model.tokenize(corpus),
+        corpus=corpus_name(corpus),
         n=n,
         length=length,
         native_bos=model.native_bos,
@@ -154,6 +157,7 @@ def capture_stimulus(
     position0: str = "native",
     intervention: Intervention = NO_INTERVENTION,
     batch_tokens: int = BATCH_TOKENS,
+    past_training: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | tqdm = True,
@@ -184,6 +188,9 @@ def capture_stimulus(
         Change of the attention, on top of the model's variant.
     batch_tokens : int
         Tokens per forward pass, at most (one sequence at least).
+    past_training : bool
+        Allow sequences longer than the model was made for, or than what its variant, which may
+        scale the rotary embedding, makes of that. The file says so.
     resume : bool
         Continue an interrupted capture, to the very bytes of an uninterrupted one.
     overwrite : bool
@@ -203,26 +210,34 @@ def capture_stimulus(
         If a layer's window is not the one that its configuration declares, the intervention
         names a head that the model does not have, or the model's variant is inert at this length.
     StoreError
-        If the file cannot be written, exists, or is not the one to resume.
+        If the file cannot be written, exists, or is not the one to resume; or if a value does not
+        fit into it, as one beyond float16. What refused a value or a window would refuse it again:
+        nothing is left then to resume, as there is after an interruption or on a full disk.
     """
     plan = plan_capture(
         model,
         stimulus,
         quantities=quantities,
         residual_layers=residual_layers,
+        residual_positions=residual_positions,
         offsets=offsets,
         dtype=dtype,
         position0=position0,
         intervention=intervention,
         batch_tokens=batch_tokens,
-        residual_positions=residual_positions,
+        past_training=past_training,
     )
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:
         with token_bar(progress, plan) as bar:
             bar.update(plan.n_tokens(slice(writer.done)))
-            fill(writer, model, plan, bar)
+            try:
+                fill(writer, model, plan, bar)
+            except PosprobeError as error:
+                if not isinstance(error.__cause__, OSError):
+                    writer.discard()
+                raise
         writer.finish()
     return ActivationStore(path)
 
@@ -289,6 +304,7 @@ def plan_capture(
     position0: str = "native",
     intervention: Intervention = NO_INTERVENTION,
     batch_tokens: int = BATCH_TOKENS,
+    past_training: bool = False,
 ) -> CapturePlan:
     """Decide everything that a capture does; parameters and errors as in `capture_stimulus`.
 
@@ -296,11 +312,7 @@ def plan_capture(
     -------
     CapturePlan
     """
-    if model.max_length is not None and stimulus.tokens.shape[1] > model.max_length:
-        raise StimulusError(
-            f"length {stimulus.tokens.shape[1]} exceeds the {model.max_length} positions that "
-            f"model {model.name!r} was made for; give a smaller --length"
-        )
+    _check_length(model, stimulus.tokens.shape[1], past_training)
     if position0 not in POSITION0:
         raise StimulusError(
             f"position0 {position0!r} is unknown; use one of {', '.join(POSITION0)}"
@@ -317,6 +329,8 @@ def plan_capture(
         raise StimulusError("residual_positions is empty; leave 'residual' out of the quantities")
     header = dataclasses.replace(
         header,
+        residual_layers=residual_layers,
+        residual_queries=residual_positions or (),
         offsets=offsets if "offset_score" in quantities else (),
         quantities=quantities,
         batch_tokens=batch_tokens,
@@ -327,12 +341,31 @@ def plan_capture(
         prefixes=stimulus.prefixes if REMASKED & set(quantities) else (),
         window=stimulus.window,
         first_is_apart=stimulus.design != "repeated"
-        residual_layers=residual_layers,
-        residual_queries=residual_positions or (),
         or stimulus.bos_token is not None
         or position0 != "native",
     )
     return CapturePlan(stimulus, header, observation, change, position0)
+
+
+def _check_length(model: ObservableModel, length: int, past_training: bool) -> None:
+    """Refuse sequences past the training length, unless asked for, and then what cannot run."""
+    if model.max_length is None or length <= model.max_length:
+        return
+    made_for = f"the {model.max_length} positions that model {model.name!r} was made for"
+    if getattr(model.config, "rope_parameters", None) is None:
+        raise StimulusError(
+            f"length {length} exceeds {made_for}, which has no embedding of later ones; "
+            "give a smaller --length"
+        )
+    reach = int(model.max_length * model.variant.reach)
+    if length > reach and not past_training:
+        scaled = f", and the {reach} that {model.variant} makes of them" * (
+            reach > model.max_length
+        )
+        raise StimulusError(
+            f"length {length} exceeds {made_for}{scaled}; give a smaller --length, a --variant "
+            "that scales its rotations further, or --past-training"
+        )
 
 
 def _header(
@@ -362,6 +395,7 @@ def _header(
         config=model.effective_config()
         | {"posprobe_quantization": model.quantization}
         | {"posprobe_variant": model.variant_evidence(longest)},
+        trained_length=model.max_length or 0,
         variant=str(model.variant),
         position0_treatment=position0,
         interventions=[change.describe()],
@@ -403,6 +437,7 @@ def fill(writer: StoreWriter, model: ObservableModel, plan: CapturePlan, bar: tq
     stimulus, change = plan.stimulus, plan.change
     kept = set(writer.header.quantities)
     residual_layers = writer.header.residual_layers or ()
+    rows = list(writer.header.residual_queries)
 
     def emit(name: str, layer: int, tensor: Tensor) -> None:
         if name == "residual":
@@ -417,7 +452,6 @@ def fill(writer: StoreWriter, model: ObservableModel, plan: CapturePlan, bar: tq
             emit("position0_alone", layer, tensor)
 
     for batch in plan.batches(writer.done):
-    rows = list(writer.header.residual_queries)
         length = int(stimulus.lengths[batch.start])
         tokens = torch.from_numpy(stimulus.tokens[batch, :length].astype(np.int64))
         embedding0 = _embedding0(model, stimulus, batch, plan.position0)

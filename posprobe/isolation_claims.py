@@ -12,6 +12,7 @@ from posprobe.store import ActivationStore
 from posprobe.verdicts import (
     Claim,
     above,
+    below,
     listed,
     make_claim,
     n_items,
@@ -21,6 +22,12 @@ from posprobe.verdicts import (
 
 __all__ = ["isolation_claims"]
 
+TOLERANCE = 1e-4
+NEGLIGIBLE_R2 = 0.02
+WHY_LAYER_0 = (
+    "Key 0 stays where it is while the window moves away from it: the distance between them "
+    "changes, and with it the rotation of key 0's score. That change is S."
+)
 MEASURED = "heads left whole"
 EVERYWHERE = "without key 0"
 CHOSEN = (
@@ -31,7 +38,35 @@ CHOSEN = (
 
 def isolation_claims(analysis: Analysis) -> list[Claim]:
     """Test what the isolations say of the mechanism; without their files, say what is needed."""
-    return [_writing(analysis), *_cuts(analysis), _patterns(analysis)]
+    return [
+        _layer_0(analysis),
+        _writing(analysis),
+        *_cuts(analysis),
+        _patterns(analysis),
+        *_masks(analysis),
+        _unmasked(analysis),
+    ]
+
+
+def _layer_0(analysis: Analysis) -> Claim:
+    name = "layer_0_residual"
+    statement = (
+        "At layer 0, where the residual stream is the embedding, nothing but key 0's own score "
+        f"opens the residual channel (largest |R - S| < {TOLERANCE:g} nats)."
+    )
+    store, interval = analysis.files.shifted, analysis.intervals.get("layer_0_rest")
+    table = analysis.tables.get("channels_by_layer")
+    if store is None or interval is None or table is None:
+        reason = "needs a capture of the shifted design (--design shifted) with all scores"
+        return not_applicable(name, statement, reason)
+    row = table[(table["stimulus"] == "shifted") & (table["layer"] == 0)].iloc[0]
+    protocol = (
+        f"{shifted_design(store)} {WHY_LAYER_0} V_R of layer 0 is {row['V_R']:.3g} "
+        f"[{row['V_R_low']:.3g}, {row['V_R_high']:.3g}] nats^2. Largest |R - S| over heads, "
+        "offsets and positions, item by item."
+    )
+    verdict = below(interval, TOLERANCE)
+    return make_claim(name, statement, interval, "nats", verdict, protocol)
 
 
 def _writing(analysis: Analysis) -> Claim:
@@ -157,6 +192,89 @@ def _patterns(analysis: Analysis) -> Claim:
         f"{len(table)} layers and below in {int((clear['difference'] < 0).sum())}."
     )
     return make_claim(name, statement, interval, "R2", above(interval, 0.0), protocol)
+
+
+def _masks(analysis: Analysis) -> list[Claim]:
+    closed = (
+        f"(largest |M|, and difference of normalizers to those of the keys shown, < {TOLERANCE:g}"
+    )
+    statements = {
+        "mask_removed": f"Without the causal mask the mask channel is closed {closed} nats).",
+        "window_closes_mask": "Behind a window's length the window hides the mask channel "
+        f"{closed} nats).",
+        "residual_behind_window": "Behind a window's length, where the residual stream alone can "
+        "carry position, attention still tells it (V_T > 0).",
+        "window_growth": "A window forced on this model makes the residual channel grow with "
+        "depth (V_R of the last third of layers less that of the first, more than natively).",
+    }
+    keys = ("mask_closed", "window_closed", "window_left", "window_growth")
+    units = ("nats", "nats", "nats^2", "nats^2")
+    tests = (below, below, above, above)
+    bounds = (TOLERANCE, TOLERANCE, 0.0, 0.0)
+    store, table = analysis.files.shifted, analysis.tables.get("masks")
+    claims = []
+    for (name, text), key, unit, test, bound in zip(
+        statements.items(), keys, units, tests, bounds, strict=True
+    ):
+        interval = analysis.intervals.get(key)
+        if store is None or table is None or interval is None:
+            reason = "needs shifted captures under another mask (posprobe audit --full)"
+            claims.append(not_applicable(name, text, reason))
+            continue
+        protocol = f"{shifted_design(store)} {_mask_protocol(table, key)}"
+        claims.append(make_claim(name, text, interval, unit, test(interval, bound), protocol))
+    return claims
+
+
+def _mask_protocol(table: pd.DataFrame, key: str) -> str:
+    """How a mask was changed, and what it removed."""
+    bare = table["mask"] == "no causal mask"
+    rows = table[bare if key == "mask_closed" else ~bare]
+    if key in ("window_closed", "window_left"):
+        rows = rows[rows["positions"] != "all"]
+    else:
+        rows = rows[rows["positions"] == "all"]
+    first = rows.iloc[0]
+    removed = "; ".join(
+        f"{row['quantity']} {row['native']:.3g} natively, {row['changed']:.3g} "
+        f"[{row['changed_low']:.3g}, {row['changed_high']:.3g}] changed"
+        for _, row in rows.iterrows()
+    )
+    text = (
+        f"The first {int(first['n'])} windows again, in all layers with: {first['mask']}; "
+        f"positions: {first['positions']}; items paired. Largest |M| {first['largest_M']:.2g}; the "
+        "normalizers that the forward pass used differ from those of the keys shown, summed one "
+        f"by one, by at most {first['mismatch']:.1g} nats. {removed} nats^2."
+    )
+    if key == "mask_closed":
+        text += (
+            " M is 0 as every query sees all keys of its sequence; sequences are longer behind "
+            "longer prefixes, so that V_R now holds their length, and is not compared."
+        )
+    return text
+
+
+def _unmasked(analysis: Analysis) -> Claim:
+    name = "normalizer_without_mask"
+    statement = (
+        "Without the causal mask the normalizers of layer 0 tell nothing about position (R2 < "
+        f"{NEGLIGIBLE_R2})."
+    )
+    table = analysis.tables.get("mask_probes")
+    interval = analysis.intervals.get("normalizer_unmasked")
+    if table is None or interval is None:
+        reason = "needs natural captures of 5 sequences with and without mask (audit --full)"
+        return not_applicable(name, statement, reason)
+    native = analysis.intervals["normalizer_masked"]
+    protocol = (
+        f"The first {interval.n} natural sequences with the causal mask and without: every query "
+        "then sees all keys, but of other distances to both ends of the sequence. Ridge on the "
+        "log-normalizers of layer 0, whose residual stream is the embedding; probes as fitted. "
+        f"With the mask: {native}. Mean over all layers: {table['r2_native'].mean():.2f} with, "
+        f"{table['r2_masked'].mean():.2f} without."
+    )
+    verdict = below(interval, NEGLIGIBLE_R2)
+    return make_claim(name, statement, interval, "R2", verdict, protocol)
 
 
 def _interval(row: pd.Series, column: str, estimand: str, level: float) -> Interval:

@@ -68,6 +68,7 @@ class ObservableModel:
         self.variant = variant or parse_variant("standard")
         self.quantization = quantization
         self.blocks = _find_blocks(model)
+        self._digest: tuple[list[tuple[str, int, int]], str] | None = None
         prove_observable(self)
         prove_variant(self)
 
@@ -151,13 +152,18 @@ class ObservableModel:
         return variant_evidence(self, length)
 
     def weights_digest(self) -> str:
-        """SHA-256 over the names and bytes of all weights."""
+        """SHA-256 over the names and bytes of all weights; made anew where one has changed."""
+        weights = sorted(self.model.state_dict().items())
+        state = [(key, tensor.data_ptr(), tensor._version) for key, tensor in weights]
+        if self._digest is not None and self._digest[0] == state:
+            return self._digest[1]
         digest = hashlib.sha256()
-        for key, tensor in sorted(self.model.state_dict().items()):
+        for key, tensor in weights:
             digest.update(key.encode())
             flat = tensor.detach().cpu().contiguous().view(-1)
             digest.update(flat.view(torch.uint8).numpy())
-        return digest.hexdigest()
+        self._digest = state, digest.hexdigest()
+        return self._digest[1]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of token ids: (batch, token, width)."""

@@ -32,7 +32,7 @@ class Files:
     fixed : ActivationStore or None
         The shifted stimulus under fixed denominators.
     masked : list of ActivationStore
-        The shifted or the natural stimulus under another mask: none, or a window.
+        The shifted stimulus under another mask, none or a window; the natural one under none.
     """
 
     natural: ActivationStore | None = None
@@ -160,7 +160,7 @@ def _isolation(store: ActivationStore, weakest: dict[str, Any]) -> str | None:
 
 def _role(store: ActivationStore, kind: str | None) -> str:
     if kind:
-        designs = ("shifted", "natural") if ISOLATIONS[kind] == "masked" else ("shifted",)
+        designs = ("shifted", "natural") if kind == "causal" else ("shifted",)
         if store.design not in designs or store.header.position0_treatment != "native":
             raise DesignError(
                 f"{store.path.name} changes attention ({kind}) in the {store.design} design with "

@@ -17,6 +17,7 @@ stimulus; the first items stay as they are when more of them are asked for.
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,7 +33,9 @@ from posprobe.sequences import PAD, Tokens, iid, natural, repeated, shifted
 __all__ = [
     "BOS_POLICIES",
     "DESIGNS",
+    "Corpus",
     "Stimulus",
+    "corpus_name",
     "default_corpus",
     "default_prefixes",
     "iid",
@@ -44,6 +47,7 @@ __all__ = [
     "shifted",
 ]
 
+DEFAULT_CORPUS = "pydoc_data.topics"
 BOS_POLICIES = ("native", "force", "none")
 
 
@@ -86,6 +90,8 @@ class Stimulus:
         Seed of all draws.
     bos_token : int or None
         The id put ahead of every sequence, if any.
+    corpus : str
+        Name of the text that the tokens come from; the text itself is known by `tokens_sha256`.
 
     Examples
     --------
@@ -109,6 +115,7 @@ class Stimulus:
     bos: str
     seed: int
     bos_token: int | None = None
+    corpus: str = ""
 
     @property
     def first_token(self) -> Tokens:
@@ -133,6 +140,7 @@ class Stimulus:
         padded = np.ascontiguousarray(self.tokens, dtype="<i4")
         return {
             "design": self.design,
+            "corpus": self.corpus,
             "n_items": self.n_items,
             "n_sequences": len(self.tokens),
             "length": int(self.lengths.max()),
@@ -147,7 +155,33 @@ class Stimulus:
         }
 
 
-def default_corpus() -> str:
+class Corpus(str):
+    """A text that knows its name: a file's, or where it comes from."""
+
+    name: str = ""
+
+    @classmethod
+    def named(cls, text: str, name: str) -> Corpus:
+        """The text under a name."""
+        corpus = cls(text)
+        corpus.name = name
+        return corpus
+
+
+def corpus_name(text: str) -> str:
+    """Name of a text, or that it came without one.
+
+    Examples
+    --------
+    >>> corpus_name(Corpus.named("Some words.", "words.txt"))
+    'words.txt'
+    >>> corpus_name("Some words.")
+    'a text without a name'
+    """
+    return getattr(text, "name", "a text without a name")
+
+
+def default_corpus() -> Corpus:
     """Return the prose of `pydoc_data.topics`, the reference manual that ships with CPython.
 
     About 465,000 characters, the same for every run of one Python release.
@@ -159,10 +193,11 @@ def default_corpus() -> str:
     """
     from pydoc_data.topics import topics
 
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return Corpus.named(text, f"{DEFAULT_CORPUS}, Python {platform.python_version()}")
 
 
-def read_corpus(path: str | Path) -> str:
+def read_corpus(path: str | Path) -> Corpus:
     """Return the text of a user's UTF-8 file.
 
     Raises
@@ -184,7 +219,7 @@ def read_corpus(path: str | Path) -> str:
         raise StimulusError(f"{path} is not text but a binary file: pass a UTF-8 text file")
     if not text.strip():
         raise StimulusError(f"the text file {path} is empty: pass one with prose in it")
-    return text
+    return Corpus.named(text, Path(path).name)
 
 
 def default_prefixes(length: int, window: int) -> tuple[int, ...]:
@@ -280,6 +315,7 @@ def make_stimulus(
     native_bos: int | None = None,
     bos_id: int | None = None,
     seed: int = 0,
+    corpus: str = "",
 ) -> Stimulus:
     """Draw a stimulus by the name of its design.
 
@@ -305,6 +341,8 @@ def make_stimulus(
         The id that the tokenizer prepends by itself, and its BOS id.
     seed : int
         Same seed, same stimulus.
+    corpus : str
+        Name of the corpus, to be recorded.
 
     Returns
     -------
@@ -330,10 +368,10 @@ def make_stimulus(
         raise StimulusError(f"seed={seed} is below 0: pass a whole number from 0 on")
     grid = _checked_prefixes(length, window, prefixes)
     lead = leading_token(bos, native_bos, bos_id)
-    corpus = _checked_corpus(corpus_tokens, [native_bos, bos_id])
+    ids = _checked_corpus(corpus_tokens, [native_bos, bos_id])
     is_shifted = design == "shifted"
     extent = {"prefixes": grid, "window": window} if is_shifted else {"length": length}
-    tokens, source = DESIGNS[design](corpus, n=n, lead=lead, seed=seed, **extent)
+    tokens, source = DESIGNS[design](ids, n=n, lead=lead, seed=seed, **extent)
     copies = len(tokens) // n
     ahead = np.repeat(np.array(grid if is_shifted else [0], dtype=np.int32), n)
     return Stimulus(
@@ -350,6 +388,7 @@ def make_stimulus(
         bos=bos,
         seed=seed,
         bos_token=lead,
+        corpus=corpus,
     )
 
 

@@ -18,7 +18,7 @@ from posprobe.denominator import mean_normalizers
 from posprobe.errors import DesignError, StoreError
 from posprobe.heads import Head, random_heads, sink_reading_heads, strongest
 from posprobe.report import write_report
-from posprobe.stimuli import Stimulus, default_corpus, make_stimulus
+from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
 from posprobe.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def audit(
     model : ObservableModel or str
         Or what `load_model` takes.
     folder : str or Path
-        Gets report.html, claims.json, tables/, figures/ and the captured files.
+        Gets report.html, claims.json, tables/, figures/ and the captured files. Tables and figures
+        of an earlier run that this one does not make are deleted, captured files never are.
     variant : str
         See `posprobe.variants`; only with `model` given by name.
     text : str or None
@@ -113,8 +114,9 @@ def audit(
     with output_folder(folder) as made:
         if isinstance(model, str):
             model = load_model(model, variant=variant)
-        corpus = model.tokenize(default_corpus() if text is None else text)
-        capturing = _Capturing(model, made, corpus, length, seed, progress)
+        corpus = default_corpus() if text is None else text
+        ids = model.tokenize(corpus)
+        capturing = _Capturing(model, made, ids, corpus_name(corpus), length, seed, progress)
         paths = capturing.run(_plans(model, n, replacements))
         if full:
             paths += capturing.run(_full_plans(model, made, n, length, replacements))
@@ -244,6 +246,7 @@ class _Capturing:
     model: ObservableModel
     folder: Path
     corpus: NDArray[np.int32]
+    corpus_name: str
     length: int
     seed: int
     progress: bool
@@ -282,6 +285,7 @@ class _Capturing:
                 native_bos=self.model.native_bos,
                 bos_id=self.model.bos_id,
                 seed=self.seed,
+                corpus=self.corpus_name,
             )
             for plan in plans
         ]

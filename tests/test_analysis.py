@@ -73,7 +73,11 @@ def test_refuses_two_files_of_one_replacement(stores, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("weights_digest", "xyz"), ("variant", "ntk(8)"), ("interventions", [{"window": 5}])],
+    [
+        ("weights_digest", "xyz"),
+        ("variant", "ntk(8)"),
+        ("interventions", [{"temperature": [[0, 2.0]]}]),
+    ],
 )
 def test_refuses_files_that_do_not_belong_together(name, value, stores, tmp_path):
     other = one(tmp_path / "other.h5", **{"design": "natural", name: value})
@@ -150,6 +154,36 @@ def test_checks_say_what_each_file_is(analysis, stores):
     assert table.loc["mean.h5", "position0"] == "mean"
     assert table.loc["shifted.h5", "windowed_layers"] == "0 of 2"
     assert table.loc["shifted.h5", "items"] == 8
+    assert set(table["mask"]) == {"causal"}
+    assert set(table["rope"]) == {"none"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind", "theta"),
+    [
+        ({"rope_type": "llama3", "rope_theta": 5e5}, "llama3", "500,000"),
+        (
+            {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "full attention: linear; sliding attention: default",
+            "full attention: 1,000,000; sliding attention: 10,000",
+        ),
+        ({k: {"rope_type": "default"} for k in ("full", "sliding")}, "default", "none"),
+    ],
+)
+def test_checks_say_how_each_type_of_layer_rotates(parameters, kind, theta, tmp_path):
+    store = one(tmp_path / "a.h5", config={"rope_parameters": parameters})
+    row = analyze_files(Files(cut=[store])).tables["checks"].iloc[0]
+    assert (row["rope"], row["rope_theta"]) == (kind, theta)
+
+
+def test_r_of_layer_0_beside_key_0_is_measured(analysis):
+    # the synthetic residual channel moves the normalizer, and no score of key 0
+    rest = analysis.intervals["layer_0_rest"]
+    assert rest.estimate == pytest.approx(0.5, abs=0.1)
+    assert rest.n == 8
 
 
 def test_same_files_and_seed_same_analysis(analysis, stores):

@@ -237,6 +237,17 @@ def test_float16_refuses_to_overflow(take):
     assert take(child.stimulus(), model=ObservableModel(model)).residual(0).max() > 9e4
 
 
+def test_a_refused_capture_leaves_nothing_to_resume(tmp_path):
+    model = tiny.tiny_model("llama", dtype=torch.float32)
+    model.model.embed_tokens.weight.data[:, 5] = 1e5
+    path = tmp_path / "a.h5"
+    options = dict(batch_tokens=50, progress=False, resume=True)
+    with pytest.raises(StoreError, match="beyond float16"):
+        capture_stimulus(ObservableModel(model), child.stimulus(), path, dtype="float16", **options)
+    assert not list(tmp_path.iterdir())
+    capture_stimulus(ObservableModel(model), child.stimulus(), path, **options)  # float32
+
+
 # --- interrupted ---
 
 
@@ -418,6 +429,7 @@ def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
         (dict(quantities=("normalizer", "offset_score"), offsets=()), "'offset_score' has an axis"),
         (dict(dtype="float8"), "dtype 'float8' is unknown"),
         (dict(residual_layers=(0, 4)), "residual_layers"),
+        (dict(residual_positions=(0, 5)), "residual_queries"),
         (dict(batch_tokens=0), "'batch_tokens' is 0"),
     ],
 )
@@ -429,7 +441,6 @@ def test_contradictory_options_are_refused_before_anything_is_written(
     assert leftovers(tmp_path) == []
 
 
-        (dict(residual_positions=(0, 5)), "residual_queries"),
 def test_folder_that_cannot_be_written_is_refused(llama, tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "a.h5", tmp_path / "nowhere" / "a.h5"):

@@ -106,6 +106,32 @@ def cut_sink():
     return pd.DataFrame(rows)
 
 
+def by_offset():
+    rows = [
+        {"stimulus": "shifted", "positions": p, "layer": "all", "head": "all", "offset": d,
+         "T": 0.4 - r, "M": 0.4, "R": -r}
+        for p in ("early", "all")
+        for d, r in ((1, 0.2), (2, 0.1), (8, 0.0))
+    ]  # fmt: skip
+    return with_limits(rows, "T", "M", "R")
+
+
+def mask_layers():
+    rows = [
+        {
+            "mask": mask,
+            "layer": k,
+            "quantity": "V_R",
+            "estimate": v,
+            "low": v - 0.1,
+            "high": v + 0.1,
+        }
+        for mask, v in (("native", 0.2), ("window of 9 tokens", 0.5), ("no causal mask", 9.0))
+        for k in LAYERS
+    ]
+    return pd.DataFrame(rows)
+
+
 def by_layer(**columns):
     return pd.DataFrame({"layer": LAYERS} | columns)
 
@@ -140,13 +166,22 @@ def tables():
         "fixed_denominator": with_limits(denominator, "r2_attention", "r2_scores", "difference"),
         "sinks": grid.to_frame(index=False).assign(sink_rate=0.9, attention=0.5),
         "sink_writing": pd.DataFrame(writing),
-        "closed_system": by_layer(norm=[1.0, 2, 3, 4], norm_later=1.0, difference=[0.0, 1e-6] * 2),
+        "closed_system": by_layer(
+            norm=[1.0, 2, 3, 4], norm_later=1.0, difference=[0.0, 1e-6] * 2,
+            cosine=[np.nan, 0.2, -0.3, 1.0], dimensions=[400.0, 3, 2, 90],
+        ),
         "fingerprint": by_layer(stimulus="one first token", spread=0.0),
         "repeated": pd.DataFrame(repeated),
         "replacement": replacement(),
         "specification": specification(),
         "cut_sink": cut_sink(),
-    }
+        "channels_by_offset": by_offset(),
+        "mask_layers": mask_layers(),
+        "mask_probes": with_limits(
+            [{"layer": k, "r2_native": 0.6, "r2_masked": 0.1} for k in LAYERS],
+            "r2_native", "r2_masked",
+        ),
+    }  # fmt: skip
 
 
 def drawn(name, tables):
@@ -302,6 +337,27 @@ def test_exact_zeros_are_seen_on_logarithmic_axes(tables):
     ax = drawn("repeated", tables)
     low, _ = ax.get_ylim()
     assert (lines(ax)["largest |R|"].get_ydata() > low).all()
+
+
+def test_offsets_are_those_of_early_queries(tables):
+    found = lines(drawn("channels_by_offset", tables))
+    np.testing.assert_allclose(found["residual stream R"].get_xdata(), [1, 2, 8])
+    np.testing.assert_allclose(found["residual stream R"].get_ydata(), [-0.2, -0.1, 0.0])
+    assert np.ptp(found["mask M"].get_ydata()) == 0
+
+
+def test_the_trajectory_of_position_0_is_drawn(tables):
+    (line, *_) = drawn("position0_cosine", tables).get_lines()
+    np.testing.assert_allclose(line.get_ydata()[1:], [0.2, -0.3, 1.0])
+    ax = drawn("position0_dimensions", tables)
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [400, 3, 2, 90])
+    assert ax.get_yscale() == "log"
+
+
+def test_without_a_mask_lengths_differ_and_v_r_is_not_drawn(tables):
+    found = lines(drawn("mask_layers", tables))
+    assert {"native", "window of 9 tokens"} <= set(found)
+    assert "no causal mask" not in found
 
 
 # --- SVG ---

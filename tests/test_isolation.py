@@ -113,6 +113,12 @@ def paths(tmp_path_factory):
         "random": (shifted, {"intervention": Intervention(cut_sink=((0, 3), (1, 0)))}),
         "all": (shifted, {"intervention": Intervention(cut_sink="all")}),
         "fixed": (shifted, {"intervention": Intervention(fixed_denominator=fixed)}),
+        "none": (shifted, {"intervention": Intervention(causal=False)}),
+        "window": (shifted, {"intervention": Intervention(window=7)}),
+        "natural_none": (
+            child.stimulus("natural", n=6, **forced),
+            {"intervention": Intervention(causal=False)},
+        ),
     }
     kept = {"quantities": tuple(q for q in QUANTITIES if q != "residual"), "progress": False}
     for name, (stimulus, options) in plans.items():
@@ -136,8 +142,16 @@ def test_all_tables_where_all_files_are(paths):
     assert {"sink-reading", "random 1", "all"} <= set(analysis.tables["cut_sink"]["heads"])
     checks = analysis.tables["checks"].set_index("file")["heads_without_sink"]
     assert checks[["natural.h5", "sink.h5", "all.h5", "fixed.h5"]].tolist() == [0, 2, 12, 0]
+    masks = analysis.tables["checks"].set_index("file")["mask"]
+    assert masks[["none.h5", "window.h5", "natural_none.h5"]].tolist() == ["none", "causal", "none"]
     claims = {claim.id: claim for claim in isolation_claims(analysis)}
     assert all(claim.verdict != "not_applicable" for claim in claims.values())
+    assert claims["mask_removed"].verdict == claims["window_closes_mask"].verdict == "supported"
+    assert claims["layer_0_residual"].verdict == "supported"
+    assert "no causal mask; positions: all" in claims["mask_removed"].protocol
+    assert "positions: behind the window" in claims["residual_behind_window"].protocol
+    assert "window of 7 tokens; positions: all" in claims["window_growth"].protocol
+    assert "first 6 natural sequences" in claims["normalizer_without_mask"].protocol
     assert claims["sinks_write"].verdict == "supported"  # as the model was built
 
 
@@ -149,15 +163,20 @@ def test_all_tables_where_all_files_are(paths):
         (["shifted", "zero"], {"specification"}),
         (["shifted", "all"], {"cut_sink"}),
         (["shifted", "fixed"], {"fixed_forward"}),
+        (["shifted", "none"], {"masks", "mask_layers"}),
+        (
+            ["natural", "natural_none"],
+            {"sink_heads", "sink_writing", "fixed_denominator", "mask_probes"},
+        ),
         (["all"], set()),
     ],
 )
 def test_what_the_files_allow(paths, names, tables):
     every = {"sink_heads", "sink_writing", "fixed_denominator", "precision", "specification"}
-    every |= {"cut_sink", "fixed_forward"}
+    every |= {"cut_sink", "fixed_forward", "masks", "mask_layers", "mask_probes"}
     analysis = analysis_of(paths, *names)
     assert every & set(analysis.tables) == tables
-    assert len(isolation_claims(analysis)) == 5
+    assert len(isolation_claims(analysis)) == 11
 
 
 # --- verdicts ---

@@ -529,7 +529,11 @@ def test_variant_is_loaded_as_its_configuration_says(folder):
 
 
 def test_digest_knows_the_weights(llama):
-    assert llama.weights_digest() == ObservableModel(tiny.tiny_model("llama")).weights_digest()
+    own = ObservableModel(tiny.tiny_model("llama"))
+    assert llama.weights_digest() == own.weights_digest() == own.weights_digest()
+    with torch.no_grad():
+        own.model.model.norm.weight[0] += 1  # in place, after the digest was made
+    assert own.weights_digest() != llama.weights_digest()
     other = tiny.tiny_model("llama")
     other.model.layers[2].mlp.up_proj.weight.data[0, 0] += 1e-12
     assert ObservableModel(other).weights_digest() != llama.weights_digest()

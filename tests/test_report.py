@@ -34,10 +34,31 @@ def stores(tmp_path_factory):
 def analysis(stores):
     found = analyze_files(sort_files(stores.values()))
     found.tables["cut_sink"] = cut_sink()
+    found.tables.update(masks())
     found.tables["fixed_forward"] = pd.DataFrame(
         [dict(layers="0", positions="all", fraction_removed=0.4, low=0.1, high=0.6, caveat="Mind.")]
     )
     return found
+
+
+def masks():
+    kinds = [("no causal mask", "all"), ("window of 9 tokens", "behind the window")]
+    rows = [
+        dict(mask=mask, positions=positions, quantity=quantity, native=0.25, changed=0.125)
+        | dict(changed_low=0.1, changed_high=0.15, largest_M=0.0, mismatch=1e-6, n=8)
+        for mask, positions in kinds
+        for quantity in ("V_T", "V_M", "V_R")
+    ]
+    layers = [
+        dict(mask=mask, layer=layer, quantity="V_R", estimate=0.2, low=0.1, high=0.3)
+        for mask in ("native", "window of 9 tokens")
+        for layer in range(2)
+    ]
+    ends = {
+        f"r2_{name}{end}": 0.5 for name in ("native", "masked") for end in ("", "_low", "_high")
+    }
+    probes = pd.DataFrame([ends | dict(layer=0, r2_masked=0.25)])
+    return {"masks": pd.DataFrame(rows), "mask_layers": pd.DataFrame(layers), "mask_probes": probes}
 
 
 def cut_sink():
@@ -156,6 +177,12 @@ def test_findings_are_computed_from_the_tables(analysis):
     denominator = next(section for section in SECTIONS if section.name == "denominator")
     text = denominator.finding(changed)
     assert "in layers 0, 7, V_R loses 40% (interval unbounded). Mind." in text
+    masked = next(section for section in SECTIONS if section.name == "masks").finding(analysis)
+    assert masked.startswith(
+        "No causal mask: largest |M| 0 nats, V_T 0.125 (0.100 to 0.150) nats² (natively 0.250); "
+        "window of 9 tokens, behind the window: largest"
+    )
+    assert "with R² 0.50 under the mask, 0.25 without" in masked
     cuts = next(section for section in SECTIONS if section.name == "cuts").finding(analysis)
     assert cuts.startswith(
         "Of V_R in the heads left whole, hiding key 0 from sink-reading (2) heads removes 40% "
@@ -415,6 +442,20 @@ def test_a_report_is_replaced_whole_or_not_at_all(analysis, claims, tmp_path, mo
         write_report(analysis, claims, tmp_path, title="another")
     assert path.read_bytes() == before
     assert not [p.name for p in tmp_path.rglob(".*")]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_an_earlier_run_left_is_deleted_and_captures_are_not(analysis, claims, tmp_path):
+    left = ["tables/cut_sink_old.csv", "figures/cut_sink.svg"]
+    kept = ["a.h5", "tables/b.h5", "tables/notes.txt", "mine.csv"]
+    for name in left + kept:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    write_report(analysis, claims, tmp_path)
+    assert not [name for name in left if (tmp_path / name).exists()]
+    assert all((tmp_path / name).exists() for name in kept)
+    written = {path.stem for path in (tmp_path / "tables").glob("*.csv")}
+    assert written == set(analysis.tables)
 
 
 @pytest.mark.usefixtures("no_figures")

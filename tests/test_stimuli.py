@@ -1,6 +1,7 @@
 """What must hold of every stimulus, whatever the draw."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from posprobe.errors import StimulusError
 from posprobe.stimuli import (
     DESIGNS,
+    corpus_name,
     default_corpus,
     default_prefixes,
     leading_token,
@@ -349,3 +351,13 @@ class TestCorpora:
             read_corpus(tmp_path / "absent.txt")
         with pytest.raises(StimulusError, match=r"cannot read .*: Is a directory"):
             read_corpus(tmp_path)
+
+
+def test_a_text_keeps_its_name(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("Some words.")
+    assert corpus_name(read_corpus(path)) == "words.txt"
+    assert re.fullmatch(r"pydoc_data\.topics, Python 3\.\d+\.\d+", corpus_name(default_corpus()))
+    assert corpus_name("Some words.") == "a text without a name"
+    named = make_stimulus("natural", np.arange(500), n=2, length=64, corpus="words.txt")
+    assert named.describe()["corpus"] == "words.txt"

@@ -1,10 +1,12 @@
 """The whole study on a tiny model: what it writes, what it refuses, and how it is interrupted."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -90,8 +92,20 @@ def test_tables_can_be_read(audited):
         assert len(pd.read_csv(path)) > 0, path.name
 
 
+def test_weights_are_digested_once_an_audit(model_folder, text, tmp_path, monkeypatch):
+    counted = []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(
+        "posprobe.models.hashlib", mock.Mock(sha256=lambda: counted.append(1) or sha256())
+    )
+    monkeypatch.setattr(study, "analyze", lambda paths, *args, **keywords: paths)
+    audit(model_folder, tmp_path / "out", text=text, **child.SIZES)
+    assert counted == [1]
+
+
 def test_files_are_captured_as_planned(audited):
     stores = {name: ActivationStore(audited / name) for name in FILES}
+    assert {s.header.stimulus["corpus"] for s in stores.values()} == {"a text without a name"}
     assert {s.header.seed for s in stores.values()} == {2}
     assert {s.length for s in stores.values()} == {64}
     assert stores["natural.h5"].n_sequences == 6
@@ -142,7 +156,8 @@ def test_killed_in_the_middle_and_run_again(audited, model_folder, text, tmp_pat
 def test_files_of_other_arguments_are_not_taken_over(audited, model_folder, text, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(audited, folder)
-    with pytest.raises(StoreError, match=r"resume: attribute .* in the file, .* now .*natural\.h5"):
+    said = r"resume: attribute .* in the file, .* now .*natural\.h5.* choose another output \(-o, "
+    with pytest.raises(StoreError, match=said + r"--out\), or delete natural\.h5$"):
         audit(model_folder, folder, text=text, **child.SIZES | {"seed": 3})
 
 
@@ -260,8 +275,16 @@ def test_in_full_key_0_is_hidden_and_denominators_are_fixed(model_folder, text, 
     folder = Path(tmp_path / "out")
     audit(model_folder, folder, text=text, full=True, **child.SIZES)
     assert {"cut_all.h5", "fixed_denominator.h5", "replaced_zero.h5"} <= names(folder)
+    assert {"no_causal.h5", "no_causal_natural.h5", "window.h5"} <= names(folder)
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
     assert claims["sink_hidden_everywhere"]["verdict"] != "not_applicable"
+    assert claims["mask_removed"]["verdict"] == "supported"
+    assert claims["window_closes_mask"]["verdict"] == "supported"
+    # without training nothing reads position 0: behind the window no position is left
+    assert claims["residual_behind_window"]["verdict"] == "inconclusive"
     first = results(folder)
     audit(model_folder, folder, text=text, full=True, **child.SIZES)
     assert results(folder) == first
+    audit(model_folder, folder, text=text, **child.SIZES)  # not in full: nothing of it is left
+    assert not {"tables/cut_sink.csv", "tables/masks.csv", "figures/cut_sink.svg"} & names(folder)
+    assert "cut_all.h5" in names(folder)

@@ -120,6 +120,28 @@ def shares(tables: Tables, ax: Axes) -> Axes:
     return ax
 
 
+def by_offset(tables: Tables, ax: Axes) -> Axes:
+    """T, M and R of early queries at each offset, mean over layers and heads."""
+    table = one_design(tables["channels_by_offset"])
+    rows = table[(table["layer"] == "all") & (table["positions"] == "early")]
+    for name, label, colour in (
+        ("T", "total T", TOTAL),
+        ("M", "mask M", MASK),
+        ("R", "residual stream R", RESIDUAL),
+    ):
+        band(ax, rows, "offset", name, colour, label, marker="o", ms=4)
+    offsets = sorted(rows["offset"].unique())
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(offsets))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticklabels([str(offset) for offset in offsets])
+    ax.axhline(0, color="black", lw=0.7)
+    ax.set(title="Does it matter how far back the key is?", ylabel="nats, early against latest")
+    ax.set_xlabel("offset (tokens back)")
+    legend_below(ax, 3)
+    return ax
+
+
 def _grid(tables: Tables, value: str) -> pd.DataFrame:
     table = one_design(tables["channels_by_head"])
     table = table.astype({"layer": int, "head": int, value: float})
@@ -235,6 +257,13 @@ PANELS = {
         precision,
         "Standard error of T in natural text over that in the shifted design, at equal n. Bands: "
         "{level} intervals.",
+    ),
+    "channels_by_offset": Panel(
+        "channels_by_offset",
+        by_offset,
+        "Effects at early queries (prefixes up to an eighth of the length), mean over layers and "
+        "heads; all offsets over the same rows, so that M is the same at all. Bands: {level} "
+        "intervals.",
     ),
     "heads_mask": Panel(
         "channels_by_head",

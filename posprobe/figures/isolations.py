@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 
 from posprobe.figures.style import (
     BOTH,
+    MASK,
     OTHER,
     RESIDUAL,
     SINK,
     Panel,
     Tables,
+    band,
     dots,
     fraction_span,
     legend_below,
@@ -103,6 +105,34 @@ def cuts(tables: Tables, ax: Axes) -> Axes:
     return ax
 
 
+def mask_layers(tables: Tables, ax: Axes) -> Axes:
+    """V_R by layer, natively and under a window."""
+    table = tables["mask_layers"]
+    table = table[(table["quantity"] == "V_R") & (table["mask"] != "no causal mask")]
+    for name, rows in table.groupby("mask", sort=False):
+        colour = OTHER if name == "native" else RESIDUAL
+        band(ax, rows, "layer", "estimate", colour, str(name), limits=("low", "high"))
+    ax.axhline(0, color="black", lw=0.7)
+    ax.set(title="Does a window let R grow with depth?", xlabel="layer", ylabel="V_R (nats²)")
+    legend_below(ax)
+    return ax
+
+
+def mask_probes(tables: Tables, ax: Axes) -> Axes:
+    """R2 of position from the normalizers of a layer, with and without the causal mask."""
+    table = tables["mask_probes"]
+    for name, label, colour in (
+        ("native", "causal mask", MASK),
+        ("masked", "no mask", OTHER),
+    ):
+        ends = f"r2_{name}_low", f"r2_{name}_high"
+        band(ax, table, "layer", f"r2_{name}", colour, label, limits=ends)
+    ax.axhline(0, color="black", lw=0.7)
+    ax.set(title="Do normalizers need the mask?", xlabel="layer", ylabel="R² out of fold")
+    legend_below(ax)
+    return ax
+
+
 def _cut_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["positions"] == "all"]
 
@@ -137,5 +167,17 @@ PANELS = {
         "the heads left whole. Pink: in all heads, with key 0 left out of every denominator. Bars: "
         "{level} Fieller intervals.",
         height=_cut_height,
+    ),
+    "mask_layers": Panel(
+        "mask_layers",
+        mask_layers,
+        "Residual channel by layer, mean over heads and offsets, all positions, the same windows. "
+        "Bands: {level} intervals, layer by layer.",
+    ),
+    "mask_probes": Panel(
+        "mask_probes",
+        mask_probes,
+        "Position read from the normalizers of a layer's heads, natural text, the same sequences. "
+        "Bands: {level} intervals of the probes as fitted.",
     ),
 }

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from posprobe.figures.channels import heatmap, map_height
 from posprobe.figures.style import (
@@ -73,6 +74,29 @@ def norms(tables: Tables, ax: Axes) -> Axes:
     ax.set(title="What becomes of position 0?", yscale="log", xlabel="depth (blocks passed)")
     ax.set_ylabel("median norm")
     legend_below(ax)
+    return ax
+
+
+def cosines(tables: Tables, ax: Axes) -> Axes:
+    """Cosine of position 0 with itself a block earlier: 1 where a block leaves its direction."""
+    table = tables["closed_system"]
+    ax.plot(table["layer"], table["cosine"].astype(float), color=SINK, marker="o", ms=3)
+    ax.axhline(0, color="black", lw=0.7)
+    low = min(0.0, float(table["cosine"].min()))
+    ax.set(title="Which blocks turn position 0?", ylim=(1.08 * low - 0.02, 1.05))
+    ax.set(xlabel="depth (blocks passed)", ylabel="cosine with the depth before")
+    return ax
+
+
+def dimensions(tables: Tables, ax: Axes) -> Axes:
+    """How many dimensions hold position 0 at each depth."""
+    table = tables["closed_system"]
+    ax.plot(table["layer"], table["dimensions"].astype(float), color=SINK, marker="o", ms=3)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set(title="How many dimensions hold it?", ylim=(0.8, None))
+    ax.set(xlabel="depth (blocks passed)", ylabel="dimensions for 99% of the norm²")
     return ax
 
 
@@ -183,6 +207,18 @@ PANELS = {
         "closed_system",
         norms,
         "Norm of the residual stream, median over sequences. No interval: a description.",
+    ),
+    "position0_cosine": Panel(
+        "closed_system",
+        cosines,
+        "Cosine between position 0 before and after each block, median over sequences. At 1 the "
+        "block keeps its direction. No interval: a description.",
+    ),
+    "position0_dimensions": Panel(
+        "closed_system",
+        dimensions,
+        "Fewest dimensions of the residual stream that hold 99% of position 0's squared norm, "
+        "median over sequences; very few where activations are massive. No interval.",
     ),
     "position0_closure": Panel(
         "closed_system",

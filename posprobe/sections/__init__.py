@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from posprobe.analysis import Analysis
+from posprobe.isolation_claims import WHY_LAYER_0
 from posprobe.sections import findings
 from posprobe.sections.facts import commands, kind, model_facts
 from posprobe.sections.glossary import GLOSSARY, LIMITS
@@ -161,20 +162,27 @@ SECTIONS = (
         "pseudo-values; undefined where V_T is not distinguishable from 0.",
         n=_both,
         note="Layers are not corrected for their number. In the natural design content differs "
-        "between positions, which widens its intervals.",
+        "between positions, which widens its intervals. At layer 0 the residual stream is the "
+        "embedding and holds no position; a little R is open there all the same. "
+        f"{WHY_LAYER_0}",
         missing=SCORES,
     ),
     Section(
         name="heads",
         title="Which heads?",
         needs="channels_by_head",
-        figures=("heads_mask", "heads_residual", "heads_share"),
+        figures=("heads_mask", "heads_residual", "heads_share", "channels_by_offset"),
         finding=findings.heads,
         estimand="V_M, V_R and shares as above, for each head by itself.",
         unit=ITEM,
         interval="Every head's intervals and adjusted p-values (max-T over all heads, one set of "
-        "bootstrap weights) are in tables/channels_by_head.csv.",
+        "bootstrap weights) are in tables/channels_by_head.csv; offset by offset and by range of "
+        "queries (adjusted over all of these at once) in tables/channels_by_offset.csv.",
         n=_shifted,
+        note="Heads have the mean of the offsets' variances. Offset by offset all are averaged "
+        "over the same rows of the window, so that M, which holds no score at an offset, is the "
+        "same at all. T is what is observed, however the mask is shrunk; its division into M and R "
+        "depends on that.",
         missing=SCORES,
     ),
     Section(
@@ -229,7 +237,13 @@ SECTIONS = (
         name="position0",
         title="Is position 0 a closed system, and what does it leave?",
         needs="closed_system",
-        figures=("position0_norm", "position0_closure", "position0_fingerprint"),
+        figures=(
+            "position0_norm",
+            "position0_cosine",
+            "position0_dimensions",
+            "position0_closure",
+            "position0_fingerprint",
+        ),
         finding=findings.position0,
         estimand="Difference of position 0 to a run on its token alone, relative to the norm of "
         "the latter. Spread: mean distance of an input's position 0 to the mean input's, relative "
@@ -290,5 +304,24 @@ SECTIONS = (
         n=_paired("cut_sink"),
         note="Sink-reading heads were chosen on one half of the natural sequences.",
         missing="shifted captures with key 0 hidden (posprobe audit MODEL --full)",
+    ),
+    Section(
+        name="masks",
+        title="What is left under another mask?",
+        needs="masks",
+        figures=("mask_layers", "mask_probes"),
+        finding=findings.masks,
+        estimand="V_T, V_M and V_R as above, with no causal mask or with a window in every layer. "
+        "Behind the window's length a row sees equally many keys at every position and no key 0: "
+        "M = 0 and T = R. R² of ridge probes for the position from the normalizers.",
+        unit="The item, paired; the sequence for the probes.",
+        interval="{level}. Cluster bootstrap of items, t, layers not adjusted for their number; "
+        "probes as fitted: percentiles.",
+        n=_paired("masks"),
+        note="The model was trained with its own mask: under another it is another system. Without "
+        "a causal mask the shifted design still tells the length of the sequence, which grows with "
+        "the prefix, so that V_T there is no residual channel; the natural design holds it fixed. "
+        "Check: the normalizers that the forward pass used equal those of the keys shown.",
+        missing="shifted captures under another mask (posprobe audit MODEL --full)",
     ),
 )

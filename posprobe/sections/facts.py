@@ -46,6 +46,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("size", f"{header.n_layers} layers, {header.n_heads} heads, width {header.width}"),
         ("quantization", str(config.get("posprobe_quantization", "none"))),
         ("variant", header.variant),
+        ("longest sequence", _longest(analysis)),
         (
             "sliding window",
             f"{', '.join(map(str, windows))} tokens in {windowed} of {header.n_layers} layers"
@@ -54,6 +55,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ),
         ("rotary embedding", _compact(config.get("rope_parameters"))),
         ("weights, SHA-256", header.weights_digest or "not recorded"),
+        ("text", _texts(analysis)),
         ("first tokens", _first_tokens(analysis)),
         ("stimuli, SHA-256 of tokens", _digests(analysis)),
         ("seed", str(header.seed)),
@@ -64,6 +66,18 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _compact(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in sorted(value.items())) if value else "none"
+
+
+def _longest(analysis: Analysis) -> str:
+    header = max((store.header for store in analysis.files.all()), key=lambda h: h.length)
+    past = header.length > header.trained_length > 0
+    note = f", past the {header.trained_length:,} that the model was made for" if past else ""
+    return f"{header.length:,} tokens{note}"
+
+
+def _texts(analysis: Analysis) -> str:
+    names = (store.header.stimulus.get("corpus") for store in analysis.files.all())
+    return "; ".join(dict.fromkeys(name for name in names if name))
 
 
 def _first_tokens(analysis: Analysis) -> str:

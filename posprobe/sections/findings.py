@@ -14,6 +14,7 @@ __all__ = [
     "cut_sink",
     "denominator",
     "heads",
+    "masks",
     "one_design",
     "overall",
     "position0",
@@ -64,6 +65,12 @@ def channels(analysis: Analysis) -> str:
         f"{relation.get('reinforcing', 0)}; in {undefined} the total is not distinguishable from "
         f"0, and shares are undefined. The residual channel is largest at layer {largest}."
     )
+    rest, first = analysis.intervals.get("layer_0_rest"), table[table["layer"] == 0]
+    if rest is not None and len(first):
+        text += (
+            f" At layer 0 V_R is {with_interval(first.iloc[0], 'V_R')}; but for "
+            f"{number(rest.estimate)} nats, R is key 0's own score there."
+        )
     if "precision" in analysis.tables:
         ratio = analysis.tables["precision"].groupby("scope", sort=False)["ratio"]
         low, high = ratio.min().iloc[0], ratio.max().iloc[0]
@@ -83,7 +90,25 @@ def heads(analysis: Analysis) -> str:
     return (
         f"Of {len(table)} heads, {total} change with position and {residual} have a residual "
         f"channel, with all heads considered together (max-T, adjusted p < {alpha:.2g}). In "
-        f"{undefined} heads shares are undefined."
+        f"{undefined} heads shares are undefined.{_offsets(analysis)}"
+    )
+
+
+def _offsets(analysis: Analysis) -> str:
+    """The residual channel at the nearest and the farthest offset, early queries."""
+    table = analysis.tables.get("channels_by_offset")
+    if table is None:
+        return ""
+    table = one_design(table)
+    rows = table[(table["layer"] == "all") & (table["positions"] == "early")]
+    rows = rows.sort_values("offset")
+    if len(rows) < 2:
+        return ""
+    near, far = rows.iloc[0], rows.iloc[-1]
+    return (
+        f" At early queries the residual stream changes attention {near['offset']} token back by "
+        f"{with_interval(near, 'R')} nats and {far['offset']} tokens back by "
+        f"{with_interval(far, 'R')}; the mask's {with_interval(near, 'M')} is the same at all."
     )
 
 
@@ -160,12 +185,19 @@ def position0(analysis: Analysis) -> str:
     table = analysis.tables["closed_system"]
     highest = table.loc[table["norm"].idxmax()]
     text = (
-        "Position 0 differs from a run on its token alone by at most "
-        f"{number(float(table['difference'].max()))} of its norm, at any depth. Its norm is "
+        f"Position 0 differs from a run on its token alone {_at_most(table['difference'].max())}, "
+        "at any depth. Its norm is "
         f"largest at depth {int(highest['layer'])} ({highest['norm']:,.0f}"
     )
     later = highest["norm_later"]
-    text += f"; later positions: {later:,.0f})." if np.isfinite(later) else ")."
+    text += f"; later positions: {later:,.0f})" if np.isfinite(later) else ")"
+    text += f", where {highest['dimensions']:.0f} dimensions hold 99% of its square."
+    turned = table.loc[table["cosine"].astype(float).idxmin()]
+    text += (
+        f" It is turned most by block {int(turned['layer']) - 1} (cosine {turned['cosine']:.2f})."
+        if np.isfinite(turned["cosine"])
+        else ""
+    )
     spread = analysis.tables.get("fingerprint")
     if spread is not None:
         means = spread.groupby("stimulus", sort=False)["spread"].max()
@@ -174,6 +206,10 @@ def position0(analysis: Analysis) -> str:
         )
         text += "."
     return text
+
+
+def _at_most(difference: float) -> str:
+    return f"by at most {number(float(difference))} of its norm" if difference else "in no bit"
 
 
 def repeated(analysis: Analysis) -> str:
@@ -243,3 +279,30 @@ def _where(row: pd.Series) -> str:
         "heads left whole": "in the heads left whole",
         "without key 0": "among the other keys",
     }[row["measured"]]
+
+
+def masks(analysis: Analysis) -> str:
+    """What is closed and what is left under each mask, and what normalizers still tell."""
+    parts = []
+    for (mask, positions), rows in analysis.tables["masks"].groupby(
+        ["mask", "positions"], sort=False
+    ):
+        values = rows.set_index("quantity")
+        left = pd.Series(
+            {f"V{end}": values.loc["V_T", f"changed{end}"] for end in ("", "_low", "_high")}
+        )
+        where = "" if positions == "all" else f", {positions}"
+        parts.append(
+            f"{mask}{where}: largest |M| {number(float(values['largest_M'].iloc[0]))} nats, V_T "
+            f"{with_interval(left, 'V')} nats² (natively {values.loc['V_T', 'native']:.3f})"
+        )
+    text = f"{'; '.join(parts)}."
+    probes_ = analysis.tables.get("mask_probes")
+    if probes_ is not None:
+        first = probes_.iloc[0]
+        text += (
+            f" From the normalizers of layer 0 position is read with R² {first['r2_native']:.2f} "
+            f"under the mask, {first['r2_masked']:.2f} without; on average over layers "
+            f"{probes_['r2_native'].mean():.2f} and {probes_['r2_masked'].mean():.2f}."
+        )
+    return text[0].upper() + text[1:]
