@@ -250,8 +250,8 @@ def variant_evidence(observable: Observable, length: int) -> dict[str, Any]:
         ``rotations`` by layer type: the number of ``pairs``; ``pairs_turned``, those that the
         variant turns by `MIN_TURN` radians or more at the largest offset; the ``largest_turn``
         there in radians; the ``attention_factor`` of cosines and sines. A window has
-        ``narrowed_layers`` and ``hidden_from_last``, the tokens that the last query loses at
-        least. No causal mask has ``future_keys``, those that the first query gains.
+        ``narrowed_layers`` and ``hidden_from_last``, the tokens that the last query loses in the
+        widest of them. No causal mask has ``future_keys``, those that the first query gains.
 
     Raises
     ------
@@ -296,12 +296,11 @@ def _turned(observable: Observable, length: int) -> dict[str, Any]:
 
 
 def _narrowed(observable: Observable, window: int, length: int) -> dict[str, Any]:
-    natives = observable.layer_windows
-    narrowed = [layer for layer, native in enumerate(natives) if native is None or native > window]
+    natives = [min(native or length, length) for native in observable.layer_windows]
+    narrowed = [layer for layer, native in enumerate(natives) if native > window]
     if not narrowed:
-        widest = max(native for native in natives if native is not None)
         raise ModelError(
             f"variant {observable.variant} is inert: no layer of model {observable.name!r} sees "
-            f"more than {widest} tokens; give a smaller window"
+            f"more than {max(natives)} tokens; give a smaller window"
         )
-    return {"narrowed_layers": narrowed, "hidden_from_last": length - window}
+    return {"narrowed_layers": narrowed, "hidden_from_last": max(natives) - window}
