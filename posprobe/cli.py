@@ -149,6 +149,9 @@ def audit(
     metavar="ADDRESS",
     help="Capture on a Dask cluster: tcp://HOST:PORT, or local, or local:N for N processes.",
 )
+@click.option(
+    "--past-training", is_flag=True, help="Allow a length that the model was not made for."
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted capture.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @STIMULUS_OPTIONS

@@ -85,6 +85,13 @@ class Variant:
         if not self.intervention.causal and length < 2:
             raise ModelError(f"variant {self} is inert at length 1; give a longer --length")
 
+    @property
+    def reach(self) -> float:
+        """How many times as many positions as the checkpoint's own the rotation is made for."""
+        if not self.is_rotary:
+            return 1.0
+        return float(LLAMA3["factor"]) if self.value is None else self.value
+
     def change_config(self, config: Any) -> None:
         """Change the rotary embedding of a configuration, in place.
 

@@ -22,7 +22,7 @@ FORMAT = "posprobe"
 VERSION = 1
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
-_LATER = ("residual_queries",)  # attributes that the first files do not have
+_LATER = ("residual_queries", "trained_length")  # attributes that the first files do not have
 _COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries", "batch_tokens")
 
 
@@ -169,6 +169,11 @@ class Header:
     dtype: str = _attribute("string", "type of `residual`: float32 or float16", default="float32")
     weights_digest: str = _attribute("string", "digest of the model's weights", default="")
     config: Mapping[str, Any] = _attribute("json", "effective model config", default_factory=dict)
+    trained_length: int = _attribute(
+        "integer",
+        "positions that the model was made for; 0, or no such attribute, where unknown",
+        default=0,
+    )
     variant: str = _attribute("string", "attention variant in force", default="standard")
     position0_treatment: str = _attribute(
         "string", "what was done to the embedding at position 0", default="native"
