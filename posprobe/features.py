@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
-__all__ = ["FEATURES", "Features", "features"]
+__all__ = ["FEATURES", "Features", "feature_blocks", "features"]
 
 FEATURES = {
     "normalizer": "log-normalizers z of all heads (N)",
@@ -42,7 +43,13 @@ class Features(NamedTuple):
     feature_groups: dict[str, slice]
 
 
-def features(store: ActivationStore, layer: int, which: str = "joint") -> Features:
+def features(
+    store: ActivationStore,
+    layer: int,
+    which: str = "joint",
+    *,
+    sequences: slice = slice(None),
+) -> Features:
     """Features of one layer with the position as the target, without position 0.
 
     Parameters
@@ -52,6 +59,8 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
         Its normalizers, and the residual stream that enters it.
     which : str
         One of `FEATURES`.
+    sequences : slice
+        Which of the stored sequences; all by default.
 
     Notes
     -----
@@ -82,9 +91,10 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
     """
     if which not in FEATURES:
         raise DesignError(f"features {which!r} are unknown; use one of {', '.join(FEATURES)}")
-    blocks = _blocks(store, layer, which)
+    blocks = _blocks(store, layer, which, sequences)
     first = 1 + (max(_seen_offsets(store, layer)) if which in ("attention", "scores") else 0)
     positions = store.residual_positions if which in ("residual", "joint") else store.positions
+    positions = positions[sequences]
     keep = positions >= first
     if not keep.any():
         raise DesignError(
@@ -95,12 +105,13 @@ def features(store: ActivationStore, layer: int, which: str = "joint") -> Featur
     for name, values in blocks.items():
         flat = values.reshape(*values.shape[:2], -1)[keep].astype(np.float64)
         if not np.isfinite(flat).all():
-            sequence = int(np.argwhere(keep)[~np.isfinite(flat).all(1)][0, 0])
+            row = int(np.argwhere(keep)[~np.isfinite(flat).all(1)][0, 0])
+            sequence = range(store.n_sequences)[sequences][row]
             raise DesignError(f"{name} of layer {layer}, sequence {sequence}, is not finite")
         feature_groups[name] = slice(stop, stop + flat.shape[1])
         stop += flat.shape[1]
         columns.append(flat)
-    groups = np.broadcast_to(store.item[:, None], keep.shape)[keep].astype(np.int64)
+    groups = np.broadcast_to(store.item[sequences, None], keep.shape)[keep].astype(np.int64)
     X = np.concatenate(columns, axis=1)
     return Features(X, positions[keep].astype(float), groups, feature_groups)
 
@@ -116,19 +127,48 @@ def _seen_offsets(store: ActivationStore, layer: int) -> list[int]:
     return seen
 
 
-def _blocks(store: ActivationStore, layer: int, which: str) -> dict[str, np.ndarray]:
+def feature_blocks(
+    store: ActivationStore, layer: int, which: str = "joint", *, n_sequences: int = 16
+) -> Iterator[Features]:
+    """Stream the features of one layer, in memory that does not grow with the sequences.
+
+    Parameters
+    ----------
+    store, layer, which
+        As in `features`.
+    n_sequences : int
+        Sequences per block; the last block may be shorter.
+
+    Yields
+    ------
+    Features
+        Of the next sequences.
+
+    Raises
+    ------
+    DesignError, StoreError
+        As in `features`.
+    """
+    for start in range(0, store.n_sequences, n_sequences):
+        yield features(store, layer, which, sequences=slice(start, start + n_sequences))
+        store.release()
+
+
+def _blocks(
+    store: ActivationStore, layer: int, which: str, sequences: slice
+) -> dict[str, np.ndarray]:
     if which in ("attention", "scores"):
         seen = _seen_offsets(store, layer)
-        scores = store.read("offset_score", layer)[..., np.isin(store.offsets, seen)]
+        scores = store.read("offset_score", layer, sequences)[..., np.isin(store.offsets, seen)]
         if which == "attention":
-            scores = scores - store.normalizer(layer)[..., None]
+            scores = scores - store.read("normalizer", layer, sequences)[..., None]
         return {which: scores}
     blocks = {}
     if which in ("normalizer", "joint"):
-        z = store.normalizer(layer)
+        z = store.read("normalizer", layer, sequences)
         blocks["normalizer"] = z if which == "normalizer" else z[:, store.residual_rows]
     if which in ("residual", "joint"):
-        stream = store.residual(layer).astype(np.float64)
+        stream = store.read("residual", layer, sequences).astype(np.float64)
         rms = np.sqrt(np.square(stream).mean(-1, keepdims=True))
         blocks["residual"] = stream / np.where(rms > 0, rms, 1.0)
     return blocks

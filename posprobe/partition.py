@@ -149,6 +149,11 @@ class VariancePartition(SequenceScoredRidge):
         self.mae_ = np.array([np.abs(y - own).mean() for own in predicted])
         return self
 
+    def _verify(self, *arguments: Any) -> None:
+        """Sum squared residuals, and absolute ones, over the data."""
+        super()._verify(*arguments)
+        self.mae_ = self._verified_mae
+
     def intervals(
         self,
         estimand: Estimand | Iterable[Estimand] = ("refit", "fixed_probe"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from posprobe.errors import DesignError
-from posprobe.features import features
+from posprobe.features import feature_blocks, features
+from posprobe.gram import Block, ClusterGram
 from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
 from posprobe.partition import VariancePartition
 from posprobe.ridge.probe import guess_error
@@ -20,6 +22,7 @@ __all__ = ["REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
 
 REFIT_LAYERS = 5
 FIXED: Estimand = "fixed_probe"
+MAX_UNITS = 200
 N_RESAMPLES: dict[Estimand, int] = {FIXED: 2000, "refit": 40}
 
 
@@ -61,6 +64,9 @@ def probe_layers(
     interval is that of the probe as fitted (`fixed_probe`); at `refit_layers` also that of the
     average probe at this number of sequences (`refit`), which costs a hundred times as much.
 
+    More than 200 sequences are pooled into 200 units of neighbouring ones, which folds and
+    bootstrap then take as a whole; memory does not grow beyond that.
+
     Parameters
     ----------
     store : ActivationStore
@@ -97,7 +103,7 @@ def probe_layers(
         )
     spread = spread_layers(store.n_layers, REFIT_LAYERS)
     refit = set(spread if refit_layers is None else refit_layers)
-    n_groups = len(np.unique(store.item))
+    n_groups = min(len(np.unique(store.item)), MAX_UNITS)
     weights = {
         kind: cluster_weights(n_groups, count, seed).astype(float)
         for kind, count in N_RESAMPLES.items()
@@ -106,8 +112,7 @@ def probe_layers(
     draws: dict[str, list[np.ndarray]] = {}
     for layer in chosen:
         kinds = list(weights) if layer in refit else [FIXED]
-        X, y, groups, feature_groups = features(store, layer)
-        model = VariancePartition(feature_groups).fit(X, y, groups=groups)
+        model, y = _fit(store, layer)
         table = pd.concat(
             [
                 model.intervals(kind, level=level, weights=weights[kind], n_jobs=n_jobs)
@@ -128,6 +133,24 @@ def probe_layers(
     table = pd.concat(probes, ignore_index=True)
     mean = {name: _mean_r2(table, name, replicates, level) for name, replicates in draws.items()}
     return Probes(table, pd.concat(partitions, ignore_index=True), mean)
+
+
+def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, NDArray[np.float64]]:
+    """The fitted models of a layer, and the positions that they were fitted to."""
+    items = np.unique(store.item)
+    if len(items) <= MAX_UNITS:
+        X, y, groups, feature_groups = features(store, layer)
+        return VariancePartition(feature_groups).fit(X, y, groups=groups), y
+
+    def blocks() -> Iterator[Block]:
+        for block in feature_blocks(store, layer):
+            units = np.searchsorted(items, block.groups) * MAX_UNITS // len(items)
+            yield block.X, block.y, units
+
+    model = VariancePartition(next(feature_blocks(store, layer)).feature_groups)
+    model.fit_gram(ClusterGram.from_blocks(blocks()), verify=blocks())
+    positions = store.residual_positions
+    return model, positions[positions > 0].astype(float)
 
 
 def _mean_r2(

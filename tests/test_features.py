@@ -5,7 +5,7 @@ import pytest
 import synthetic
 
 from posprobe.errors import DesignError, StoreError
-from posprobe.features import FEATURES, features
+from posprobe.features import FEATURES, feature_blocks, features
 
 
 @pytest.fixture
@@ -146,3 +146,21 @@ def test_refuses_what_leaves_no_row_or_no_offset(arrays, tmp_path):
     said = r"layer 0 of short\.h5 has no score at an offset that its queries see; capture"
     with pytest.raises(DesignError, match=said):
         features(store, 0, "attention")
+
+
+@pytest.mark.parametrize("which", FEATURES)
+def test_blocks_are_the_features_in_parts(which, arrays, tmp_path):
+    store = natural(tmp_path, arrays)
+    whole, blocks = features(store, 1, which), list(feature_blocks(store, 1, which, n_sequences=2))
+    assert [np.unique(block.groups).tolist() for block in blocks] == [[4, 5], [6]]
+    for name in ("X", "y", "groups"):
+        together = np.concatenate([getattr(block, name) for block in blocks])
+        assert np.array_equal(together, getattr(whole, name))
+    assert all(block.feature_groups == whole.feature_groups for block in blocks)
+
+
+def test_value_that_is_not_finite_has_the_number_of_its_sequence_in_every_block(arrays, tmp_path):
+    arrays["offset_score"][1, 2, 7, 0, 1] = np.nan
+    store = natural(tmp_path, arrays)
+    with pytest.raises(DesignError, match="scores of layer 1, sequence 2, is not finite"):
+        list(feature_blocks(store, 1, "scores", n_sequences=2))

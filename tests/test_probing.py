@@ -1,11 +1,15 @@
 """Position probes by layer, on files in which the answer was put."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 
+import posprobe.features
+from posprobe import probing
 from posprobe.errors import DesignError
 from posprobe.features import features
+from posprobe.intervals import cluster_weights
 from posprobe.partition import VariancePartition
 from posprobe.probing import Probes, probe_layers, spread_layers
 
@@ -143,3 +147,35 @@ def test_refuses_no_layer(store, rng, tmp_path):
     last = synthetic.write(tmp_path / "last.h5", values, residual_layers=(3,))
     with pytest.raises(DesignError, match=r"last\.h5 keeps the residual stream of no layer"):
         probe_layers(last)
+
+
+def test_many_sequences_are_pooled_into_units_and_streamed(store, monkeypatch):
+    monkeypatch.setattr(probing, "MAX_UNITS", 6)
+    pooled = probe_layers(store, layers=[2], refit_layers=[2], n_jobs=1)
+    X, y, groups, feature_groups = features(store, 2)
+    model = VariancePartition(feature_groups).fit(X, y, groups=groups // 2)
+    weights = {k: cluster_weights(6, n, 0).astype(float) for k, n in probing.N_RESAMPLES.items()}
+    expected = pd.concat([model.intervals(kind, weights=w) for kind, w in weights.items()])
+    expected = expected[expected["quantity"] == "R2"]
+    for name in ("low", "high"):
+        np.testing.assert_allclose(pooled.probes[name], expected[name], rtol=1e-6)
+    np.testing.assert_allclose(pooled.probes["r2"], expected["estimate"], rtol=1e-9)
+    np.testing.assert_allclose(pooled.probes["mae"], [*model.mae_, *model.mae_], rtol=1e-9)
+    whole = probe_layers(store, layers=[2], refit_layers=[], n_jobs=1)
+    assert pooled.probes["mae_guess"].iloc[0] == whole.probes["mae_guess"].iloc[0]
+    assert set(pooled.probes["n"]) == {6}
+
+
+def test_pooled_probes_never_hold_a_whole_layer(store, monkeypatch):
+    sizes = []
+
+    def watched(*arguments, **keywords):
+        found = features(*arguments, **keywords)
+        sizes.append(len(np.unique(found.groups)))
+        return found
+
+    monkeypatch.setattr(probing, "MAX_UNITS", 6)
+    monkeypatch.setattr(posprobe.features, "features", watched)
+    monkeypatch.setattr(posprobe.features.feature_blocks, "__kwdefaults__", {"n_sequences": 5})
+    probe_layers(store, layers=[0], refit_layers=[], n_jobs=1)
+    assert sizes == [5] + 2 * [5, 5, 2]

@@ -732,3 +732,23 @@ def test_the_document_lists_every_attribute():
     expected = [f"| `{name}` | {kind} | {text} |" for name, (kind, text) in ATTRIBUTES.items()]
     text = FORMAT.read_text(encoding="utf-8").partition("## Root attributes")[2]
     assert table(text.partition("\n## ")[0].splitlines()) == table(expected)
+
+
+def mapped(path):
+    """Resident kilobytes of a file's mapping in this process."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith(str(path)):
+            return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+    raise AssertionError(f"{path} is not mapped")
+
+
+def test_released_memory_goes_and_arrays_stay(complete):
+    with ActivationStore(complete) as store:
+        array = store.read("residual")
+        before = array.copy()
+        assert mapped(complete) > 0
+        store.release()
+        assert mapped(complete) == 0
+        assert np.array_equal(array, before)
+    store.release()  # closed: there is nothing to give back

@@ -102,10 +102,14 @@ class SequenceScoredRidge(GroupRidgeCV):
     ) -> None:
         """Sum every sequence's squared residuals over the data."""
         sse = np.zeros_like(self._sse)
+        absolute, total = np.zeros(sse.shape[1]), 0.0
         for X, z, sequence in self._known_rows(blocks, sequences):
+            total += weights[sequence].sum()
             for m in range(sse.shape[1]):
                 residual = (z - self._out_of_fold(X, folds[sequence], m))[:, 0]
                 np.add.at(sse[:, m], sequence, weights[sequence] * residual**2)
+                absolute[m] += weights[sequence] @ np.abs(residual)
+        self._verified_mae = absolute / total
         self._set_sequences(sse, self.sequence_sst_)
 
     def _set_sequences(self, sse: Array, sst: Array) -> None:

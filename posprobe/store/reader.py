@@ -225,6 +225,11 @@ class ActivationStore:
             "rows": rows,
         }
 
+    def release(self) -> None:
+        """Give back the memory of what was read; arrays stay valid, and are read again if used."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the file; arrays that were read stay valid."""
         self._map = None
