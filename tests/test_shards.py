@@ -195,3 +195,9 @@ def test_all_finished_shards_of_one_plan_are_kept():
     _, parts = missing_parts(batches, [], 3)
     assert [p.stop for p in parts] == [6, 12, 18, 20]
     assert missing_parts(batches, parts[1:3], 1)[0] == parts[1:3]
+
+
+def test_of_shards_that_overlap_one_is_kept():
+    batches = [slice(s, s + 2) for s in range(0, 8, 2)]
+    kept, missing = missing_parts(batches, [slice(0, 4), slice(2, 6)], 9)
+    assert (kept, missing) == ([slice(0, 4)], [slice(4, 8)])
