@@ -78,6 +78,7 @@ THETA, SIZE = 1e4, 64
 LONG = dict(head_dim=SIZE, max_position_embeddings=2048)
 PLAIN = THETA ** (-np.arange(0, SIZE, 2) / SIZE)
 ROTARY = ["ntk(8)", "linear(8)", "yarn(8)", "llama3"]
+KINDS = {"gemma3": {"full_attention", "sliding_attention"}}
 
 
 def parameters(family, text, **changes):
@@ -200,6 +201,7 @@ def test_rotary_variant_is_proved_by_the_turn_of_its_pairs(family, text):
     assert json.loads(json.dumps(evidence)) == evidence
     assert (evidence["variant"], evidence["length"]) == (text, 64)
     standard = rotations(tiny.tiny_model(family))
+    assert set(evidence["rotations"]) == set(standard) == KINDS.get(family, {"all"})
     for kind, rotation in rotations(model.model).items():
         turn = np.abs(rotation.frequencies - standard[kind].frequencies) * 63
         found = evidence["rotations"][kind]
