@@ -32,6 +32,7 @@ from posprobe.sequences import PAD, Tokens, iid, natural, repeated, shifted
 
 __all__ = [
     "BOS_POLICIES",
+    "DEFAULT_CORPUS",
     "DESIGNS",
     "Corpus",
     "Stimulus",

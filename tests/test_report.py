@@ -17,7 +17,7 @@ from posprobe.analysis import Analysis, Files, analyze_files, sort_files
 from posprobe.claims import make_claims
 from posprobe.errors import StoreError
 from posprobe.report import write_report
-from posprobe.sections import GLOSSARY, LIMITS, SECTIONS, commands, kind, summary
+from posprobe.sections import GLOSSARY, LIMITS, SECTIONS, commands, kind, model_facts, summary
 from posprobe.sections.words import VERDICTS, bounds, claim_interval, number, percent, removed
 
 CUT = dict(
@@ -349,6 +349,24 @@ def test_commands_make_the_same_files_again(analysis, stores):
     (capture, _) = commands(single)
     assert "--design repeated" in capture
     assert "-o repeated.h5" in capture
+
+
+@pytest.mark.parametrize(
+    ("corpus", "option"),
+    [
+        ("my words.txt", " --text 'my words.txt'"),
+        ("pydoc_data.topics, Python 3.11.7", ""),
+        ("a text without a name", ""),
+    ],
+)
+def test_the_text_is_named(corpus, option, tmp_path):
+    stimulus = {"bos_token": 1, "corpus": corpus}
+    store = synthetic.write(
+        tmp_path / "a.h5", {"normalizer": np.zeros((1, 2, 4, 1))}, stimulus=stimulus
+    )
+    analysis = Analysis(Files(natural=store), {}, {}, 0.95)
+    assert dict(model_facts(analysis))["text"] == corpus
+    assert commands(analysis)[0].endswith(f"--seed 0{option}")
 
 
 # --- what is missing ---

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from posprobe.analysis import Analysis
+from posprobe.stimuli import DEFAULT_CORPUS, corpus_name
 from posprobe.store import ActivationStore, Header
 from posprobe.verdicts import n_items
 
@@ -129,6 +130,7 @@ def _audit(analysis: Analysis) -> str | None:
         n=None if sizes == AUDIT_DEFAULT else sizes[0],
         length=files.natural.length,
         seed=header.seed,
+        text=_own_text(header),
         full=bool(files.isolated()),
     )
 
@@ -145,7 +147,15 @@ def _capture(store: ActivationStore) -> str:
         length=store.length,
         window=header.window or None,
         seed=header.seed,
+        text=_own_text(header),
     )
+
+
+def _own_text(header: Header) -> str | None:
+    """Name of the user's file, where the text was one."""
+    name = header.stimulus.get("corpus")
+    without = not name or name.startswith(DEFAULT_CORPUS) or name == corpus_name("")
+    return None if without else name
 
 
 def _command(words: list[str], *, full: bool = False, **options: Any) -> str:
