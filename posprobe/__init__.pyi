@@ -1,5 +1,6 @@
 from .captures import capture
 from .channels import decompose
+from .comparing import compare
 from .errors import PosprobeError
 from .intervals import Interval
 from .mixed import compare_architectures
@@ -22,6 +23,7 @@ __all__ = [
     "VariancePartition",
     "audit",
     "capture",
+    "compare",
     "compare_architectures",
     "decompose",
     "load_model",

@@ -242,10 +242,8 @@ def _parts(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def _notes(comparison: Comparison) -> tuple[str, ...]:
-    said = dict.fromkeys(comparison.lineup.notes)
-    for one in comparison.found.values():
-        said |= dict.fromkeys(one.notes)
-    return tuple(said)
+    primary = comparison.found.get(PRIMARY)
+    return (*comparison.lineup.notes, *(() if primary is None else primary.notes))
 
 
 def _protocol(comparison: Comparison) -> list[str]:

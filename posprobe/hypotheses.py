@@ -91,7 +91,8 @@ def hypothesis_claims(comparison: Comparison) -> list[Claim]:
 
 
 def _not_tested(hypothesis: str, value: str, reason: str) -> Claim:
-    return not_applicable(f"{hypothesis}_{value}", HYPOTHESES[hypothesis], reason)
+    statement = f"{hypothesis}: {HYPOTHESES[hypothesis]} Tested on the {VALUES[value]}."
+    return not_applicable(f"{hypothesis}_{value}", statement, reason)
 
 
 def _lacking(comparison: Comparison, value: str) -> str:

@@ -13,6 +13,7 @@ from posprobe.architectures import VALUES, compare_lineup
 from posprobe.cli import main
 from posprobe.comparing import compare
 from posprobe.errors import DesignError, StoreError
+from posprobe.figures import COMPARISON_PANELS, draw
 from posprobe.hypotheses import answers, hypothesis_claims
 from posprobe.lineup import line_up
 from posprobe.store import ActivationStore
@@ -420,6 +421,44 @@ def test_sinks_and_replacements_of_every_model(tmp_path):
     assert sinks.loc["rope-0", "attention"] == pytest.approx(np.exp(scores).mean(), rel=0.5)
     removed = found.tables["replacement"].query("primary").set_index("model")
     assert removed.loc["rope-1", "fraction_removed"] == pytest.approx(0.75)
+
+
+# --- what is drawn ---
+
+
+@pytest.mark.parametrize("name", COMPARISON_PANELS)
+def test_every_panel_says_what_it_asks_and_names_its_axes(name, comparison):
+    (ax,) = draw(name, comparison.tables).axes
+    assert len(ax.figure.get_suptitle()) > 10
+    assert ax.get_xlabel()
+    assert ax.get_ylabel() or [label.get_text() for label in ax.get_yticklabels()]
+    assert "interval" in COMPARISON_PANELS[name].caption.format(level="95%")
+
+
+def test_thin_lines_are_models_and_the_thick_one_is_their_mean(comparison):
+    (ax,) = draw("depth_V_R", comparison.tables).axes
+    thick = {line.get_label(): line for line in ax.get_lines() if line.get_linewidth() > 2}
+    thin = [line for line in ax.get_lines() if line.get_linewidth() < 0.7 + 1e-9][:9]
+    assert set(thick) == {f"{kind} (3 models)" for kind in TRUTH}
+    table = comparison.tables["layers"].astype({"V_R": float})
+    means = table.groupby(["architecture", "layer"])["V_R"].mean()
+    np.testing.assert_allclose(thick["window (3 models)"].get_ydata(), means["window"])
+    own = table[table["model"] == "ntk-1"]["V_R"]
+    assert any(np.array_equal(line.get_ydata(), own) for line in thin)
+    assert not ax.collections  # no band where models are the spread
+
+
+def test_a_single_model_has_a_band_over_items(paired):
+    (ax,) = draw("depth_V_M", paired.tables).axes
+    assert len(ax.collections) == 3
+
+
+def test_models_of_other_depth_are_read_between_layers(models, tmp_path):
+    deeper = file_of(tmp_path / "b.h5", "window-9", layers=5, size=1.0, growth=0.6)
+    found = compare_lineup(line_up([*models, deeper]))
+    (ax,) = draw("depth_V_R", found.tables).axes
+    thick = {line.get_label(): line for line in ax.get_lines()}["window (4 models)"]
+    np.testing.assert_allclose(thick.get_xdata(), [0, 0.5, 1])
 
 
 # --- the folder and the command line ---

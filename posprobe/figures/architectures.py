@@ -81,6 +81,7 @@ def balance(tables: Tables, ax: Axes) -> Axes:
     ax.axvline(0, color="black", lw=0.7)
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="variance over positions (nats²)")
+    ax.locator_params(axis="x", nbins=6)
     ax.set_title("How much is mask and how much residual stream?")
     legend_below(ax)
     return ax

@@ -1,0 +1,310 @@
+"""Analysis 2: how the balance of the two channels depends on the architecture.
+
+Question. The study says that NTK scaling suppresses the residual channel, that a sliding window
+lets it accumulate with depth, and that standard RoPE sits between (H1, H2); and that both channels
+are present in all of them (H3). It has one model of each, which differ in everything.
+
+Protocol. Three comparisons, each with its own report:
+
+- `variants`: one checkpoint (SmolLM2-135M) under several attention schemes at inference. Weights
+  and items are the same, so that differences are paired over items. They say what the scheme does
+  to this model, which was not trained for it; they test no architecture.
+- `family`: small models trained from scratch, alike in all but where position can come from, with
+  several seeds of each (data/zoo). Models are the unit of the test: two-stage F, planned contrasts.
+- `controls`: the same with the controls beside them, which have no position encoding (nope) or a
+  learned one.
+
+In all of them: windows of 32 tokens, each behind prefixes of several lengths with BOS at position
+0; the effect of position on log attention weights at offsets 1, 2, 4, 8; the mask's part is what
+the late row would change if it saw only the keys of the early one; the rest is the residual
+channel; variances over positions by a U-statistic over pairs of different windows. Sequences are
+256 tokens long for SmolLM2 and 128 for the family, the length at which it was trained. Hypotheses
+and contrasts were fixed in `posprobe.mixed.planned_contrasts` before any model of the family was
+measured; the test of V_R is primary.
+
+`--gemma` adds SmolLM2 beside Gemma-3-270M, if that is installed (its licence is not open): two
+models that differ in everything, with different tokenizers, as a description.
+
+Run it with ``python analyses/02_architectures.py``, or with ``--part variants`` or ``--part
+family`` alone. Reports go to ``analyses/reports/02_architectures`` with a summary in README.md,
+captured files to ``out/02_architectures``; interrupted, or with more models trained, it goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pandas as pd
+
+import posprobe
+from posprobe.bundled import list_zoo, zoo_folder
+from posprobe.errors import ModelError
+from posprobe.variants import parse_variant
+
+HERE = Path(__file__).resolve().parent
+REPORT = HERE / "reports" / "02_architectures"
+FILES = HERE.parent / "out" / "02_architectures"
+VARIANTS = "standard,ntk,linear,yarn,window,no_causal"
+STUDIED = ("ntk", "rope", "window")
+SINK = 0.3
+NOT_RUN = "not_run.json"
+
+
+def capture_all(model: str, folder: Path, *, variant: str = "standard", n: int, **options: object):
+    """Shifted (n windows) and natural (half as many) captures of one model, unless there."""
+    plans = {
+        "shifted": dict(design="shifted", bos="force", n=n),
+        "natural": dict(design="natural", bos="native", n=max(4, n // 2)),
+    }
+    replaced = {"mean": dict(design="shifted", bos="force", n=n, position0="mean")}
+    plans |= replaced if options.pop("replaced", False) else {}
+    paths = {name: folder / f"{name}-{plan['n']}.h5" for name, plan in plans.items()}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    if missing:
+        loaded = posprobe.load_model(model, variant=variant)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in missing:
+            posprobe.capture(loaded, paths[name], resume=True, **plans[name], **options)
+    return list(paths.values())
+
+
+def capture_variants(names: list[str], files: Path, n: int) -> tuple[list[Path], dict[str, str]]:
+    """Files of every variant of SmolLM2, and why others were refused."""
+    paths, refused = [], {}
+    for name in names:
+        variant = str(parse_variant(name))
+        folder = files / "smollm2" / variant.replace("(", "-").rstrip(")")
+        try:
+            paths += capture_all("smollm2", folder, variant=variant, n=n, length=256)
+        except ModelError as error:
+            refused[variant] = str(error)
+    return paths, refused
+
+
+def capture_family(files: Path, n: int) -> dict[str, list[Path]]:
+    """Files of every trained model; a model that was trained again is captured again."""
+    found = {}
+    for name in list_zoo():
+        provenance = json.loads((zoo_folder(name) / "provenance.json").read_text())
+        digest = provenance["files"]["model.safetensors"][:12]
+        folder = files / name / digest
+        found[name] = capture_all(name, folder, n=n, length=128, replaced=True)
+    return found
+
+
+def training_curves() -> pd.DataFrame:
+    """Loss and strongest attention to key 0 of every model of the family, by training step."""
+    tables = []
+    for name in list_zoo():
+        table = pd.read_csv(zoo_folder(name) / "training.csv")
+        table.insert(0, "model", name.removeprefix("zoo/"))
+        table.insert(0, "architecture", table["model"].str.rpartition("-")[0])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def draw_training(curves: pd.DataFrame, path: Path) -> None:
+    """Held-out loss, and attention of the strongest head to key 0 over queries 1 to 31."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = {
+        "held_out_loss": "held-out loss (nats per token)",
+        "early_max": "attention to key 0, strongest head,\nqueries 1 to 31",
+    }
+    for ax, (column, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for k, (architecture, rows) in enumerate(curves.groupby("architecture")):
+            for seed, (_, one) in enumerate(rows.groupby("model")):
+                shown = architecture if seed == 0 else None
+                ax.plot(one["step"], one[column], color=f"C{k}", lw=1.2, label=shown)
+        ax.set(xlabel="training step", ylabel=label)
+        ax.spines[["top", "right"]].set_visible(False)
+    ax.axhline(SINK, color="#858585", ls="--", lw=1)
+    ax.annotate("usual threshold of a sink", (1, SINK), (-2, 2), ha="right", fontsize=8,
+                xycoords=ax.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def shown_number(value: float | None) -> str:
+    """Three significant digits."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def claim_line(claim: dict) -> str:
+    """A claim as one line: verdict, number with interval, statement."""
+    number = shown_number(claim["estimate"])
+    if claim["ci_low"] is not None:
+        number += f" [{shown_number(claim['ci_low'])}, {shown_number(claim['ci_high'])}]"
+    return f"- **{claim['verdict'].replace('_', ' ')}** {number}: {claim['statement']}"
+
+
+def contribution_table(folder: Path) -> list[str]:
+    """The table that the referee asked for, in Markdown."""
+    table = pd.read_csv(folder / "tables" / "architectures.csv")
+    names = {
+        **{"V_T": "V_T", "V_M": "V_M", "V_R": "V_R", "C_MR": "C"},
+        **{"share_mask": "mask's share", "share_residual": "residual stream's share"},
+    }
+    lines = [f"| | models | {' | '.join(names.values())} |", "|---" * (len(names) + 2) + "|"]
+    for architecture, part in table.groupby("architecture", sort=False):
+        part = part.set_index("quantity")
+        unit = "models" if part["low_models"].notna().any() else "items"
+        cells = []
+        for name in names:
+            row = part.loc[name]
+            cell = "undefined" if pd.isna(row["estimate"]) else shown_number(row["estimate"])
+            if not pd.isna(row[f"low_{unit}"]):
+                low, high = row[f"low_{unit}"], row[f"high_{unit}"]
+                cell += f" [{shown_number(low)}, {shown_number(high)}]"
+            cells.append(cell)
+        lines.append(f"| {architecture} | {part['models'].iloc[0]} | {' | '.join(cells)} |")
+    return lines
+
+
+def sink_sentences(folder: Path) -> list[str]:
+    """Sinks or no sinks, computed."""
+    path = folder / "tables" / "sinks.csv"
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    usual = table[table["sink_heads"] > 0]
+    early = table[table["attention_low"] > SINK]
+    above = table[table["attention_low"] > table["even"]]
+    queries = int(table["queries"].iloc[0])
+    lines = [
+        f"By the usual criterion (mean attention of a head to key 0 over all queries above {SINK}) "
+        f"{len(usual)} of {len(table)} models have a sink"
+        + (f": {', '.join(usual['model'])}." if len(usual) else "."),
+        f"Over queries 1 to {queries}, which see key 0 in every model, the strongest head attends "
+        f"to it with {shown_number(table['attention'].min())} to "
+        f"{shown_number(table['attention'].max())} (evenly spread: "
+        f"{shown_number(table['even'].iloc[0])}); that is above even in {len(above)} of "
+        f"{len(table)} models, and above {SINK} in {len(early)}"
+        + (f" ({', '.join(early['model'])})." if len(early) else "."),
+    ]
+    if table["norm_ratio"].notna().any():
+        lines.append(
+            "The norm of position 0, where in the depth it is largest, is "
+            f"{shown_number(table['norm_ratio'].min())} to "
+            f"{shown_number(table['norm_ratio'].max())} times that of the others, by model."
+        )
+    return lines
+
+
+def stability_sentence(curves: pd.DataFrame) -> str:
+    """Whether attention to key 0 had stopped changing when training ended."""
+    last, earlier = [], []
+    for _, one in curves.groupby("model"):
+        one = one.set_index("step")["early_max"]
+        last.append(one.iloc[-1])
+        earlier.append(one[one.index <= one.index[-1] - 1000].iloc[-1])
+    change = pd.Series(last) - pd.Series(earlier)
+    return (
+        f"Over the last 1,000 steps of training the strongest head's attention to key 0 (queries 1 "
+        f"to 31) changed by {shown_number(change.min())} to {shown_number(change.max())} in "
+        f"{len(change)} models: where that is not small, it was still growing when training ended."
+    )
+
+
+def agreement(parts: dict[str, dict]) -> list[str]:
+    """Where the comparisons agree on a hypothesis and where they do not."""
+    first, second = (parts[name] for name in ("variants", "family"))
+    lines = ["| hypothesis | on | one checkpoint, several schemes | trained families | |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for one, other in zip(first["answers"], second["answers"], strict=True):
+        verdicts = [answer["verdict"].replace("_", " ") for answer in (one, other)]
+        tested = "not applicable" not in verdicts
+        said = "agree" if verdicts[0] == verdicts[1] else "disagree" if tested else "one is missing"
+        name = f"{one['hypothesis']}: {one['statement']}"
+        lines.append(f"| {name} | {one['value']} | {' | '.join(verdicts)} | {said} |")
+    return lines
+
+
+def summarise(report: Path, curves: pd.DataFrame) -> str:
+    """README.md of the report, from what the comparisons wrote."""
+    parts = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(report.glob("*/comparison.json"))
+    }
+    lines = ["# Two channels across architectures", "",
+             "Written by `python analyses/02_architectures.py`; the protocol is at the top of that "
+             "file. Variances in nats², 95% intervals: over models where there are several of an "
+             "architecture, over items otherwise.", ""]  # fmt: skip
+    if {"variants", "family"} <= set(parts):
+        lines += ["## Agreements and disagreements", "", *agreement(parts), ""]
+        lines += [
+            "The study says that all three hold. The first column is about one model that was not "
+            "trained under the schemes; the second about models that were.", "",
+        ]  # fmt: skip
+    for name in [k for k in ("variants", "family", "controls", "gemma") if k in parts]:
+        lines += [f"## {name} ([report]({name}/report.html))", ""]
+        lines += part_lines(parts[name], report / name)
+        if name == "variants":
+            refused = json.loads((report / name / NOT_RUN).read_text(encoding="utf-8"))
+            lines += [f"- not run: {variant}: {why}" for variant, why in refused.items()]
+        if name in ("family", "controls") and len(curves):
+            lines += ["", *sink_sentences(report / name), stability_sentence(curves)]
+        lines.append("")
+    if len(curves):
+        lines += ["## Training", "", "![Training curves](figures/training.svg)", ""]
+    return "\n".join(lines)
+
+
+def part_lines(part: dict, folder: Path) -> list[str]:
+    """One comparison: the table, the primary test or why there is none, and every claim."""
+    lines = [*contribution_table(folder), ""]
+    for test in part["tests"]:
+        if test["primary"]:
+            freedom = f"F({test['df_between']}, {test['df_within']:g})"
+            lines.append(
+                f"Primary test, V_R at mean depth: {freedom} = {test['statistic']:.2f}, "
+                f"p = {test['p_value']:.2g}; mixed model: {part['mixed_model']['V_R']['status']}."
+            )
+    if part["reason"].get("V_R"):
+        lines.append(f"No test of architecture: {part['reason']['V_R']}.")
+    if part["compared"] != "models":
+        lines.append("Paired over items; no test of architecture.")
+    return [*lines, "", *map(claim_line, part["claims"]), *(f"- note: {n}" for n in part["notes"])]
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--part", type=click.Choice(["all", "variants", "family"]), default="all")
+@click.option("--variants", default=VARIANTS, show_default=True, help="Of SmolLM2.")
+@click.option("--n", default=16, show_default=True, help="Windows for SmolLM2.")
+@click.option("--n-family", default=32, show_default=True, help="Windows for the family.")
+@click.option("--gemma", is_flag=True, help="Also SmolLM2 beside Gemma 3, if it is installed.")
+@click.option("--files", type=click.Path(path_type=Path), default=FILES, show_default=True)
+@click.option("--report", type=click.Path(path_type=Path), default=REPORT, show_default=True)
+def main(
+    part: str, variants: str, n: int, n_family: int, gemma: bool, files: Path, report: Path
+) -> None:
+    """Capture what is missing, compare, and write the reports with their summary."""
+    if part in ("all", "variants"):
+        paths, refused = capture_variants(variants.split(","), files, n)
+        print(posprobe.compare(paths, report / "variants"))
+        (report / "variants" / NOT_RUN).write_text(json.dumps(refused, indent=1) + "\n")
+    if part in ("all", "family"):
+        family = capture_family(files, n_family)
+        studied = [name for name in family if name.split("/")[1].rpartition("-")[0] in STUDIED]
+        for name, models in (("family", studied), ("controls", list(family))):
+            if len(models) > 1 and (name == "family" or len(models) > len(studied)):
+                print(posprobe.compare([p for m in models for p in family[m]], report / name))
+    if gemma:
+        pairs = {m: capture_all(m, files / m / "plain", n=n, length=256)
+                 for m in ("smollm2", "gemma3")}  # fmt: skip
+        both = [path for paths in pairs.values() for path in paths]
+        print(posprobe.compare(both, report / "gemma", different_tokens=True))
+    curves = training_curves()
+    if len(curves):
+        draw_training(curves, report / "figures" / "training.svg")
+    (report / "README.md").write_text(summarise(report, curves), encoding="utf-8")
+    print((report / "README.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
