@@ -83,7 +83,7 @@ def run(*arguments, code):
 
 
 def test_every_command_has_help():
-    for name in ("audit", "capture", "analyze", "inspect", "models", "selfcheck"):
+    for name in ("audit", "capture", "analyze", "compare", "inspect", "models", "selfcheck"):
         assert name in invoke("--help").stdout
         assert invoke(name, "-h").exit_code == 0
 
