@@ -6,8 +6,8 @@ Sizes are those of SmolLM2-135M (30 layers, 9 heads, width 576). Every ratio is 
 median over runs paired back to back in alternating order; above 1, the store is faster. It comes in
 wall time, with its range, and in processor time, which neighbours on the machine disturb less.
 Writing includes creating the file and syncing it to disk. With --file, compression is measured on
-the activations of that capture; without, on synthetic ones: channels with scales over two decades,
-three of them massive, neighbouring tokens correlated.
+the activations of that capture, chunked by sequence and layer; without, on synthetic ones: channels
+with scales over two decades, three of them massive, neighbouring tokens correlated.
 """
 
 import argparse
@@ -196,7 +196,7 @@ def compression(folder, name, values, repeats):
             file["x"][...]
 
     for codec, options in CODECS.items():
-        chunks = {"chunks": (1, *values.shape[1:])} if options else {}
+        chunks = {"chunks": (1, *values.shape[1:])} if options else {}  # one sequence of one layer
         times = []
         for _ in range(repeats):
             path.unlink(missing_ok=True)
@@ -208,14 +208,17 @@ def compression(folder, name, values, repeats):
 
 
 def samples(file, length):
-    """Yield (name, values) of what compression is measured on: a middle layer of each."""
+    """Yield (name, values) of what compression is measured on: up to 16 MiB of middle layers."""
     if file is None:
         yield "synthetic residual", activations((8, length, 576))
         return
     with ActivationStore(file) as store:
         for name in store.header.quantities:
-            layers = store.header.layers(name)
-            yield name, np.array(store.read(name, layers[len(layers) // 2], slice(0, 8)))
+            values = store.read(name)
+            n = max(1, min(len(values), 2**24 // values[0].nbytes))
+            first = (len(values) - n) // 2
+            if values.nbytes >= 2**20:  # in less, opening and syncing the file are most of the time
+                yield name, np.array(values[first : first + n]).reshape(-1, *values.shape[2:])
 
 
 def main():
