@@ -274,6 +274,7 @@ def part_lines(part: dict, folder: Path) -> list[str]:
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--part", type=click.Choice(["all", "variants", "family"]), default="all")
+@click.option("--captures-only", is_flag=True, help="Make the files, and no report.")
 @click.option("--variants", default=VARIANTS, show_default=True, help="Of SmolLM2.")
 @click.option("--n", default=16, show_default=True, help="Windows for SmolLM2.")
 @click.option("--n-family", default=32, show_default=True, help="Windows for the family.")
@@ -281,24 +282,37 @@ def part_lines(part: dict, folder: Path) -> list[str]:
 @click.option("--files", type=click.Path(path_type=Path), default=FILES, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), default=REPORT, show_default=True)
 def main(
-    part: str, variants: str, n: int, n_family: int, gemma: bool, files: Path, report: Path
+    part: str,
+    captures_only: bool,
+    variants: str,
+    n: int,
+    n_family: int,
+    gemma: bool,
+    files: Path,
+    report: Path,
 ) -> None:
     """Capture what is missing, compare, and write the reports with their summary."""
+    refused: dict[str, str] = {}
+    compared: dict[str, list[Path]] = {}
     if part in ("all", "variants"):
-        paths, refused = capture_variants(variants.split(","), files, n)
-        print(posprobe.compare(paths, report / "variants"))
-        (report / "variants" / NOT_RUN).write_text(json.dumps(refused, indent=1) + "\n")
+        compared["variants"], refused = capture_variants(variants.split(","), files, n)
     if part in ("all", "family"):
         family = capture_family(files, n_family)
         studied = [name for name in family if name.split("/")[1].rpartition("-")[0] in STUDIED]
-        for name, models in (("family", studied), ("controls", list(family))):
-            if len(models) > 1 and (name == "family" or len(models) > len(studied)):
-                print(posprobe.compare([p for m in models for p in family[m]], report / name))
+        compared["family"] = [path for name in studied for path in family[name]]
+        if len(family) > len(studied):
+            compared["controls"] = [path for paths in family.values() for path in paths]
     if gemma:
-        pairs = {m: capture_all(m, files / m / "plain", n=n, length=256)
-                 for m in ("smollm2", "gemma3")}  # fmt: skip
-        both = [path for paths in pairs.values() for path in paths]
-        print(posprobe.compare(both, report / "gemma", different_tokens=True))
+        pairs = [
+            capture_all(m, files / m / "plain", n=n, length=256) for m in ("smollm2", "gemma3")
+        ]
+        compared["gemma"] = [path for paths in pairs for path in paths]
+    if captures_only:
+        return
+    for name, paths in compared.items():
+        print(posprobe.compare(paths, report / name, different_tokens=name == "gemma"))
+    if "variants" in compared:
+        (report / "variants" / NOT_RUN).write_text(json.dumps(refused, indent=1) + "\n")
     curves = training_curves()
     if len(curves):
         draw_training(curves, report / "figures" / "training.svg")
