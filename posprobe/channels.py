@@ -33,6 +33,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 N_RESAMPLES = 1000
+MAX_UNITS = 200
 QUANTITIES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
 EFFECTS = {"T": "total", "M": "mask", "R": "residual"}
 
@@ -191,7 +192,9 @@ def decompose(
     The estimand is the variance over positions of the mean effect, in the population of items from
     which the file's were drawn; the unit of resampling is the item (a window in the shifted design,
     a sequence elsewhere). Limits are cluster bootstrap, estimate plus and minus t times standard
-    error; shares have Fieller's limits on jackknife pseudo-values.
+    error; shares have Fieller's limits on jackknife pseudo-values. More than 200 items are pooled
+    into 200 units of neighbouring ones, which are resampled as a whole; memory does not grow
+    beyond that.
 
     Heads, layers and the whole have the mean over offsets of each variance, and shares of these
     means; not the variance of a mean. Offset by offset, with P positions in the range,
@@ -237,7 +240,8 @@ def decompose(
         result = posprobe.decompose(posprobe.ActivationStore("shifted.h5"))
         result.overall[["V_T", "V_M", "V_R", "share_mask", "share_residual"]]
     """
-    effects = [channel_effects(store, layer) for layer in range(store.n_layers)]
+    layers = range(store.n_layers)
+    effects = [channel_effects(store, layer, max_units=MAX_UNITS) for layer in layers]
     if up_to is not None:
         effects = [layer.up_to(up_to) for layer in effects]
         if len(effects[0].positions) < 2:
@@ -336,7 +340,10 @@ def _ranges(effects: list[ChannelEffects], early: int) -> dict[str, list[Channel
 
 def _offsets(store: ActivationStore, level: float, n_resamples: int, seed: int) -> pd.DataFrame:
     """Heads and their mean at each offset, one range of queries after the other."""
-    effects = [channel_effects(store, layer, same_rows=True) for layer in range(store.n_layers)]
+    effects = [
+        channel_effects(store, layer, same_rows=True, max_units=MAX_UNITS)
+        for layer in range(store.n_layers)
+    ]
     tables, tested = [], []
     for name, layers in _ranges(effects, early_limit(store)).items():
         each = [layer.by_offset() for layer in layers]

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+_ITEMS = 64  # to a block: the scores of a layer are never in memory as a whole
 REQUIRED = ("normalizer", "sink_score", "offset_score", "remasked_normalizer", "remasked_body")
 
 
@@ -147,6 +148,14 @@ class ChannelEffects:
         """Some of the items only, by their place along the first axis."""
         return self._with(self.positions, np.s_[items])
 
+    def mean(self) -> ChannelEffects:
+        """The mean over all items, as one."""
+        total, mask, residual, sink = (
+            part.mean(0, keepdims=True)
+            for part in (self.total, self.mask, self.residual, self.sink)
+        )
+        return ChannelEffects(self.positions, total, mask, residual, sink, self.offsets)
+
     def _with(
         self, positions: NDArray[np.int64], part: Any, shape: tuple[int, ...] | None = None
     ) -> ChannelEffects:
@@ -195,7 +204,12 @@ def cut_heads(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
 
 
 def channel_effects(
-    store: ActivationStore, layer: int, *, without_sink: bool = False, same_rows: bool = False
+    store: ActivationStore,
+    layer: int,
+    *,
+    without_sink: bool = False,
+    same_rows: bool = False,
+    max_units: int | None = None,
 ) -> ChannelEffects:
     """T, M and R of one layer, from a stored file.
 
@@ -212,6 +226,9 @@ def channel_effects(
     same_rows : bool
         Average every offset over the rows of the largest, so that offsets can be compared: M is
         then the same at all of them.
+    max_units : int or None
+        More items than these are pooled into so many units, each the mean of neighbouring items,
+        and memory does not grow beyond that.
 
     Returns
     -------
@@ -227,11 +244,35 @@ def channel_effects(
     missing = [name for name in REQUIRED if name not in store.header.quantities]
     if missing:
         raise DesignError(f"{store.path.name} has no {missing[0]!r}; capture it with all scores")
-    normalizer, sink_score, offset_score = (_by_item(store, k, layer) for k in REQUIRED[:3])
-    remasked, body = (_late_rows(store, name, layer) for name in REQUIRED[3:])
+    n_items = store.n_sequences // (len(store.prefixes) if store.design == "shifted" else 1)
+    pooled = max_units is not None and n_items > max_units
+    if max_units is not None and n_items > max_units:
+        edges = [unit * n_items // max_units for unit in range(max_units + 1)]
+    else:
+        edges = [*range(0, n_items, _ITEMS), n_items]
+    blocks = []
+    for items in map(slice, edges[:-1], edges[1:]):
+        block = _effects_of(store, layer, items, without_sink, same_rows)
+        store.release()
+        blocks.append(block.mean() if pooled else block)
+    total, mask, residual, sink = (
+        np.concatenate([getattr(block, name) for block in blocks])
+        for name in ("total", "mask", "residual", "sink")
+    )
+    return ChannelEffects(blocks[0].positions, total, mask, residual, sink, blocks[0].offsets)
+
+
+def _effects_of(
+    store: ActivationStore, layer: int, items: slice, without_sink: bool, same_rows: bool
+) -> ChannelEffects:
+    """Effects of some items, in the order of their numbers."""
+    normalizer, sink_score, offset_score = (
+        _by_item(store, name, layer, items) for name in REQUIRED[:3]
+    )
+    remasked, body = (_late_rows(store, name, layer, items) for name in REQUIRED[3:])
     seen = _sink_is_seen(store, layer)
     if without_sink:
-        normalizer, remasked, seen = _own_body(store, layer), body, np.zeros_like(seen)
+        normalizer, remasked, seen = _own_body(store, layer, items), body, np.zeros_like(seen)
     limit = store.layer_window[layer] or np.inf
     kept = [d for d, offset in enumerate(store.offsets) if offset < min(limit, store.window)]
     if not kept:
@@ -263,23 +304,27 @@ def _local_mean(offset_score: Array, offsets: NDArray[np.int64]) -> Array:
     return (np.nan_to_num(offset_score) * share[None, None, :, None]).sum(-1)
 
 
-def _by_item(store: ActivationStore, quantity: str, layer: int) -> Array:
+def _by_item(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
     """Rows of the window at every position: (item, prefix, row, head, ...), float64."""
     values = store.read(quantity, layer)
     if store.design == "shifted":
-        order = np.lexsort((store.prefix_length, store.item))
-        return values[order].reshape(-1, len(store.prefixes), *values.shape[1:]).astype(float)
-    bands = [values[:, prefix : prefix + store.window] for prefix in store.prefixes]
+        order = np.lexsort((store.prefix_length, store.item)).reshape(-1, len(store.prefixes))
+        return (
+            values[order[items].ravel()]
+            .reshape(-1, len(store.prefixes), *values.shape[1:])
+            .astype(float)
+        )
+    bands = [values[items, prefix : prefix + store.window] for prefix in store.prefixes]
     return np.stack(bands, 1).astype(float)
 
 
-def _late_rows(store: ActivationStore, quantity: str, layer: int) -> Array:
+def _late_rows(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
     """A re-masked quantity of the latest row of each item: (item, prefix, row, head), float64."""
     values = store.read(quantity, layer)
     if store.design == "shifted":
         late = np.flatnonzero(store.prefix_length == store.prefixes[-1])
-        values = values[late[np.argsort(store.item[late])]]
-    return values.astype(float)
+        return values[late[np.argsort(store.item[late])][items]].astype(float)
+    return values[items].astype(float)
 
 
 def _sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
@@ -289,7 +334,7 @@ def _sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
     return shown[:, :, None] & ~cut_heads(store, layer)
 
 
-def _own_body(store: ActivationStore, layer: int) -> Array:
+def _own_body(store: ActivationStore, layer: int, items: slice) -> Array:
     """Normalizer without key 0 of every row as it is: (item, prefix, row, head), float64."""
     if store.design != "shifted":
         raise DesignError(
@@ -298,6 +343,7 @@ def _own_body(store: ActivationStore, layer: int) -> Array:
         )
     values = store.read("remasked_body", layer)
     own = np.searchsorted(store.prefixes, store.prefix_length)
-    order = np.lexsort((store.prefix_length, store.item))
-    values = values[order, own[order]]
+    order = np.lexsort((store.prefix_length, store.item)).reshape(-1, len(store.prefixes))
+    rows = order[items].ravel()
+    values = values[rows, own[rows]]
     return values.reshape(-1, len(store.prefixes), *values.shape[1:]).astype(float)

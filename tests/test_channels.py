@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import synthetic
 
+from posprobe import channels
 from posprobe.channels import decompose, gather_variances, shares
 from posprobe.effects import ChannelEffects, channel_effects, position_covariance
 from posprobe.errors import DesignError
@@ -154,6 +155,16 @@ def test_up_to_keeps_early_positions_and_the_reference(rng, tmp_path):
     assert sorted(set(result.positions["position"])) == [1, 4, store.prefixes[-1]]
     with pytest.raises(DesignError, match="no position up to 0; the first is 1"):
         decompose(store, up_to=0)
+
+
+def test_many_items_are_pooled_into_units(rng, tmp_path, monkeypatch):
+    store = store_of(tmp_path / "a.h5", rng, GRID, -GRID / 2, noise=0.01)
+    whole = decompose(store, by_offset=True, n_resamples=20)
+    monkeypatch.setattr(channels, "MAX_UNITS", whole.variances.n_items // 2)
+    pooled = decompose(store, by_offset=True, n_resamples=20)
+    assert pooled.variances.n_items == whole.variances.n_items // 2
+    np.testing.assert_allclose(pooled.overall["V_T"], whole.overall["V_T"], rtol=0.02)
+    np.testing.assert_allclose(pooled.by_offset["T"], whole.by_offset["T"], atol=0.02)
 
 
 def test_same_seed_same_tables(rng, tmp_path):

@@ -1,6 +1,7 @@
 """Position effects: unbiased variances, and the split of attention by brute force."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posprobe import effects
 from posprobe.effects import ChannelEffects, channel_effects, cut_heads, position_covariance
 from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights
@@ -171,6 +173,51 @@ def test_order_of_sequences_in_the_file_does_not_matter(rng, tmp_path):
     mixed = channel_effects(case.store(tmp_path / "mixed.h5", order=rng), 0)
     for name in ("total", "mask", "residual", "sink"):
         assert np.array_equal(getattr(plain, name), getattr(mixed, name))
+
+
+PARTS = ("total", "mask", "residual", "sink")
+
+
+@pytest.mark.parametrize("design", ["shifted", "natural"])
+def test_blocks_of_items_change_nothing(design, rng, tmp_path, monkeypatch):
+    store = rows(rng, design).store(tmp_path / "a.h5", order=rng)
+    whole = channel_effects(store, 0)
+    monkeypatch.setattr(effects, "_ITEMS", 2)
+    blocks = channel_effects(store, 0)
+    assert whole.n_items > 2
+    for name in PARTS:
+        assert np.array_equal(getattr(blocks, name), getattr(whole, name))
+
+
+def test_blocks_of_items_change_nothing_without_sink(rng, tmp_path, monkeypatch):
+    case = rows(rng)
+    arrays = case.arrays()
+    arrays["remasked_body"] = rng.normal(size=arrays["remasked_body"].shape)
+    index = synthetic.shifted_index(case.n, case.prefixes, case.window)
+    fields = dict(index=index, design="shifted", length=case.length, prefixes=case.prefixes)
+    fields |= dict(window=case.window, offsets=case.offsets)
+    store = synthetic.write(tmp_path / "a.h5", arrays, **fields)
+    whole = channel_effects(store, 0, without_sink=True)
+    monkeypatch.setattr(effects, "_ITEMS", 2)
+    blocks = channel_effects(store, 0, without_sink=True)
+    assert np.isfinite(whole.total).all()
+    for name in PARTS:
+        assert np.array_equal(getattr(blocks, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("design", ["shifted", "natural"])
+def test_units_are_means_of_neighbouring_items(design, rng, tmp_path):
+    store = rows(rng, design).store(tmp_path / "a.h5")
+    whole = channel_effects(store, 0)
+    n = whole.n_items
+    units = channel_effects(store, 0, max_units=3)
+    cuts = [0, n // 3, 2 * n // 3, n]
+    for name in PARTS:
+        each = getattr(whole, name)
+        expected = [each[a:b].mean(0) for a, b in itertools.pairwise(cuts)]
+        np.testing.assert_allclose(getattr(units, name), expected, rtol=1e-12)
+    same = channel_effects(store, 0, max_units=n)
+    assert np.array_equal(same.total, whole.total)
 
 
 def test_rows_nearer_to_the_windows_start_than_the_offset_are_left_out(rng, tmp_path):
