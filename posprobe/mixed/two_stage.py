@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.oneway import anova_oneway
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval
+from posprobe.intervals import Interval, benjamini_hochberg
 
 __all__ = [
     "Contrast",
@@ -322,5 +321,14 @@ def adjust(p_values: Sequence[float], method: str = "holm") -> list[float]:
     p = np.array(p_values, dtype=float)
     known = np.isfinite(p)
     if known.any():
-        p[known] = multipletests(p[known], method=method)[1]
+        p[known] = _holm(p[known]) if method == "holm" else benjamini_hochberg(p[known])
     return p.tolist()
+
+
+def _holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    # statsmodels' own collects garbage at every call, a tenth of a second in a large process.
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    adjusted = np.empty_like(p)
+    adjusted[order] = stepped
+    return adjusted
