@@ -204,7 +204,7 @@ def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
         ]
         if hypothesis == "H1" and len(parts) > 1:  # the trend is no part: it follows from the steps
             parts = [claim for claim in parts if "_step_" in claim.id]
-        shown = "V_M and V_R" if hypothesis == "H3" else value
+        shown = {"": "V_M and V_R", RELATIVE: "V_R/(V_R + V_M)"}.get(value, value)
         found.append(
             Answer(hypothesis, shown, HYPOTHESES[hypothesis], _verdict(parts), _because(parts))
         )

@@ -281,7 +281,7 @@ def test_the_reverse_order_contradicts(tmp_path):
     found = compare_lineup(line_up(family(tmp_path, truth=truth)))
     verdicts = {a.value: a.verdict for a in answers(found, hypothesis_claims(found))}
     assert verdicts == {
-        "V_R": "contradicted", "relative": "contradicted", "V_M and V_R": "supported",
+        "V_R": "contradicted", "V_R/(V_R + V_M)": "contradicted", "V_M and V_R": "supported",
     }  # fmt: skip
 
 
