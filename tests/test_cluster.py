@@ -170,6 +170,7 @@ def test_parts_of_any_size_give_the_same_bytes(size, take, whole, monkeypatch):
         dict(position0="content"),
         dict(position0="noise", loading={"variant": "window(7)"}),
         dict(quantities=("residual",), residual_layers=(0, 2), dtype="float16"),
+        dict(residual_layers="1,last", residual_positions="0-7,last"),
     ],
 )
 def test_designs_and_treatments_are_those_of_one_machine(options, take, folder, tmp_path):
