@@ -273,41 +273,58 @@ def table(result):
         )
 
 
+def spread(heights, gap):
+    """Heights moved apart until neighbours are `gap` from each other, in their order."""
+    order = np.argsort(heights)
+    placed = np.array(heights, float)[order]
+    for _ in range(200):
+        overlap = np.maximum(gap - np.diff(placed), 0) / 2
+        placed[:-1] -= overlap
+        placed[1:] += overlap
+    return placed[np.argsort(order)]
+
+
+def label(ax, ends, right):
+    """Name each line at the right margin, with a leader to where it ends."""
+    low, high = np.log(ax.get_ylim())
+    heights = [(np.log(y) - low) / (high - low) for _, y, _, _ in ends]
+    for (x, y, name, colour), height in zip(ends, spread(heights, 0.055), strict=True):
+        place = np.exp(low + height * (high - low))
+        ax.plot([x, right], [y, place], ":", color=colour, lw=0.8)
+        ax.text(right * 1.05, place, name, color=colour, fontsize=7.5, va="center")
+
+
 def draw_figure(result, stem):
-    """Time and memory against T, log-log, every line labelled at its end."""
+    """Time and memory against T, log-log, every line named beside its end."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "posprobe"
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     quantities = (
         ("processor", 1, "Processor time of one pass (s)"),
         ("beyond", GB, "Peak memory beyond the model (GB)"),
     )
-    for ax, (quantity, unit, title) in zip(panels, quantities, strict=True):
+    ticks = sorted({row["length"] for row in result["rows"]})
+    for ax, (quantity, unit, title) in zip(figure.subplots(1, 2), quantities, strict=True):
+        ends = []
         for number, tool in enumerate(TOOLS):
             rows = [r for r in result["rows"] if r["tool"] == tool and quantity in r]
             x, y = [r["length"] for r in rows], [r[quantity] / unit for r in rows]
             colour = "black" if tool == FLOOR else f"C{number - 1}"
-            ax.plot(x, y, "o-", color=colour, ms=3.5, lw=2 if tool.startswith("pos") else 1.2)
-            ax.annotate(
-                TOOLS[tool].partition(" (")[0],
-                (x[-1], y[-1]),
-                (6, 0),
-                textcoords="offset points",
-                color=colour,
-                fontsize=7.5,
-                va="center",
-            )
+            ax.plot(x, y, "o-", color=colour, ms=3.5, lw=2.2 if tool.startswith("pos") else 1.2)
+            ends.append((x[-1], y[-1], TOOLS[tool].partition(" (")[0], colour))
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
-        ticks = sorted({row["length"] for row in result["rows"]})
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        ax.set_xlim(ticks[0] * 0.9, ticks[-1] * 6)
-        ax.set_xlabel("Tokens")
-        ax.set_title(title, loc="left", fontsize=10)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(ax.get_ylim())
+        label(ax, ends, ticks[-1] * 1.3)
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
+        ax.set_xlim(ticks[0] * 0.9, ticks[-1] * (ticks[-1] / ticks[0]) ** 0.75)
         ax.spines[["top", "right"]].set_visible(False)
+        ax.spines["bottom"].set_bounds(ticks[0], ticks[-1])
+        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_xlabel("Tokens", loc="left")
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(stem.with_suffix(".png"), dpi=150)
 
