@@ -75,9 +75,11 @@ class Scoring:
     def matrix(self, query: Tensor, key: Tensor) -> Tensor:
         """Scores of all queries with all keys: (batch, head, m, n), at least float32."""
         wide = torch.promote_types(query.dtype, torch.float32)
-        grouped = query.to(wide).unflatten(1, (key.shape[1], -1))
-        product = grouped @ key.to(wide).unsqueeze(2).transpose(-1, -2)
-        return self._cap(product.flatten(1, 2) * self.scaling)
+        # heads of a group side by side, so that keys are read once and never repeated
+        grouped = query.to(wide).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+        product = grouped @ key.to(wide).transpose(-1, -2)
+        shape = *query.shape[:3], key.shape[2]
+        return self._cap(product.view(shape).mul_(self.scaling))
 
     def paired(self, query: Tensor, key: Tensor) -> Tensor:
         """Scores of query i with key i: (batch, head, m), at least float32."""

@@ -26,6 +26,9 @@ __all__ = [
     "observed_attention",
 ]
 
+NEAR = 32  # offsets up to this one come from a product of blocks of
+NEAR_BLOCK = 8  # queries with the keys around them
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -226,30 +229,62 @@ def observe_scores(
     """
     first = query.shape[2] - observation.n_queries
     rows = query[:, :, first:]
-    seen = {
-        "normalizer": normalizer[:, :, first:].transpose(1, 2),
-        "sink_score": scoring.matrix(rows, key[:, :, :1]).squeeze(-1).transpose(1, 2),
-    }
+    seen = {"normalizer": normalizer[:, :, first:].transpose(1, 2)}
+    near = [offset for offset in observation.offsets if offset <= NEAR]
+    sink, scores = _near_scores(rows, key, first, near, scoring)
+    seen["sink_score"] = sink
     if observation.offsets:
-        seen["offset_score"] = _offset_scores(rows, key, first, observation.offsets, scoring)
+        columns = dict(zip(near, scores.unbind(-1), strict=True))
+        for offset in observation.offsets:
+            if offset > NEAR:
+                columns[offset] = _far_score(rows, key, first, offset, scoring)
+        seen["offset_score"] = torch.stack([columns[o] for o in observation.offsets], -1)
     if observation.prefixes:
         seen |= _remasked(query, key, visibility, observation, scoring, cut)
     return seen
 
 
-def _offset_scores(
-    rows: Tensor, key: Tensor, first: int, offsets: tuple[int, ...], scoring: Scoring
-) -> Tensor:
-    """Scores of each query with the key `offset` tokens before it: (batch, query, head, offset)."""
-    batch, n_heads, n_queries, _ = rows.shape
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    scores = rows.new_full((batch, n_queries, n_heads, len(offsets)), torch.nan, dtype=wide)
+def _near_scores(
+    rows: Tensor, key: Tensor, first: int, offsets: list[int], scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """Scores with key 0, (batch, query, head), and with near keys, (batch, query, head, offset).
+
+    One batched product: each block of queries meets the keys around it, and key 0 as a last one.
+    """
+    batch, n_heads, n_queries = rows.shape[:3]
+    groups, reach = key.shape[1], max(offsets, default=0)
+    n_blocks = -(-n_queries // NEAR_BLOCK)
+    missing = n_blocks * NEAR_BLOCK - n_queries
+    ahead = first - reach
+    keys = torch.nn.functional.pad(key[:, :, max(ahead, 0) :], (0, 0, max(-ahead, 0), missing))
+    around = keys.unfold(2, NEAR_BLOCK + reach, NEAR_BLOCK).transpose(-1, -2)
+    sink = key[:, :, None, :1].expand(-1, -1, n_blocks, -1, -1)
+    blocks = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+    blocks = blocks.unflatten(1, (groups, -1)).unflatten(3, (n_blocks, NEAR_BLOCK))
+    blocks = blocks.transpose(2, 3).flatten(3, 4)
+    keys = torch.cat([around, sink], 3)
+    product = scoring.matrix(blocks.flatten(0, 2).unsqueeze(1), keys.flatten(0, 2).unsqueeze(1))
+    product = product.view(batch, groups, n_blocks, -1, NEAR_BLOCK, NEAR_BLOCK + reach + 1)
+
+    def by_query(scores: Tensor) -> Tensor:
+        in_order = scores.permute(0, 2, 4, 1, 3).reshape(batch, -1, n_heads)
+        return in_order[:, :n_queries]
+
+    near = product.new_empty((batch, n_queries, n_heads, len(offsets)))
     for column, offset in enumerate(offsets):
-        start = max(offset - first, 0)
-        if start < n_queries:
-            keys = key[:, :, first + start - offset : first + n_queries - offset]
-            paired = scoring.paired(rows[:, :, start:], keys)
-            scores[:, start:, :, column] = paired.transpose(1, 2)
+        near[..., column] = by_query(product.diagonal(reach - offset, -2, -1))
+        near[:, : max(offset - first, 0), :, column] = torch.nan
+    return by_query(product[..., -1]), near
+
+
+def _far_score(rows: Tensor, key: Tensor, first: int, offset: int, scoring: Scoring) -> Tensor:
+    """Score of each query with the key `offset` tokens before it: (batch, query, head)."""
+    n_queries, start = rows.shape[2], max(offset - first, 0)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    scores = rows.new_full((rows.shape[0], n_queries, rows.shape[1]), torch.nan, dtype=wide)
+    if start < n_queries:
+        keys = key[:, :, first + start - offset : first + n_queries - offset]
+        scores[:, start:] = scoring.paired(rows[:, :, start:], keys).transpose(1, 2)
     return scores
 
 
@@ -265,25 +300,38 @@ def _remasked(
 
     A row whose mask is that of position p sees its p nearest keys (itself included; fewer under a
     window) and key 0 where the mask of position p shows it. Without a causal mask nothing shrinks.
+    Prefix by prefix, the keys that the next longer one adds are the same for all rows: the sums
+    grow, and each score is read once.
     """
     window, n_keys = observation.window, query.shape[2]
     own_prefix = n_keys - window
-    scores = scoring.matrix(query[:, :, own_prefix:], key)
+    limit = n_keys if visibility.window is None else visibility.window
+    low = max(0, own_prefix - limit + 1)
+    rows = query[:, :, own_prefix:]
     row = torch.arange(window, device=query.device)
-    distance = (own_prefix + row)[:, None] - torch.arange(n_keys, device=query.device)
+    sink = scoring.matrix(rows, key[:, :, :1]).squeeze(-1)
+    scores = scoring.matrix(rows, key[:, :, low:])
+    masked = own_prefix if visibility.window is None else low
+    index = torch.arange(masked, n_keys, device=query.device)
+    hidden = ~visibility.mask(own_prefix + row, index)
+    scores[..., masked - low :].masked_fill_(hidden, -torch.inf)
     shape = (query.shape[0], len(observation.prefixes), window, query.shape[1])
     whole, body = scores.new_full(shape, torch.nan), scores.new_full(shape, torch.nan)
-    limit = n_keys if visibility.window is None else visibility.window
-    for column, prefix in enumerate(observation.prefixes):
+    near, stop = scores.new_full(scores.shape[:-1], -torch.inf), n_keys
+    for column in sorted(range(shape[1]), key=observation.prefixes.__getitem__):
+        prefix = observation.prefixes[column]
         if prefix > own_prefix:
-            continue
+            break
         ahead = prefix if visibility.causal else own_prefix
-        position = ahead + row
-        near = distance < position.clamp(max=limit)[:, None]
-        near &= distance >= 0 if visibility.causal else distance > -limit
-        farthest = 0 if observation.first_is_apart else own_prefix - ahead
-        part = scoring.with_sink_logit(scores.masked_fill(~near, -torch.inf).logsumexp(-1))
-        last = scores[..., farthest].masked_fill(position >= limit, -torch.inf)
+        start = max(own_prefix - ahead + 1, low)
+        if start < stop:
+            added = scores[..., start - low : stop - low].logsumexp(-1)
+            near, stop = torch.logaddexp(near, added), start
+        part = scoring.with_sink_logit(near)
+        # beyond `low`, where no row sees it, any column will do
+        apart = observation.first_is_apart
+        last = sink if apart else scores[..., max(own_prefix - ahead - low, 0)]
+        last = last.masked_fill(ahead + row >= limit, -torch.inf)
         last[:, cut] = -torch.inf
         body[:, column] = part.transpose(1, 2)
         whole[:, column] = torch.logaddexp(part, last).transpose(1, 2)
