@@ -61,11 +61,15 @@ def posprobe_file(folder, sink):
     model = load_model(folder)
     scratch = tempfile.TemporaryDirectory()
     path = Path(scratch.name) / "capture.h5"
+    stimuli = {}
+
+    def prepare(ids):
+        stimuli["natural"] = draw(model, n=observe.sequences, length=ids.shape[1])
 
     def observe(ids):
         capture_stimulus(
             model,
-            draw(model, n=observe.sequences, length=ids.shape[1]),
+            stimuli["natural"],
             path,
             batch_tokens=ids.shape[1],
             overwrite=True,
@@ -82,7 +86,7 @@ def posprobe_file(folder, sink):
                 sink(normalizer, (score - normalizer).exp())
                 sink(residual=torch.from_numpy(store.read("residual", layer)[0].copy()))
 
-    observe.fetch = fetch
+    observe.prepare, observe.fetch = prepare, fetch
     observe.scratch = scratch  # deleted with the tool
     observe.sequences = 2  # the fewest that a capture takes
     return observe
@@ -264,7 +268,9 @@ def main():
     ids = torch.from_numpy(np.load(tokens)).long()
     sink = Sink()
     observe = TOOLS[tool](folder, sink)
-    if tool != "posprobe-file":  # a capture draws its own tokens
+    if hasattr(observe, "prepare"):  # a capture draws its own tokens
+        observe.prepare(ids)
+    else:
         observe(ids[:, :WARM_UP])  # touches the weights
     print("READY", flush=True)
     for line in sys.stdin:
