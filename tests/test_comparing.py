@@ -349,15 +349,20 @@ def test_models_that_are_copies_of_one_are_no_sample(tmp_path):
     assert all(c.verdict == "not_applicable" for c in hypothesis_claims(found) if "H1" in c.id)
 
 
-def test_a_ratio_that_is_not_defined_is_not_compared(tmp_path):
-    silent = [
-        synthetic.effect_store(
-            tmp_path / f"none-{k}.h5", np.zeros((8, 3)), np.zeros((8, 3)), prefixes=(1, 4, 7),
-            fields=dict(weights_digest=f"n{k}", model=f"none-{k}"),
+@pytest.mark.parametrize("size", [0.0, 1.0], ids=["no effect", "noise below 0"])
+def test_a_ratio_that_is_not_defined_is_not_compared(size, tmp_path):
+    silent = []
+    for k in (0, 4):  # seeds whose estimates are below 0
+        mask, residual = size * np.random.default_rng(k).normal(size=(2, 8, 3))
+        mask[:, -1] = residual[:, -1] = 0
+        fields = dict(weights_digest=f"n{k}", model=f"none-{k}")
+        path = tmp_path / f"none-{k}.h5"
+        silent.append(
+            synthetic.effect_store(path, mask, residual, prefixes=(1, 4, 7), fields=fields)
         )
-        for k in range(2)
-    ]  # fmt: skip
     found = compare_lineup(line_up([*family(tmp_path, seeds=2, layers=1, heads=1), *silent]))
+    table = found.tables["models"].set_index("architecture")
+    assert (table.loc["none", ["V_R", "V_M"]].sum(axis=1) <= 0).all()
     assert "relative" not in found.found
     reasons = {c.id: c.protocol for c in hypothesis_claims(found)}
     assert reasons["H1_relative"] == "undefined: V_R + V_M is not above 0 in every model"
