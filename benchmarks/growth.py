@@ -1,6 +1,7 @@
 """Memory against the number of sequences: capture, shards, and statistics, each in fresh processes.
 
-    python benchmarks/growth.py [--sequences 64 256 1024] [--out FILE.md] [--figure FILE.svg]
+    python benchmarks/growth.py [--sequences 64 256 1024] [--rows FILE.json] [--out FILE.md]
+                                [--figure FILE.svg]
 
 The model is small and random (4 layers of width 128, 8 heads), the sequences have 128 tokens.
 "Peak" is the largest resident memory of the process less what it held before the step, that is
@@ -72,8 +73,8 @@ def make_model(folder):
 
 
 def plan(folder, n):
-    from posprobe.captures import plan_capture
     from posprobe.models import load_model
+    from posprobe.planning import plan_capture
     from posprobe.stimuli import make_stimulus
 
     model = load_model(str(folder / "model"))
@@ -242,6 +243,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--sequences", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--rows", type=Path, help="JSON of an earlier run, to be added to")
     parser.add_argument("--figure", type=Path, default=None)
     parser.add_argument("--step", choices=STEPS)
     parser.add_argument("--folder", type=Path)
@@ -251,8 +253,14 @@ def main():
         peak = STEPS[options.step](options.folder, options.n)
         print(json.dumps({"all": peak.all, "own": peak.own}))
         return
-    rows = measure(options.sequences)
-    text = table(rows, options.sequences) + f"\n\n{platform.machine()}, {platform.system()}.\n"
+    rows = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else []
+    rows = sorted(rows + measure(options.sequences), key=lambda row: row["n"])
+    if options.rows:
+        options.rows.write_text(json.dumps(rows))
+    text = (
+        table(rows, sorted({row["n"] for row in rows}))
+        + f"\n\n{platform.machine()}, {platform.system()}.\n"
+    )
     if options.figure:
         draw(rows, options.figure)
     if options.out:
