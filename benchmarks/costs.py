@@ -114,8 +114,9 @@ def measured_seconds(name, length, n):
     import torch
     from tqdm import tqdm
 
-    from posprobe.captures import draw, fill, plan_capture
+    from posprobe.captures import draw, fill
     from posprobe.models import load_model
+    from posprobe.planning import plan_capture
     from posprobe.store import StoreWriter
 
     model = load_model(name)

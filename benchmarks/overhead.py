@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 from posprobe import observation
-from posprobe.captures import BATCH_TOKENS, OFFSETS, QUANTITIES
 from posprobe.models import ATTENTION, load_model
 from posprobe.observation import Observation, Observer
+from posprobe.planning import BATCH_TOKENS, OFFSETS, QUANTITIES
 from posprobe.stimuli import default_prefixes
 from posprobe.store import Header, StoreWriter
 

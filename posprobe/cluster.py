@@ -1,6 +1,6 @@
 """One capture on many machines: shards of its sequences on Dask workers, merged into its one file.
 
-Everything is decided once, by one worker, in a `posprobe.captures.CapturePlan`; shards are cut
+Everything is decided once, by one worker, in a `posprobe.planning.CapturePlan`; shards are cut
 between the batches of that plan, so that every forward pass is one that a single machine would
 make. Dask brings scheduling and survival; the file system that all share brings the shards home.
 """
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from posprobe.captures import CapturePlan, draw, fill, plan_capture, token_bar, versions
+from posprobe.captures import draw, fill, token_bar
 from posprobe.errors import ClusterError, PosprobeError
 from posprobe.models import ObservableModel, load_model
+from posprobe.planning import CapturePlan, plan_capture, versions
 from posprobe.store import (
     ActivationStore,
     ShardFolder,

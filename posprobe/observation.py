@@ -26,8 +26,8 @@ __all__ = [
     "observed_attention",
 ]
 
-NEAR = 32  # offsets up to this one come from a product of blocks of
-NEAR_BLOCK = 8  # queries with the keys around them
+NEAR = 8  # offsets up to this one come from products of blocks of
+NEAR_BLOCK = 8  # queries with the keys around them, always as many: values keep their last bits
 
 
 @dataclass(frozen=True)
@@ -252,19 +252,19 @@ def _near_scores(
     One batched product: each block of queries meets the keys around it, and key 0 as a last one.
     """
     batch, n_heads, n_queries = rows.shape[:3]
-    groups, reach = key.shape[1], max(offsets, default=0)
+    groups = key.shape[1]
     n_blocks = -(-n_queries // NEAR_BLOCK)
     missing = n_blocks * NEAR_BLOCK - n_queries
-    ahead = first - reach
+    ahead = first - NEAR
     keys = torch.nn.functional.pad(key[:, :, max(ahead, 0) :], (0, 0, max(-ahead, 0), missing))
-    around = keys.unfold(2, NEAR_BLOCK + reach, NEAR_BLOCK).transpose(-1, -2)
+    around = keys.unfold(2, NEAR_BLOCK + NEAR, NEAR_BLOCK).transpose(-1, -2)
     sink = key[:, :, None, :1].expand(-1, -1, n_blocks, -1, -1)
     blocks = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
     blocks = blocks.unflatten(1, (groups, -1)).unflatten(3, (n_blocks, NEAR_BLOCK))
     blocks = blocks.transpose(2, 3).flatten(3, 4)
     keys = torch.cat([around, sink], 3)
     product = scoring.matrix(blocks.flatten(0, 2).unsqueeze(1), keys.flatten(0, 2).unsqueeze(1))
-    product = product.view(batch, groups, n_blocks, -1, NEAR_BLOCK, NEAR_BLOCK + reach + 1)
+    product = product.view(batch, groups, n_blocks, -1, NEAR_BLOCK, NEAR_BLOCK + NEAR + 1)
 
     def by_query(scores: Tensor) -> Tensor:
         in_order = scores.permute(0, 2, 4, 1, 3).reshape(batch, -1, n_heads)
@@ -272,7 +272,7 @@ def _near_scores(
 
     near = product.new_empty((batch, n_queries, n_heads, len(offsets)))
     for column, offset in enumerate(offsets):
-        near[..., column] = by_query(product.diagonal(reach - offset, -2, -1))
+        near[..., column] = by_query(product.diagonal(NEAR - offset, -2, -1))
         near[:, : max(offset - first, 0), :, column] = torch.nan
     return by_query(product[..., -1]), near
 

@@ -16,10 +16,18 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from posprobe.captures import OFFSETS, POSITION0, QUANTITIES, capture, capture_stimulus
+from posprobe.captures import (
+    OFFSETS,
+    POSITION0,
+    QUANTITIES,
+    _Alone,
+    capture,
+    capture_stimulus,
+)
 from posprobe.errors import ModelError, StimulusError, StoreError
 from posprobe.models import ObservableModel
 from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
+from posprobe.planning import plan_capture
 from posprobe.variants import parse_variant
 
 DESIGNS = ("natural", "shifted", "iid", "repeated")
@@ -227,6 +235,80 @@ def test_float16_rounds_the_residual_stream_alone(take):
     assert np.array_equal(half.read("residual"), whole.read("residual").astype(np.float16))
     for name in set(QUANTITIES) - {"residual"}:
         assert np.array_equal(half.read(name), whole.read(name), equal_nan=True)
+
+
+class Watcher:
+    """A consumer that keeps what it gets."""
+
+    def __init__(self, *quantities):
+        self.quantities = quantities
+        self.header = self.index = None
+        self.seen = {}
+
+    def begin(self, header, index):
+        self.header, self.index = header, index
+
+    def consume(self, quantity, layer, sequences, values):
+        self.seen.setdefault((quantity, layer), []).append((sequences, values))
+
+
+@pytest.mark.parametrize("kept", [QUANTITIES, ("normalizer",), ()])
+def test_consumers_get_what_the_file_would_hold(kept, take):
+    whole = take(child.stimulus(), batch_tokens=50, residual_layers=(1, 3))
+    watchers = [Watcher(*QUANTITIES), Watcher("residual", "offset_score"), Watcher()]
+    options = dict(batch_tokens=50, residual_layers=(1, 3), quantities=kept)
+    store = take(child.stimulus(), consumers=watchers, **options)
+    assert store.header.quantities == kept
+    for name in kept:
+        assert np.array_equal(store.read(name), whole.read(name), equal_nan=True)
+    for watcher in watchers:
+        assert watcher.header == store.header
+        assert np.array_equal(watcher.index["item"], store.item)
+        assert {name for name, _ in watcher.seen} == set(watcher.quantities)
+        for (name, layer), parts in watcher.seen.items():
+            numbers = [n for sequences, _ in parts for n in range(20)[sequences]]
+            assert numbers == list(range(20))
+            values = np.concatenate([values for _, values in parts])
+            assert values.dtype == np.float32
+            assert np.array_equal(values, whole.read(name, layer), equal_nan=True)
+    residual = {layer for name, layer in watchers[0].seen if name == "residual"}
+    assert residual == {1, 3}
+
+
+def test_consumers_see_all_or_nothing(llama, tmp_path, monkeypatch):
+    path, run, calls = tmp_path / "a.h5", llama.run, iter(range(100))
+
+    def failing(*args, **keywords):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        run(*args, **keywords)
+
+    monkeypatch.setattr(llama, "run", failing)
+    options = dict(batch_tokens=50, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        capture_stimulus(llama, child.stimulus(), path, **options)
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match=r"a\.h5 holds \d+ sequences that no consumer has seen"):
+        capture_stimulus(
+            llama, child.stimulus(), path, resume=True, consumers=[Watcher()], **options
+        )
+
+
+def test_first_tokens_run_together_whatever_the_batch(take, llama, monkeypatch):
+    """Always the same ones together, so that not even the last bits tell of batches or parts."""
+    monkeypatch.setattr("posprobe.captures.ALONE", 8)
+    for position0 in ("native", "noise"):
+        options = dict(position0=position0, quantities=("position0_alone",))
+        one, many = (take(child.stimulus(), batch_tokens=n, **options) for n in (1, 10_000))
+        assert one.read("position0_alone").tobytes() == many.read("position0_alone").tobytes()
+    plan = plan_capture(llama, child.stimulus(), batch_tokens=50)
+    whole = _Alone(llama, plan).of(slice(0, 20))
+    for start in (0, 5, 7, 19):
+        part = plan.part(slice(start, 20))
+        assert part.start == start
+        again = part.part(slice(0, 1))
+        assert again.start == start
+        assert np.array_equal(_Alone(llama, part).of(slice(0, 1)), whole[:, start : start + 1])
 
 
 def test_float16_refuses_to_overflow(take):

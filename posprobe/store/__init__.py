@@ -6,6 +6,7 @@ HDF5's own metadata: a process killed at any moment leaves a file that can be re
 written down in ``docs/format.md``, whose tables come from `posprobe.store.layout`.
 """
 
+from posprobe.store.background import BackgroundWriter
 from posprobe.store.layout import ATTRIBUTES, QUANTITIES, Header, Quantity
 from posprobe.store.reader import ActivationStore
 from posprobe.store.shards import ShardFolder, missing_parts, write_shard
@@ -15,6 +16,7 @@ __all__ = [
     "ATTRIBUTES",
     "QUANTITIES",
     "ActivationStore",
+    "BackgroundWriter",
     "Header",
     "Quantity",
     "ShardFolder",

@@ -1,0 +1,96 @@
+"""Write while the next layer is being computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from posprobe.store.writer import StoreWriter
+
+__all__ = ["BackgroundWriter"]
+
+
+class BackgroundWriter:
+    """Hand what is written to one thread: same order, same bytes, same journal.
+
+    Parameters
+    ----------
+    writer : StoreWriter
+        Nobody else may use it until the context is left.
+    max_bytes : int
+        What may wait to be written; beyond it `put` waits, so that memory does not grow where the
+        disk is slower than the model. One array may always wait.
+
+    Raises
+    ------
+    StoreError
+        From `put`, `advance` or at the end of the context: whatever the writer refused. Nothing
+        that was handed over after it is written.
+
+    Notes
+    -----
+    Where the context is left by an error, what was handed over before is written all the same.
+
+    Examples
+    --------
+    ::
+
+        with StoreWriter.create("a.h5", header, index) as writer:
+            with BackgroundWriter(writer) as background:
+                background.put("normalizer", values, layer)
+                background.advance(len(values))
+            writer.finish()
+    """
+
+    def __init__(self, writer: StoreWriter, max_bytes: int = 128 * 2**20) -> None:
+        self._writer = writer
+        self._max_bytes = max_bytes
+        self._pool = ThreadPoolExecutor(1, "posprobe-writer")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._bytes = 0
+        self._failed = False
+
+    def put(self, quantity: str, values: np.ndarray, layer: int | None = None) -> None:
+        """As `StoreWriter.put`; the array must not change afterwards."""
+        self._submit(values.nbytes, self._writer.put, quantity, values, layer)
+
+    def advance(self, n_sequences: int) -> None:
+        """As `StoreWriter.advance`."""
+        self._submit(0, self._writer.advance, n_sequences)
+
+    def __enter__(self) -> BackgroundWriter:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for what is left; an error on the way out does not hide another."""
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            while self._waiting:
+                self._collect()
+
+    def _submit(self, n_bytes: int, function: Callable[..., None], *args: Any) -> None:
+        while self._waiting and (
+            self._waiting[0][0].done() or self._bytes + n_bytes > self._max_bytes
+        ):
+            self._collect()
+        self._waiting.append((self._pool.submit(self._run, function, args), n_bytes))
+        self._bytes += n_bytes
+
+    def _run(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if self._failed:
+            return
+        try:
+            function(*args)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _collect(self) -> None:
+        future, n_bytes = self._waiting.popleft()
+        self._bytes -= n_bytes
+        future.result()
