@@ -143,6 +143,18 @@ def claim_line(claim: dict) -> str:
     return f"- **{claim['verdict'].replace('_', ' ')}** {number}: {claim['statement']}"
 
 
+def contribution_cell(row: pd.Series) -> str:
+    """An estimate with its interval over models, or over items where there is none."""
+    if pd.isna(row["estimate"]):
+        return "undefined"
+    for unit, word in (("models", ""), ("items", "items: ")):
+        low, high = row[f"low_{unit}"], row[f"high_{unit}"]
+        if not (pd.isna(low) or pd.isna(high)):
+            interval = f"[{shown_number(low)}, {shown_number(high)}]"
+            return f"{shown_number(row['estimate'])} {word}{interval}"
+    return f"{shown_number(row['estimate'])} (interval unbounded)"
+
+
 def contribution_table(folder: Path) -> list[str]:
     """The table that the referee asked for, in Markdown."""
     table = pd.read_csv(folder / "tables" / "architectures.csv")
@@ -153,15 +165,7 @@ def contribution_table(folder: Path) -> list[str]:
     lines = [f"| | models | {' | '.join(names.values())} |", "|---" * (len(names) + 2) + "|"]
     for architecture, part in table.groupby("architecture", sort=False):
         part = part.set_index("quantity")
-        unit = "models" if part["low_models"].notna().any() else "items"
-        cells = []
-        for name in names:
-            row = part.loc[name]
-            cell = "undefined" if pd.isna(row["estimate"]) else shown_number(row["estimate"])
-            if not pd.isna(row[f"low_{unit}"]):
-                low, high = row[f"low_{unit}"], row[f"high_{unit}"]
-                cell += f" [{shown_number(low)}, {shown_number(high)}]"
-            cells.append(cell)
+        cells = [contribution_cell(part.loc[name]) for name in names]
         lines.append(f"| {architecture} | {part['models'].iloc[0]} | {' | '.join(cells)} |")
     return lines
 
@@ -194,6 +198,24 @@ def sink_sentences(folder: Path) -> list[str]:
             f"{shown_number(table['norm_ratio'].max())} times that of the others, by model."
         )
     return lines
+
+
+def replacement_sentences(folder: Path) -> list[str]:
+    """What the mean embedding at position 0 removes of the residual channel at early queries."""
+    path = folder / "tables" / "replacement.csv"
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    table = table[table["primary"]]
+    means = table.groupby("architecture")["fraction_removed"].mean()
+    shown = ", ".join(f"{name} {shown_number(value)}" for name, value in means.items())
+    low, high = table["fraction_removed"].min(), table["fraction_removed"].max()
+    return [
+        "The mean embedding in place of BOS removes this fraction of V_R at early queries (mean "
+        f"over models; the study's is 0.4): {shown}; from {shown_number(low)} to "
+        f"{shown_number(high)} by model, distinguishable from 0 in "
+        f"{int((table['low'] > 0).sum())} of {len(table)}."
+    ]
 
 
 def stability_sentence(curves: pd.DataFrame) -> str:
@@ -234,7 +256,7 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
     lines = ["# Two channels across architectures", "",
              "Written by `python analyses/02_architectures.py`; the protocol is at the top of that "
              "file. Variances in nats², 95% intervals: over models where there are several of an "
-             "architecture, over items otherwise.", ""]  # fmt: skip
+             "architecture (shares: Fieller, from its models alone), else over items.", ""]  # fmt: skip
     if {"variants", "family"} <= set(parts):
         lines += ["## Agreements and disagreements", "", *agreement(parts), ""]
         lines += [
@@ -248,7 +270,8 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
             refused = json.loads((report / name / NOT_RUN).read_text(encoding="utf-8"))
             lines += [f"- not run: {variant}: {why}" for variant, why in refused.items()]
         if name in ("family", "controls") and len(curves):
-            lines += ["", *sink_sentences(report / name), stability_sentence(curves)]
+            lines += ["", *sink_sentences(report / name), *replacement_sentences(report / name)]
+            lines.append(stability_sentence(curves))
         lines.append("")
     if len(curves):
         lines += ["## Training", "", "![Training curves](figures/training.svg)", ""]

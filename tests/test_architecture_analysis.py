@@ -1,0 +1,71 @@
+"""The summary of analysis 2: it says what the comparisons found, and where they disagree."""
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_comparing import TRUTH, family, variants
+
+from posprobe.comparing import compare
+
+SCRIPT = Path(__file__).parents[1] / "analyses" / "02_architectures.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("architectures_analysis", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def curves():
+    rows = [
+        dict(architecture="rope", model=f"rope-{k}", step=step, held_out_loss=5 - step / 1000,
+             early_max=0.1 + k * step / 1e5)
+        for k in range(2)
+        for step in (1000, 2000, 3000)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, script):
+    folder = tmp_path_factory.mktemp("analysis")
+    reverse = {"standard": TRUTH["rope"], "ntk(8)": TRUTH["window"], "window(3)": TRUTH["ntk"]}
+    parts = {"variants": variants(folder / "v", reverse), "family": family(folder / "f", seeds=2)}
+    for name, stores in parts.items():
+        compare([store.path for store in stores], folder / "out" / name, progress=False)
+    (folder / "out" / "variants" / script.NOT_RUN).write_text('{"yarn(8)": "inert here"}')
+    return folder / "out"
+
+
+def test_the_summary_says_where_comparisons_agree_and_where_not(script, report):
+    text = script.summarise(report, curves())
+    rows = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("| H")}
+    assert rows["| H1"].endswith("| contradicted | supported | disagree |")
+    assert rows["| H3"].endswith("| supported | supported | agree |")
+    assert "not run: yarn(8): inert here" in text
+    assert "Paired over items; no test of architecture." in text
+    assert "Primary test, V_R at mean depth: F(2, 3) = " in text
+    assert "changed by 0 to 0.01 in 2 models" in text
+    assert "nan" not in text.lower()
+
+
+def test_the_table_has_a_row_for_every_architecture(script, report):
+    lines = script.contribution_table(report / "family")
+    assert [line.split("|")[1].strip() for line in lines[2:]] == list(TRUTH)
+    assert all("[" in line for line in lines[2:])
+
+
+def test_training_curves_are_drawn(script, tmp_path):
+    script.draw_training(curves(), tmp_path / "figures" / "training.svg")
+    text = (tmp_path / "figures" / "training.svg").read_text()
+    assert "training step" in text or "<path" in text
+
+
+def test_training_curves_of_the_family_have_what_is_drawn(script):
+    table = script.training_curves()
+    if not table.empty:
+        assert {"model", "architecture", "step", "held_out_loss", "early_max"} <= set(table.columns)
