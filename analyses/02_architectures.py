@@ -42,6 +42,7 @@ import pandas as pd
 import posprobe
 from posprobe.bundled import list_zoo, zoo_folder
 from posprobe.errors import ModelError
+from posprobe.figures import to_svg
 from posprobe.variants import parse_variant
 
 HERE = Path(__file__).resolve().parent
@@ -127,7 +128,7 @@ def draw_training(curves: pd.DataFrame, path: Path) -> None:
                 xycoords=ax.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    path.write_text(to_svg(figure, "training"), encoding="utf-8")
 
 
 def shown_number(value: float | None) -> str:
@@ -253,10 +254,14 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(report.glob("*/comparison.json"))
     }
-    lines = ["# Two channels across architectures", "",
-             "Written by `python analyses/02_architectures.py`; the protocol is at the top of that "
-             "file. Variances in nats², 95% intervals: over models where there are several of an "
-             "architecture (shares: Fieller, from its models alone), else over items.", ""]  # fmt: skip
+    lines = [
+        "# Two channels across architectures",
+        "",
+        "Written by `python analyses/02_architectures.py`; the protocol is at the top of that file. "
+        "Variances in nats², 95% intervals: over models where there are several of an architecture "
+        "(shares: Fieller, from its models alone), else over items.",
+        "",
+    ]
     if {"variants", "family"} <= set(parts):
         lines += ["## Agreements and disagreements", "", *agreement(parts), ""]
         lines += [

@@ -62,7 +62,8 @@ def test_the_table_has_a_row_for_every_architecture(script, report):
 def test_training_curves_are_drawn(script, tmp_path):
     script.draw_training(curves(), tmp_path / "figures" / "training.svg")
     text = (tmp_path / "figures" / "training.svg").read_text()
-    assert "training step" in text or "<path" in text
+    assert text.count(">training step<") == 2
+    assert text.count(">rope<") == 1
 
 
 def test_training_curves_of_the_family_have_what_is_drawn(script):
