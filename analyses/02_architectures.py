@@ -41,6 +41,7 @@ import pandas as pd
 
 import posprobe
 from posprobe.bundled import list_zoo, zoo_folder
+from posprobe.captures import QUANTITIES
 from posprobe.errors import ModelError
 from posprobe.figures import to_svg
 from posprobe.variants import parse_variant
@@ -56,12 +57,13 @@ NOT_RUN = "not_run.json"
 
 def capture_all(model: str, folder: Path, *, variant: str = "standard", n: int, **options: object):
     """Shifted (n windows) and natural (half as many) captures of one model, unless there."""
+    lean = dict(quantities=tuple(name for name in QUANTITIES if name != "residual"))
     plans = {
-        "shifted": dict(design="shifted", bos="force", n=n),
+        "shifted": dict(design="shifted", bos="force", n=n, **lean),
         "natural": dict(design="natural", bos="native", n=max(4, n // 2)),
     }
-    replaced = {"mean": dict(design="shifted", bos="force", n=n, position0="mean")}
-    plans |= replaced if options.pop("replaced", False) else {}
+    if options.pop("replaced", False):
+        plans["mean"] = plans["shifted"] | dict(position0="mean")
     paths = {name: folder / f"{name}-{plan['n']}.h5" for name, plan in plans.items()}
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
@@ -257,7 +259,7 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
     lines = [
         "# Two channels across architectures",
         "",
-        "Written by `python analyses/02_architectures.py`; the protocol is at the top of that file. "
+        "Written by `python analyses/02_architectures.py`; its protocol stands at its top. "
         "Variances in nats², 95% intervals: over models where there are several of an architecture "
         "(shares: Fieller, from its models alone), else over items.",
         "",
