@@ -1,18 +1,20 @@
 """Cost of observing: a forward pass with all that a capture records, against plain SDPA.
 
-    python benchmarks/overhead.py [--quick] [--long] [--repeats 9] [--out FILE.md]
+    python benchmarks/overhead.py [--quick] [--lengths 512 2048] [--repeats 9] [--out FILE.md]
 
 Time: the median, with its range, of the ratios of runs paired back to back in one process, in
 alternating order, on the same weights and tokens, as many sequences to a pass as a capture takes.
 "Recorded" makes every quantity of a default capture and lets it go; "written" puts them into a
-file besides, and runs the first tokens alone, as a capture does. Memory: the peak of a fresh
-process less what it held once the model was loaded and used; and, in brackets, the peak of the
-whole process less the bytes of the weights. Before any of it, the observed log-normalizers are
-compared with explicit softmax sums in float64, the last residual stream with that of the plain
-run.
+file besides, in a thread of its own, and waits for it. "Part" is the time of each part of one
+written pass over that of a plain one; the first tokens, which run alone, are in no written pass.
+Memory: the peak of a fresh process less what it held once the model was loaded and used; and, in
+brackets, the peak of the whole process less the bytes of the weights. Before any of it, the
+observed log-normalizers are compared with explicit softmax sums in float64, the last residual
+stream with that of the plain run.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -27,14 +29,15 @@ import numpy as np
 import torch
 
 from posprobe import observation
+from posprobe.captures import _Alone, _Stream
 from posprobe.models import ATTENTION, load_model
 from posprobe.observation import Observation, Observer
-from posprobe.planning import BATCH_TOKENS, OFFSETS, QUANTITIES
-from posprobe.stimuli import default_prefixes
-from posprobe.store import Header, StoreWriter
+from posprobe.planning import ALONE, BATCH_TOKENS, OFFSETS, plan_capture
+from posprobe.stimuli import default_prefixes, make_stimulus
+from posprobe.store import BackgroundWriter, StoreWriter
 
 WINDOW = 32
-TIME_TARGET, MEMORY_TARGET = 1.15, 1.3
+TIME_TARGET, MEMORY_TARGET = 1.05, 1.3
 
 
 def draw(model, length):
@@ -62,42 +65,78 @@ def set_attention(model, name):
 
 
 class Written:
-    """A file that takes one batch after another, and the passes that fill it."""
+    """A file that takes one batch after another, as a capture writes it, and waits for the last."""
 
     def __init__(self, model, ids, n_batches, folder):
         batch, length = ids.shape
-        n = batch * n_batches
-        header = Header(
-            model=model.name,
-            design="natural",
-            n_layers=model.n_layers,
-            n_heads=model.n_heads,
-            width=model.width,
-            n_sequences=n,
-            length=length,
-            n_queries=length,
-            quantities=QUANTITIES,
-            layer_window=(0,) * model.n_layers,
-            offsets=OFFSETS,
-            prefixes=default_prefixes(length, WINDOW),
-            window=WINDOW,
+        corpus = ids.repeat(n_batches + 2, 1).flatten().numpy()
+        stimulus = make_stimulus(
+            "natural", corpus, n=batch * n_batches, length=length, window=WINDOW
         )
-        index = {name: np.zeros(n, int) for name in header.index}
-        index["tokens"] = ids.repeat(n_batches, 1).numpy()
-        self.writer = StoreWriter.create(folder / f"{length}.h5", header, index)
+        self.plan = plan_capture(model, stimulus, past_training=True)
+        path = folder / f"{length}.h5"
+        self.writer = StoreWriter.create(path, self.plan.header, self.plan.index, overwrite=True)
+        self.background = BackgroundWriter(self.writer)
+        self.stream = _Stream(self.background, self.plan.header, ())
+        self.alone = _Alone(model, self.plan)
+        self.batches = self.plan.batches()
         self.model, self.ids = model, ids
 
     def __call__(self):
-        def emit(name, layer, tensor):
-            self.writer.put(name, tensor.float().numpy(), layer)
+        batch = next(self.batches)
+        self.stream.sequences = batch
+        self.model.run(self.ids, Observer(self.stream.emit, self.plan.observation))
+        for layer, values in enumerate(self.alone.of(batch)):
+            self.stream.give("position0_alone", layer, values)
+        self.background.advance(len(self.ids))
+        self.background.flush()
 
-        def emit_alone(name, layer, tensor):
-            if name == "position0":
-                emit("position0_alone", layer, tensor)
 
-        self.model.run(self.ids, Observer(emit, default_observation(self.ids.shape[1])))
-        self.model.run(self.ids[:, :1], Observer(emit_alone, Observation(1)))
-        self.writer.advance(len(self.ids))
+def parts(model, ids, written):
+    """Seconds of each part of one written pass, and of a plain one: (dict, float)."""
+    spent = {}
+
+    def timed(name, function):
+        def wrapper(*args, **keywords):
+            start = time.perf_counter()
+            result = function(*args, **keywords)
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        return wrapper
+
+    native, stream = torch.nn.functional.scaled_dot_product_attention, written.stream
+    set_attention(model, "sdpa")
+    with mock.patch.object(
+        torch.nn.functional, "scaled_dot_product_attention", timed("native", native)
+    ):
+        whole = seconds(lambda: plain(model, ids))
+    set_attention(model, ATTENTION)
+    names = {
+        "attend": "kernel",
+        "_near_scores": "scores of key 0 and of the offsets",
+        "_remasked": "mask counterfactual",
+        "_sink_value": "values of key 0",
+    }
+    with contextlib.ExitStack() as stack:
+        for name, part in names.items():
+            function = timed(part, getattr(observation, name))
+            stack.enter_context(mock.patch.object(observation, name, function))
+        give = timed("handing over", stream.give)
+        emit = timed("copies and handing over", stream.emit)
+        put = timed("checking and writing, in the other thread", written.writer.put)
+        stack.enter_context(mock.patch.object(stream, "give", give))
+        stack.enter_context(mock.patch.object(stream, "emit", emit))
+        stack.enter_context(mock.patch.object(written.writer, "put", put))
+        written.background.flush()
+        written()
+    written.alone.groups.clear()
+    firsts = f"first tokens of {ALONE} sequences, once for all of their passes"
+    n = min(ALONE, len(written.plan.firsts.tokens))
+    timed(firsts.replace(str(ALONE), str(n)), written.alone.of)(slice(0, n))
+    spent["kernel, less that of the plain pass"] = spent.pop("kernel") - spent.pop("native")
+    spent.pop("handing over")
+    return spent, whole
 
 
 def explicit_error(query, key, normalizer, visibility, scoring):
@@ -147,17 +186,19 @@ def seconds(function):
 
 
 def paired(model, ids, observed, repeats):
-    """Ratios of the observed pass's time to the plain one's, and the plain one's median."""
-    ratios, reference = [], []
+    """Ratios of each observed pass's time to the plain one's, and the plain one's median."""
+    ratios, reference = {what: [] for what in observed}, []
+    order = ["sdpa", *observed]
     for repeat in range(repeats + 1):
         times = {}
-        for name in ("sdpa", ATTENTION) if repeat % 2 else (ATTENTION, "sdpa"):
-            set_attention(model, name)
-            times[name] = seconds((lambda: plain(model, ids)) if name == "sdpa" else observed)
-        if repeat:  # the first pair warms up
-            ratios.append(times[ATTENTION] / times["sdpa"])
+        for name in order if repeat % 2 else order[::-1]:
+            set_attention(model, "sdpa" if name == "sdpa" else ATTENTION)
+            times[name] = seconds(observed.get(name, lambda: plain(model, ids)))
+        if repeat:  # the first round warms up
             reference.append(times["sdpa"])
-    return np.array(ratios), float(np.median(reference))
+            for what in observed:
+                ratios[what].append(times[what] / times["sdpa"])
+    return {what: np.array(found) for what, found in ratios.items()}, float(np.median(reference))
 
 
 def resident(field):
@@ -195,23 +236,29 @@ def memory(name, attention, length):
     return np.median(runs, axis=0)
 
 
-def rows(model, length, repeats, folder):
+def rows(model, length, repeats, folder, weighed):
     """Table rows of one length, after the check that what is timed is right."""
     ids = draw(model, length)
     error, gap = check(model, ids)
     print(f"T = {length}: z within {error:.1e} nats, residual within {gap:.1e}", file=sys.stderr)
     if not (error < 1e-4 and gap < 1e-4):
         raise SystemExit(f"T = {length}: what is observed is wrong, so its cost is not measured")
+    written = Written(model, ids, repeats + 2, folder)
     observed = {
         f"recorded, at most {TIME_TARGET}": lambda: recorded(model, ids),
-        "written": Written(model, ids, repeats + 1, folder),
+        f"written, at most {TIME_TARGET}": written,
     }
-    for what, function in observed.items():
-        ratios, reference = paired(model, ids, function, repeats)
+    found, reference = paired(model, ids, observed, repeats)
+    for what, ratios in found.items():
         yield (
-            f"| {length} | time, {what} | {np.median(ratios):.2f} | {ratios.min():.2f} to "
-            f"{ratios.max():.2f} | {1e3 * reference:,.0f} ms for {len(ids)} sequences |"
+            f"| {length} | time, {what} | {np.median(ratios):.3f} | {ratios.min():.3f} to "
+            f"{ratios.max():.3f} | {1e3 * reference:,.0f} ms for {len(ids)} sequences |"
         )
+    spent, whole = parts(model, ids, written)
+    for what, time_ in sorted(spent.items(), key=lambda item: -item[1]):
+        yield f"| {length} | part: {what} | {time_ / whole:.3f} | | {1e3 * whole:,.0f} ms |"
+    if not weighed:
+        return
     ours, theirs = (memory(model.name, name, length) for name in (ATTENTION, "sdpa"))
     ratio = ours / theirs
     yield (
@@ -227,7 +274,8 @@ def main():
     parser.add_argument(
         "--quick", action="store_true", help="a short run that only proves it works"
     )
-    parser.add_argument("--long", action="store_true", help="8,192 tokens, too")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], metavar="T")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--weigh", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -235,7 +283,7 @@ def main():
         weigh(options.model, options.weigh[0], int(options.weigh[1]))
         return
     model = load_model(options.model)
-    lengths = [128] if options.quick else [512, 2048] + [8192] * options.long
+    lengths = [128] if options.quick else options.lengths
     repeats = 2 if options.quick else options.repeats
     lines = [
         f"{options.model}, float32, {platform.machine()}, {os.cpu_count()} cores, "
@@ -245,7 +293,7 @@ def main():
     ]
     with tempfile.TemporaryDirectory() as folder:
         for length in lengths:
-            lines += rows(model, length, repeats, Path(folder))
+            lines += rows(model, length, repeats, Path(folder), not options.no_memory)
     print("\n".join(lines))
     if options.out is not None:
         options.out.write_text("\n".join(lines) + "\n")

@@ -150,7 +150,8 @@ def test_the_caller_computes_meanwhile():
         background.put("residual", np.zeros(3, "f4"), 0)
         assert disk.written == []
         disk.going.set()
-    assert disk.written == [("residual", 0)]
+        background.flush()
+        assert disk.written == [("residual", 0)]
 
 
 def test_the_written_file_reads_back(tmp_path):

@@ -62,6 +62,11 @@ class BackgroundWriter:
         """As `StoreWriter.advance`."""
         self._submit(0, self._writer.advance, n_sequences)
 
+    def flush(self) -> None:
+        """Wait until all that was handed over is written."""
+        while self._waiting:
+            self._collect()
+
     def __enter__(self) -> BackgroundWriter:
         """Return the writer."""
         return self
@@ -70,8 +75,7 @@ class BackgroundWriter:
         """Wait for what is left; an error on the way out does not hide another."""
         self._pool.shutdown(wait=True)
         if kind is None:
-            while self._waiting:
-                self._collect()
+            self.flush()
 
     def _submit(self, n_bytes: int, function: Callable[..., None], *args: Any) -> None:
         while self._waiting and (
