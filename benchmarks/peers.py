@@ -1,6 +1,6 @@
 """posprobe beside its peers: same model, same tokens, the same quantities out.
 
-    python benchmarks/peers.py [--lengths 256 512 ...] [--repeats 3] [--threads 1] [--json FILE]
+    python benchmarks/peers.py [--lengths 256 512 ...] [--repeats 3] [--json FILE [--resume]]
     python benchmarks/peers.py --render FILE.json [--out FILE.md] [--figure STEM]
 
 Quantities: the log-normalizer z and the attention to key 0 of each layer, head and query, and the
@@ -20,6 +20,7 @@ requirements-peers.txt, or is that of the interpreter named by --python.
 """
 
 import argparse
+import collections
 import contextlib
 import datetime
 import json
@@ -50,6 +51,7 @@ ELSEWHERE = ("nnsight", "lens-hooks", "lens-cache")
 KEEPS_PATTERNS = ("lens-cache", "eager")
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 TOLERANCE = {"normalizer": 1e-4, "sink": 1e-4, "residual": 1e-4}
+CLOCKS = ("wall", "processor")
 GB = 1e9
 
 
@@ -170,10 +172,15 @@ def paired(floor, worker, repeats):
     return runs
 
 
+def memory(first):
+    """Bytes of the first run: beyond the loaded model, and of the whole process."""
+    return {name: first[name] for name in ("beyond", "peak")}
+
+
 def summary(runs):
     """Medians of the paired ratios and of the seconds."""
-    row = {}
-    for clock in ("wall", "processor"):
+    row = {"pairs": len(runs["tool"])}
+    for clock in CLOCKS:
         mine, theirs = ([run[clock] for run in runs[name]] for name in ("tool", "floor"))
         row[clock] = statistics.median(mine)
         row[f"{clock}_ratio"] = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
@@ -187,14 +194,8 @@ def measure(length, location, shape, tokens, folder, before, options):
         floor = stack.enter_context(Worker(FLOOR, location, tokens, folder, options))
         first = floor("first")
         again = [floor("run") for _ in range(options.repeats)]
-        yield {
-            "tool": FLOOR,
-            "length": length,
-            "beyond": first["beyond"],
-            "peak": first["peak"],
-        } | {
-            clock: statistics.median(run[clock] for run in again) for clock in ("wall", "processor")
-        }
+        row = {"tool": FLOOR, "length": length} | memory(first)
+        yield row | {clock: statistics.median(run[clock] for run in again) for clock in CLOCKS}
         for tool in list(TOOLS)[1:]:
             row = {"tool": tool, "length": length}
             reason = refusal(tool, length, shape, before, options.patience)
@@ -207,7 +208,7 @@ def measure(length, location, shape, tokens, folder, before, options):
                 if not all(gap[name] <= TOLERANCE[name] for name in TOLERANCE):
                     raise SystemExit(f"{tool} and posprobe differ at T = {length}: {gap}")
                 runs = paired(floor, worker, options.repeats)
-            yield row | {"beyond": first["beyond"], "peak": first["peak"]} | summary(runs)
+            yield row | memory(first) | summary(runs)
 
 
 def machine(options):
@@ -225,19 +226,25 @@ def machine(options):
         "threads": options.threads,
         "python": platform.python_version(),
         "model": options.model,
-        "repeats": options.repeats,
         "versions": {name: version(name) for name in ("torch", "transformers")} | peers,
     }
 
 
+def whole_lengths(path):
+    """The rows of the lengths at which every tool was measured, or refused, before."""
+    rows = json.loads(path.read_text())["rows"]
+    count = collections.Counter(row["length"] for row in rows)
+    return [row for row in rows if count[row["length"]] == len(TOOLS)]
+
+
 def gather(options):
     """Measure all lengths; the file is written after each row."""
-    rows = []
+    rows = whole_lengths(options.json) if options.resume else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         location, shape, tokens = draw_tokens(options.model, options.lengths, folder)
         result = {"machine": machine(options), "shape": shape, "rows": rows}
-        for length in options.lengths:
+        for length in sorted(set(options.lengths) - {row["length"] for row in rows}):
             for row in measure(
                 length, location, shape, tokens[length], folder, list(rows), options
             ):
@@ -253,24 +260,31 @@ def table(result):
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     yield (
         f"{facts['model']}, float32, one sequence; {facts['cpu']}, {facts['cores']} cores, "
-        f"{facts['threads']} thread(s); {versions}; {facts['date']}; "
-        f"medians of {facts['repeats']} pairs.\n"
+        f"{facts['threads']} thread(s); {versions}; {facts['date']}.\n"
     )
     yield (
-        "| T | tool | time, of the floor | wall time, of the floor | processor time | "
+        "| T | tool | time, of the floor | range | wall time, of the floor | processor time | "
         "memory beyond the model | peak in all |"
     )
-    yield "|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in result["rows"]:
-        start = f"| {row['length']:,} | {TOOLS[row['tool']]} |"
+        cells = [f"{row['length']:,}", TOOLS[row["tool"]]]
         if "status" in row:
-            yield f"{start} {row['status']} | | | | |"
+            yield f"| {' | '.join([*cells, row['status']])} | | | | | |"
             continue
-        ratios = [f"{row[c]:.2f}" if c in row else "1" for c in ("processor_ratio", "wall_ratio")]
-        yield (
-            f"{start} {ratios[0]} | {ratios[1]} | {row['processor']:.1f} s | "
-            f"{row['beyond'] / GB:.2f} GB | {row['peak'] / GB:.1f} GB |"
-        )
+        cells += ratios(row)
+        cells.append(f"{row['processor']:.1f} s")
+        cells += [f"{row['beyond'] / GB:.2f} GB", f"{row['peak'] / GB:.1f} GB"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def ratios(row):
+    """Time as a multiple of the floor's: processor time with its range, and wall time."""
+    if row["tool"] == FLOOR:
+        return ["1", "", "1"]
+    runs = row["processor_ratios"]
+    middle = f"{min(runs):.2f} to {max(runs):.2f}" if len(runs) > 1 else "one pair"
+    return [f"{row['processor_ratio']:.2f}", middle, f"{row['wall_ratio']:.2f}"]
 
 
 def spread(heights, gap):
@@ -338,6 +352,7 @@ def main():
     parser.add_argument("--patience", type=float, default=120)
     parser.add_argument("--python", type=Path, help="an interpreter that has the peers")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "peers.json")
+    parser.add_argument("--resume", action="store_true", help="keep what the JSON file holds")
     parser.add_argument("--render", type=Path, help="results to draw instead of measuring")
     parser.add_argument("--out", type=Path, default=None, help="the table, as Markdown")
     parser.add_argument("--figure", type=Path, help="where to put the figure, without suffix")
