@@ -7,6 +7,7 @@ written down in ``docs/format.md``, whose tables come from `posprobe.store.layou
 """
 
 from posprobe.store.background import BackgroundWriter
+from posprobe.store.held import HeldStore
 from posprobe.store.layout import ATTRIBUTES, QUANTITIES, Header, Quantity
 from posprobe.store.reader import ActivationStore
 from posprobe.store.shards import ShardFolder, missing_parts, write_shard
@@ -18,6 +19,7 @@ __all__ = [
     "ActivationStore",
     "BackgroundWriter",
     "Header",
+    "HeldStore",
     "Quantity",
     "ShardFolder",
     "StoreWriter",

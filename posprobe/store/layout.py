@@ -228,6 +228,15 @@ class Header:
         """The header of a file with fewer or more sequences of the same capture."""
         return replace(self, n_sequences=n_sequences)
 
+    def with_layer(self, layer: int) -> Header:
+        """The header of a file with one layer of the same capture, which is number 0 there."""
+        return replace(
+            self,
+            n_layers=1,
+            layer_window=self.layer_window[layer : layer + 1],
+            residual_layers=(0,),
+        )
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of data set `name`, whether or not it is kept."""
         return tuple(self.sizes[axis] for axis in QUANTITIES[name].axes)

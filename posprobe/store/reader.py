@@ -14,7 +14,7 @@ import numpy as np
 from posprobe.errors import StoreError
 from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
-from posprobe.store.layout import QUANTITIES
+from posprobe.store.layout import QUANTITIES, Header
 
 __all__ = ["ActivationStore"]
 
@@ -83,6 +83,9 @@ class ActivationStore:
         self._places = locate(self.path, header)
         with refusing(self.path, "map the file"), open(self.path, "rb") as file:
             self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._describe(header)
+
+    def _describe(self, header: Header) -> None:
         self.model, self.design = header.model, header.design
         self.n_layers, self.n_heads = header.n_layers, header.n_heads
         self.n_sequences, self.length = header.n_sequences, header.length
@@ -242,7 +245,7 @@ class ActivationStore:
         """Close the store."""
         self.close()
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by path: workers map the file themselves."""
         return ActivationStore, (str(self.path),)
 
