@@ -243,8 +243,8 @@ def agreement(parts: dict[str, dict]) -> list[str]:
              "|---|---|---|---|---|"]  # fmt: skip
     for one, other in zip(first["answers"], second["answers"], strict=True):
         verdicts = [answer["verdict"].replace("_", " ") for answer in (one, other)]
-        tested = "not applicable" not in verdicts
-        said = "agree" if verdicts[0] == verdicts[1] else "disagree" if tested else "one is missing"
+        decided = {"supported", "contradicted"} >= set(verdicts)
+        said = "undecided" if not decided else "agree" if len(set(verdicts)) == 1 else "disagree"
         name = f"{one['hypothesis']}: {one['statement']}"
         lines.append(f"| {name} | {one['value']} | {' | '.join(verdicts)} | {said} |")
     return lines

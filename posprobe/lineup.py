@@ -329,4 +329,10 @@ def _notes(
                 f"{member.name}: its window of {min(windows)} tokens hides some of the offsets "
                 f"{listed(member.shifted.offsets)}, which are left out for it"
             )
+    windowed = dict.fromkeys(m.architecture for m in members if any(m.shifted.layer_window))
+    if windowed:
+        notes.append(
+            f"late queries of {', '.join(windowed)} do not see key 0 behind a window: the mask "
+            "channel there holds its coming into sight too, with the score that the late row gives it"
+        )
     return tuple(notes)

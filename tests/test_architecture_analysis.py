@@ -53,6 +53,19 @@ def test_the_summary_says_where_comparisons_agree_and_where_not(script, report):
     assert "nan" not in text.lower()
 
 
+def test_an_undecided_hypothesis_is_no_disagreement(script):
+    def part(verdict):
+        answer = dict(hypothesis="H1", statement="So it is.", value="V_R", verdict=verdict)
+        return {"answers": [answer]}
+
+    said = {
+        other: script.agreement({"variants": part("supported"), "family": part(other)})[-1]
+        for other in ("supported", "contradicted", "inconclusive", "not_applicable")
+    }
+    ends = [line.split("|")[-2].strip() for line in said.values()]
+    assert ends == ["agree", "disagree", "undecided", "undecided"]
+
+
 def test_the_table_has_a_row_for_every_architecture(script, report):
     lines = script.contribution_table(report / "family")
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(TRUTH)
