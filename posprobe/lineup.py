@@ -333,6 +333,6 @@ def _notes(
     if windowed:
         notes.append(
             f"late queries of {', '.join(windowed)} do not see key 0 behind a window: the mask "
-            "channel there holds its coming into sight too, with the score that the late row gives it"
+            "channel there holds its coming into sight too, with the late row's score of it"
         )
     return tuple(notes)
