@@ -261,7 +261,8 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
         "",
         "Written by `python analyses/02_architectures.py`; its protocol stands at its top. "
         "Variances in nats², 95% intervals: over models where there are several of an architecture "
-        "(shares: Fieller, from its models alone), else over items.",
+        "(shares: Fieller, from its models alone), else over items. Verdicts on H1 and H2 go by "
+        "p-values adjusted by Holm's method, the intervals are not adjusted.",
         "",
     ]
     if {"variants", "family"} <= set(parts):
