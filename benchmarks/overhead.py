@@ -4,6 +4,8 @@
 
 Time: the median, with its range, of the ratios of runs paired back to back in one process, in
 alternating order, on the same weights and tokens, as many sequences to a pass as a capture takes.
+With --clock processor, processor time of all threads instead, which other load on the machine
+moves little; what overlaps is then counted in full.
 "Recorded" makes every quantity of a default capture and lets it go; "written" puts them into a
 file besides, in a thread of its own, and waits for it. "Part" is the time of each part of one
 written pass over that of a plain one; the first tokens, which run alone, are in no written pass.
@@ -37,6 +39,8 @@ from posprobe.stimuli import default_prefixes, make_stimulus
 from posprobe.store import BackgroundWriter, StoreWriter
 
 WINDOW = 32
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+PARTS = {"wall": time.perf_counter, "processor": time.thread_time}
 TIME_TARGET, MEMORY_TARGET = 1.05, 1.3
 
 
@@ -92,15 +96,16 @@ class Written:
         self.background.flush()
 
 
-def parts(model, ids, written):
+def parts(model, ids, written, clock):
     """Seconds of each part of one written pass, and of a plain one: (dict, float)."""
     spent = {}
 
     def timed(name, function):
         def wrapper(*args, **keywords):
-            start = time.perf_counter()
+            # of this thread alone: what the other one does meanwhile is counted there
+            start = PARTS[clock]()
             result = function(*args, **keywords)
-            spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+            spent[name] = spent.get(name, 0.0) + PARTS[clock]() - start
             return result
 
         return wrapper
@@ -110,7 +115,7 @@ def parts(model, ids, written):
     with mock.patch.object(
         torch.nn.functional, "scaled_dot_product_attention", timed("native", native)
     ):
-        whole = seconds(lambda: plain(model, ids))
+        whole = seconds(lambda: plain(model, ids), clock)
     set_attention(model, ATTENTION)
     names = {
         "attend": "kernel",
@@ -179,13 +184,13 @@ def check(model, ids):
     return max(errors), float(gap)
 
 
-def seconds(function):
-    start = time.perf_counter()
+def seconds(function, clock):
+    start = CLOCKS[clock]()
     function()
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
-def paired(model, ids, observed, repeats):
+def paired(model, ids, observed, repeats, clock):
     """Ratios of each observed pass's time to the plain one's, and the plain one's median."""
     ratios, reference = {what: [] for what in observed}, []
     order = ["sdpa", *observed]
@@ -193,7 +198,7 @@ def paired(model, ids, observed, repeats):
         times = {}
         for name in order if repeat % 2 else order[::-1]:
             set_attention(model, "sdpa" if name == "sdpa" else ATTENTION)
-            times[name] = seconds(observed.get(name, lambda: plain(model, ids)))
+            times[name] = seconds(observed.get(name, lambda: plain(model, ids)), clock)
         if repeat:  # the first round warms up
             reference.append(times["sdpa"])
             for what in observed:
@@ -236,7 +241,7 @@ def memory(name, attention, length):
     return np.median(runs, axis=0)
 
 
-def rows(model, length, repeats, folder, weighed):
+def rows(model, length, repeats, folder, weighed, clock):
     """Table rows of one length, after the check that what is timed is right."""
     ids = draw(model, length)
     error, gap = check(model, ids)
@@ -248,13 +253,13 @@ def rows(model, length, repeats, folder, weighed):
         f"recorded, at most {TIME_TARGET}": lambda: recorded(model, ids),
         f"written, at most {TIME_TARGET}": written,
     }
-    found, reference = paired(model, ids, observed, repeats)
+    found, reference = paired(model, ids, observed, repeats, clock)
     for what, ratios in found.items():
         yield (
             f"| {length} | time, {what} | {np.median(ratios):.3f} | {ratios.min():.3f} to "
             f"{ratios.max():.3f} | {1e3 * reference:,.0f} ms for {len(ids)} sequences |"
         )
-    spent, whole = parts(model, ids, written)
+    spent, whole = parts(model, ids, written, clock)
     for what, time_ in sorted(spent.items(), key=lambda item: -item[1]):
         yield f"| {length} | part: {what} | {time_ / whole:.3f} | | {1e3 * whole:,.0f} ms |"
     if not weighed:
@@ -275,6 +280,7 @@ def main():
         "--quick", action="store_true", help="a short run that only proves it works"
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], metavar="T")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--weigh", nargs=2, help=argparse.SUPPRESS)
@@ -285,16 +291,23 @@ def main():
     model = load_model(options.model)
     lengths = [128] if options.quick else options.lengths
     repeats = 2 if options.quick else options.repeats
-    lines = [
+    lines = []
+
+    def say(line):
+        lines.append(line)
+        print(line, flush=True)
+
+    say(
         f"{options.model}, float32, {platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads; torch {torch.__version__}; "
-        f"medians of {repeats} pairs.\n",
-        "| T | what | ratio to plain SDPA | range | plain SDPA |\n|---|---|---|---|---|",
-    ]
+        f"medians of {repeats} pairs; {options.clock} time.\n"
+    )
+    say("| T | what | ratio to plain SDPA | range | plain SDPA |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for length in lengths:
-            lines += rows(model, length, repeats, Path(folder), not options.no_memory)
-    print("\n".join(lines))
+            weighed = not options.no_memory
+            for line in rows(model, length, repeats, Path(folder), weighed, options.clock):
+                say(line)
     if options.out is not None:
         options.out.write_text("\n".join(lines) + "\n")
 

@@ -17,7 +17,6 @@ from posprobe.models import ObservableModel, load_model
 from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
 from posprobe.planning import (
     ALONE,
-    BATCH_TOKENS,
     OFFSETS,
     POSITION0,
     QUANTITIES,
@@ -179,7 +178,7 @@ def capture_stimulus(
     dtype: str = "float32",
     position0: str = "native",
     intervention: Intervention = NO_INTERVENTION,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     past_training: bool = False,
     consumers: Sequence[Consumer] = (),
     resume: bool = False,
@@ -210,8 +209,9 @@ def capture_stimulus(
         Treatment of position 0, one of `POSITION0`.
     intervention : Intervention
         Change of the attention, on top of the model's variant.
-    batch_tokens : int
-        Tokens per forward pass, at most (one sequence at least).
+    batch_tokens : int or None
+        Tokens per forward pass, at most (one sequence at least). None: 2,048, or on a GPU as many
+        as half of its free memory takes; the file says how many.
     past_training : bool
         Allow sequences longer than the model was made for, or than what its variant, which may
         scale the rotary embedding, makes of that. The file says so.

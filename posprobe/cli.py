@@ -150,6 +150,23 @@ def audit(
     help="Capture on a Dask cluster: tcp://HOST:PORT, or local, or local:N for N processes.",
 )
 @click.option(
+    "--device",
+    metavar="DEVICE",
+    help="cpu, cuda, cuda:N, or auto (layers over all GPUs).  [default: a GPU where there is one]",
+)
+@click.option(
+    "--model-dtype",
+    type=click.Choice(["float32", "float64", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of weights and activations.",
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens per forward pass.  [default: 2048; on a GPU by its free memory]",
+)
+@click.option(
     "--past-training", is_flag=True, help="Allow a length that the model was not made for."
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted capture.")
@@ -161,6 +178,8 @@ def capture(
     variant: str,
     cut_sink: str | None,
     dask: str | None,
+    device: str | None,
+    model_dtype: str,
     text: Path | None,
     quiet: bool,
     **options: Any,
@@ -171,14 +190,14 @@ def capture(
 
         options["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
     options |= {"text": _read(text), "progress": not quiet}
+    loading = {"variant": variant, "device": device, "dtype": model_dtype}
     if dask is not None:
         from posprobe.cluster import capture_distributed, connect
 
         with connect(dask) as client:
-            loading = {"variant": variant}
             capture_distributed(model, output, client, loading=loading, **options).close()
     else:
-        loaded = posprobe.load_model(model, variant=variant)
+        loaded = posprobe.load_model(model, **loading)  # type: ignore[arg-type]
         posprobe.capture(loaded, output, **options).close()
     click.echo(output.absolute())
 

@@ -17,7 +17,7 @@ from posprobe.checkpoints import Checkpoint
 from posprobe.errors import ModelError
 from posprobe.variants import Variant
 
-__all__ = ["DTYPES", "load_checkpoint", "load_tokenizer", "quiet", "source"]
+__all__ = ["DTYPES", "check_device", "load_checkpoint", "load_tokenizer", "quiet", "source"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 HUB_TIMEOUT = 5  # seconds
@@ -65,8 +65,35 @@ def _hub_answers(name: str, revision: str) -> bool:
     return True
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises
+    ------
+    ModelError
+        If torch does not know it or does not see it, or it is no CPU and no GPU.
+    """
+    if device == "auto":
+        return
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ModelError(f"device {device!r} is unknown; use cpu, cuda, cuda:N or auto")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} GPUs; "
+            "use cpu, or another build of torch"
+        )
+
+
 def load_checkpoint(
-    checkpoint: Checkpoint, variant: Variant, dtype: torch.dtype, place: dict[str, Any]
+    checkpoint: Checkpoint,
+    variant: Variant,
+    dtype: torch.dtype,
+    place: dict[str, Any],
+    device: str = "cpu",
 ) -> transformers.PreTrainedModel:
     """Load a checkpoint as the causal language model that a variant makes of it.
 
@@ -78,6 +105,8 @@ def load_checkpoint(
     dtype : torch.dtype
     place : dict
         Of `source`.
+    device : str
+        Where the weights go; ``"auto"`` leaves it to transformers, layer by layer.
 
     Returns
     -------
@@ -94,7 +123,11 @@ def load_checkpoint(
             raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
         variant.change_config(config.get_text_config())
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            **place, config=config, dtype=dtype, output_loading_info=True
+            **place,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            **({"device_map": "auto"} if device == "auto" else {}),
         )
     except ModelError:
         raise
@@ -110,7 +143,12 @@ def load_checkpoint(
             f"model {checkpoint.name!r}: its files lack {len(missing)} weights of a "
             f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
         )
-    return model
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"model {checkpoint.name!r} does not fit into the memory of its devices; use a smaller "
+            "dtype or more of them"
+        )
+    return model if device == "auto" else model.to(device)
 
 
 def load_tokenizer(place: dict[str, Any]) -> Any:

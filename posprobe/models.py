@@ -20,7 +20,7 @@ from torch import Tensor
 
 from posprobe.checkpoints import find_checkpoint
 from posprobe.errors import ModelError
-from posprobe.loading import DTYPES, load_checkpoint, load_tokenizer, quiet, source
+from posprobe.loading import DTYPES, check_device, load_checkpoint, load_tokenizer, quiet, source
 from posprobe.observation import Intervention, Observer
 from posprobe.proof import ATTENTION, prove_observable, prove_variant, variant_evidence
 from posprobe.variants import Variant, parse_variant
@@ -165,6 +165,11 @@ class ObservableModel:
         self._digest = state, digest.hexdigest()
         return self._digest[1]
 
+    def free_memory(self) -> int | None:
+        """Bytes that are free on the fullest of the model's GPUs; None where it has none."""
+        gpus = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
+        return min((torch.cuda.mem_get_info(gpu)[0] for gpu in gpus), default=None)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of token ids: (batch, token, width)."""
         return self.model.get_input_embeddings()(tokens.to(self.model.device))
@@ -266,6 +271,7 @@ def load_model(
     dtype : {"float32", "float64", "bfloat16"}
         Of weights and activations.
     device : str or None
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` spreads the layers over all GPUs there are.
         None: a GPU where there is one.
     revision : str or None
         Of a hub model.
@@ -280,19 +286,20 @@ def load_model(
     ------
     ModelError
         If there is no such model, its files are incomplete, it cannot be observed, or the variant
-        does not apply to it.
+        does not apply to it; or the device is not there, or too small for it.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     change = parse_variant(variant)
     checkpoint = find_checkpoint(name)
     with quiet():
         place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
-        model = load_checkpoint(checkpoint, change, DTYPES[dtype], place)
+        model = load_checkpoint(checkpoint, change, DTYPES[dtype], place, device)
         tokenizer = load_tokenizer(place)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return ObservableModel(
-        model.to(device),
+        model,
         tokenizer,
         name=name,
         variant=change,

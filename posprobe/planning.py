@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from posprobe.attention import BLOCK
 from posprobe.errors import StimulusError
 from posprobe.models import ObservableModel
 from posprobe.observation import NO_INTERVENTION, Intervention, Observation
@@ -121,7 +122,7 @@ def plan_capture(
     dtype: str = "float32",
     position0: str = "native",
     intervention: Intervention = NO_INTERVENTION,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     past_training: bool = False,
     consumed: Collection[str] = (),
 ) -> CapturePlan:
@@ -155,7 +156,7 @@ def plan_capture(
         residual_queries=residual_positions or (),
         offsets=offsets if "offset_score" in {*quantities, *consumed} else (),
         quantities=quantities,
-        batch_tokens=batch_tokens,
+        batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
     )
     observation = Observation(
         n_queries=stimulus.n_queries,
@@ -170,6 +171,22 @@ def plan_capture(
         stimulus, tokens=stimulus.tokens[:, :1], lengths=np.ones_like(stimulus.lengths)
     )
     return CapturePlan(stimulus, header, observation, change, position0, firsts)
+
+
+def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
+    """Tokens of a pass: few on a CPU, which more would not make faster; half the memory of a GPU.
+
+    Counted are the largest arrays of one block: streams, the feed-forward layer, scores of late
+    rows, and blocks of scores.
+    """
+    free = model.free_memory()
+    if free is None:
+        return BATCH_TOKENS
+    inner = getattr(model.config, "intermediate_size", None) or 4 * model.width
+    length = stimulus.tokens.shape[1]
+    scores = 3 * model.n_heads * (stimulus.window + min(BLOCK, length) ** 2 / length)
+    numbers = 12 * model.width + 3 * inner + scores
+    return max(BATCH_TOKENS, 2 ** int(np.log2(free / 2 / (4 * numbers))))
 
 
 def _check_length(model: ObservableModel, length: int, past_training: bool) -> None:

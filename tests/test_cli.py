@@ -127,6 +127,19 @@ def test_capture_keeps_some_layers_and_positions(model_folder, text_file, tmp_pa
         assert store.residual_positions.tolist() == [[0, 1, 2, 47]] * 2
 
 
+def test_capture_computes_where_and_as_told(model_folder, text_file, tmp_path):
+    path = tmp_path / "a.h5"
+    arguments = ["capture", model_folder, "-o", path, "--text", text_file, "--n", 2, "--quiet"]
+    refused(invoke(*arguments, "--device", "npu"), "device 'npu' is unknown; use cpu, cuda")
+    assert not path.exists()
+    arguments += ["--length", 48, "--device", "cpu", "--model-dtype", "bfloat16"]
+    assert invoke(*arguments, "--batch-tokens", 100).exit_code == 0
+    with ActivationStore(path) as store:
+        assert store.header.batch_tokens == 100
+        last = store.residual(store.n_layers).view(np.uint32)
+    assert not (last & 0xFFFF).any()  # bfloat16 has the upper half of float32's bits
+
+
 def test_inspect_says_what_a_file_holds(captured):
     found = invoke("inspect", captured)
     assert found.exit_code == 0

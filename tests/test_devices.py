@@ -1,0 +1,121 @@
+"""Where a model computes: what is not there is refused, and a GPU gives the numbers of a CPU."""
+
+import capture_child as child
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+
+from posprobe.captures import capture_stimulus
+from posprobe.errors import ModelError
+from posprobe.models import ObservableModel, load_model
+from posprobe.planning import BATCH_TOKENS, plan_capture
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny.tiny_model("mistral", dtype=torch.float32).save_pretrained(path)
+    return str(path)
+
+
+def take(model, path, **options):
+    return capture_stimulus(model, child.stimulus(), path, progress=False, **options)
+
+
+def assert_like_cpu(folder, tmp_path, tolerance, **loading):
+    """Every quantity of a capture against that of the CPU in float32."""
+    with (
+        take(load_model(folder, device="cpu"), tmp_path / "cpu.h5") as expected,
+        take(load_model(folder, **loading), tmp_path / "other.h5", batch_tokens=2048) as found,
+    ):
+        for name in expected.header.quantities:
+            one, other = found.read(name), expected.read(name)
+            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+            scale = np.nanmax(np.abs(other))
+            assert np.nanmax(np.abs(one - other)) <= tolerance * scale, name
+
+
+def test_auto_leaves_the_places_of_layers_to_transformers(folder, tmp_path, monkeypatch):
+    plain, seen = transformers.AutoModelForCausalLM.from_pretrained, []
+
+    def spy(*args, **keywords):
+        seen.append(keywords.get("device_map"))
+        return plain(*args, **keywords)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", spy)
+    load_model(folder, device="auto")
+    load_model(folder, device="cpu")
+    assert seen == ["auto", None]
+    tolerance = 1e-4 if torch.cuda.is_available() else 1e-6
+    assert_like_cpu(folder, tmp_path, tolerance, device="auto")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "mps", "meta"])
+def test_unknown_devices_are_refused(device, folder):
+    with pytest.raises(ModelError, match=f"device '{device}' is unknown; use cpu, cuda, cuda:N"):
+        load_model(folder, device=device)
+
+
+def test_devices_that_are_not_there_are_refused(folder):
+    number = torch.cuda.device_count()
+    with pytest.raises(ModelError, match=f"device 'cuda:{number}' is not there: torch sees"):
+        load_model(folder, device=f"cuda:{number}")
+
+
+def test_a_model_that_does_not_fit_is_refused(folder, monkeypatch):
+    load = torch.nn.Module.parameters
+    monkeypatch.setattr(
+        torch.nn.Module, "parameters", lambda *args: (p.to("meta") for p in load(*args))
+    )
+    with pytest.raises(ModelError, match="does not fit into the memory of its devices"):
+        load_model(folder, device="cpu")
+
+
+def batch_tokens(model, free):
+    model.free_memory = lambda: free
+    return plan_capture(model, child.stimulus()).header.batch_tokens
+
+
+def test_a_pass_takes_what_fits_into_a_gpu():
+    model = child.model()
+    assert model.free_memory() is None or torch.cuda.is_available()
+    sizes = [batch_tokens(model, free) for free in (1, 2**28, 2**30, 2**34)]
+    assert sizes[0] == BATCH_TOKENS
+    assert BATCH_TOKENS < sizes[1] < sizes[2] < sizes[3]
+    assert sizes[3] / sizes[2] == 16
+    assert batch_tokens(model, None) == BATCH_TOKENS
+
+
+def test_a_wider_model_takes_fewer_tokens():
+    narrow, wide = child.model(), child.model(intermediate_size=480)
+    assert batch_tokens(wide, 2**30) < batch_tokens(narrow, 2**30)
+
+
+@gpu
+def test_a_gpu_gives_the_numbers_of_the_cpu(folder, tmp_path):
+    assert_like_cpu(folder, tmp_path, 1e-4, device="cuda")
+
+
+@gpu
+def test_bfloat16_on_a_gpu_is_near_float32(folder, tmp_path):
+    assert_like_cpu(folder, tmp_path, 5e-2, device="cuda", dtype="bfloat16")
+
+
+@gpus
+def test_layers_on_several_gpus_give_the_numbers_of_one(folder, tmp_path):
+    model = load_model(folder, device="cpu")
+    found = tiny.tiny_model("mistral", dtype=torch.float32)
+    from accelerate import dispatch_model
+
+    last = torch.cuda.device_count() - 1
+    places = {"model.embed_tokens": 0, "model.norm": last, "lm_head": last, "model.rotary_emb": 0}
+    places |= {f"model.layers.{layer}": min(layer, last) for layer in range(3)}
+    spread = ObservableModel(dispatch_model(found, places), name=model.name)
+    one, other = take(model, tmp_path / "a.h5"), take(spread, tmp_path / "b.h5", batch_tokens=2048)
+    np.testing.assert_allclose(other.normalizer(2), one.normalizer(2), atol=1e-4)
+    np.testing.assert_allclose(other.residual(3), one.residual(3), rtol=1e-3, atol=1e-3)
