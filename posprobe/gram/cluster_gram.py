@@ -11,7 +11,7 @@ or a jackknife is a weighted sum of the :math:`G_s`; a squared error is :math:`v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from posprobe.errors import DesignError, StoreError
+from posprobe.gram.rows import (
+    Block,
+    as_block,
+    clusters,
+    column_means,
+    distinct,
+    products,
+    refuse_nonfinite,
+)
 
 __all__ = ["ClusterGram"]
 
 Array = NDArray[np.float64]
-Block = tuple[ArrayLike, ArrayLike, Any]
 
 _FORMAT = "posprobe.ClusterGram"
 _VERSION = 1
@@ -85,7 +93,7 @@ class ClusterGram:
         groups : array-like of shape (n,)
             Sequence label of every row; rows of one sequence need not be adjacent.
         shift : array-like of shape (p + t,), optional
-            Common shift; by default the mean over about a thousand rows.
+            Common shift; by default the mean over about 64 rows.
         names : array-like of shape (n,), optional
             Labels that messages use for rows, where ``groups`` are not the sequences themselves
             (folds, for instance).
@@ -100,23 +108,18 @@ class ClusterGram:
             If lengths differ, nothing was given, or a value is NaN or infinite (the message names
             its sequence and column).
         """
-        X, y, groups = _as_block(X, y, groups)
+        X, y, groups = as_block(X, y, groups)
         if shift is None:
             # Any vector near the mean serves; a sample of rows spares a pass over the data.
-            step = max(1, len(X) // 1024)
-            shift = np.concatenate([_mean(X[::step]), _mean(y[::step])])
+            step = max(1, len(X) // 64)
+            shift = np.concatenate([column_means(X[::step]), column_means(y[::step])])
         c = np.array(shift, dtype=float)
         if not np.isfinite(c).all():
-            _refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
-        labels, inverse = _labels(groups)
-        q = X.shape[1] + 1 + y.shape[1]
-        grams = np.empty((len(labels), q, q))
-        buffer = np.ones((int(np.bincount(inverse).max()), q))
-        for s, rows in _rows_by_cluster(inverse, len(labels)):
-            _product(X[rows], y[rows], c, buffer, grams[s])
-        gram = cls(grams, labels, c, y.shape[1])
+            refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
+        labels, rows = clusters(groups)
+        gram = cls(products(X, y, c, rows), labels, c, y.shape[1])
         if not gram._finite():
-            _refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
+            refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
         return gram
 
     @classmethod
@@ -144,7 +147,7 @@ class ClusterGram:
         c = None if shift is None else np.array(shift, dtype=float)
         columns: tuple[int, int] | None = None
         for block in blocks:
-            X, y, groups = _as_block(*block)
+            X, y, groups = as_block(*block)
             columns = columns or (X.shape[1], y.shape[1])
             if columns != (X.shape[1], y.shape[1]):
                 raise DesignError(
@@ -152,15 +155,11 @@ class ClusterGram:
                     f"targets, the first block {columns[0]} and {columns[1]}: give every block "
                     "the same columns"
                 )
-            if not (np.isfinite(_mean(X)).all() and np.isfinite(_mean(y)).all()):
-                _refuse_nonfinite(X, y, groups)
-            c = np.concatenate([_mean(X), _mean(y)]) if c is None else c
-            labels, inverse = _labels(groups)
-            buffer = np.ones((len(X), len(c) + 1))
-            for s, rows in _rows_by_cluster(inverse, len(labels)):
-                product = np.empty((len(c) + 1, len(c) + 1))
-                _product(X[rows], y[rows], c, buffer, product)
-                label = labels[s].item()
+            if not (np.isfinite(column_means(X)).all() and np.isfinite(column_means(y)).all()):
+                refuse_nonfinite(X, y, groups)
+            c = np.concatenate([column_means(X), column_means(y)]) if c is None else c
+            labels, rows = clusters(groups)
+            for label, product in zip(labels.tolist(), products(X, y, c, rows), strict=True):
                 sums[label] = sums[label] + product if label in sums else product
         if c is None or columns is None:
             raise DesignError("the stream has no blocks: pass at least one (X, y, groups)")
@@ -252,7 +251,7 @@ class ClusterGram:
         -------
         ClusterGram
         """
-        coarse, inverse = _labels(np.asarray(labels))
+        coarse, inverse = distinct(np.asarray(labels))
         grams = np.zeros((len(coarse), *self.grams.shape[1:]))
         np.add.at(grams, inverse, self.grams)
         return ClusterGram(grams, coarse, self.shift, self.n_targets)
@@ -365,69 +364,8 @@ class ClusterGram:
         return bool(np.isfinite(np.einsum("sqq->sq", self.grams)).all())
 
 
-def _mean(values: NDArray[Any]) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(values.mean(axis=0, dtype=float))
-
-
-def _as_block(X: Any, y: Any, groups: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    X, y, groups = np.asarray(X), np.asarray(y), np.asarray(groups)
-    y = y[:, None] if y.ndim == 1 else y
-    groups = np.broadcast_to(groups, len(X)) if groups.ndim == 0 else groups
-    if X.ndim != 2 or y.ndim != 2 or groups.ndim != 1:
-        raise DesignError(
-            f"X {X.shape}, y {y.shape}, groups {groups.shape}: pass X with two axes, y with one "
-            "or two, groups with one"
-        )
-    if not len(X) == len(y) == len(groups):
-        raise DesignError(
-            f"X has {len(X)} rows, y {len(y)}, groups {len(groups)}: pass one of each per row"
-        )
-    if len(X) == 0:
-        raise DesignError("X has no rows: pass at least one")
-    return X, y, groups
-
-
-def _labels(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    try:
-        labels, inverse = np.unique(groups, return_inverse=True)
-    except TypeError as error:
-        raise DesignError(
-            "groups mix labels that cannot be sorted: use only integers, or only strings"
-        ) from error
-    if labels.dtype.kind == "O":
-        labels = np.array(labels.tolist())
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise DesignError("groups contain NaN: give every row the label of its sequence")
-    return labels, inverse
-
-
-def _rows_by_cluster(
-    inverse: NDArray[np.intp], n_clusters: int
-) -> Iterator[tuple[int, slice | NDArray[np.intp]]]:
-    """Yield each cluster with its rows, as a slice where the rows already are in order."""
-    ends = np.cumsum(np.bincount(inverse, minlength=n_clusters))
-    starts = np.r_[0, ends[:-1]]
-    in_order = bool((np.diff(inverse) >= 0).all())
-    order = None if in_order else np.argsort(inverse, kind="stable")
-    for s, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        yield s, slice(start, end) if order is None else order[start:end]
-
-
-# Values that are not finite are found on the diagonal afterwards, and then named.
-@np.errstate(over="ignore", invalid="ignore")
-def _product(X: NDArray[Any], y: NDArray[Any], shift: Array, buffer: Array, out: Array) -> None:
-    """Write [X, 1, y]' [X, 1, y] about the shift into `out`; the buffer's column of ones stays."""
-    n, p = X.shape
-    Z = buffer[:n]
-    np.subtract(X, shift[:p], out=Z[:, :p])
-    for j, level in enumerate(shift[p:]):
-        np.subtract(y[:, j], level, out=Z[:, p + 1 + j])
-    np.matmul(Z.T, Z, out=out)
-
-
 def _stack(sums: dict[Any, Array], shift: Array, n_targets: int) -> ClusterGram:
-    labels, inverse = _labels(np.array(list(sums)))
+    labels, inverse = distinct(np.array(list(sums)))
     grams = np.empty((len(labels), *next(iter(sums.values())).shape))
     for s, label in zip(inverse, list(sums), strict=True):
         grams[s] = sums.pop(label)
@@ -436,16 +374,3 @@ def _stack(sums: dict[Any, Array], shift: Array, n_targets: int) -> ClusterGram:
         bad = int(np.flatnonzero(~np.isfinite(np.einsum("sqq->sq", grams)).all(axis=1))[0])
         raise DesignError(f"sequence {labels[bad]!s}: squares overflow float64: rescale the data")
     return gram
-
-
-def _refuse_nonfinite(X: NDArray[Any], y: NDArray[Any], names: NDArray[Any]) -> None:
-    for what, values in (("X", X), ("y", y)):
-        bad = np.argwhere(~np.isfinite(np.asarray(values, dtype=float)))
-        if len(bad):
-            row, column = bad[0]
-            value = "NaN" if np.isnan(values[row, column]) else "inf"
-            raise DesignError(
-                f"sequence {names[row]!s}: column {column} of {what} is {value} (row {row}; "
-                f"{len(bad)} such values): drop the sequence, or capture in a wider float type"
-            )
-    raise DesignError("squares of the data overflow float64: rescale X or y")

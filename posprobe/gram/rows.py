@@ -1,0 +1,121 @@
+"""Rows as they come from a caller: checked, grouped by sequence, and multiplied."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from posprobe.errors import DesignError
+
+__all__ = [
+    "Block",
+    "as_block",
+    "clusters",
+    "column_means",
+    "distinct",
+    "products",
+    "refuse_nonfinite",
+]
+
+Array = NDArray[np.float64]
+Block = tuple[ArrayLike, ArrayLike, Any]
+Rows = slice | NDArray[np.intp]
+
+
+def column_means(values: NDArray[Any]) -> Array:
+    """Return the mean of every column in float64; what overflows is refused later, by name."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values.mean(axis=0, dtype=float))
+
+
+def as_block(X: Any, y: Any, groups: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return the arrays of a block with y as a matrix and one label per row."""
+    X, y, groups = np.asarray(X), np.asarray(y), np.asarray(groups)
+    y = y[:, None] if y.ndim == 1 else y
+    groups = np.broadcast_to(groups, len(X)) if groups.ndim == 0 else groups
+    if X.ndim != 2 or y.ndim != 2 or groups.ndim != 1:
+        raise DesignError(
+            f"X {X.shape}, y {y.shape}, groups {groups.shape}: pass X with two axes, y with one "
+            "or two, groups with one"
+        )
+    if not len(X) == len(y) == len(groups):
+        raise DesignError(
+            f"X has {len(X)} rows, y {len(y)}, groups {len(groups)}: pass one of each per row"
+        )
+    if len(X) == 0:
+        raise DesignError("X has no rows: pass at least one")
+    return X, y, groups
+
+
+def distinct(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return the sorted distinct labels, and the number of the label of every row."""
+    try:
+        labels, inverse = np.unique(groups, return_inverse=True)
+    except TypeError as error:
+        raise DesignError(
+            "groups mix labels that cannot be sorted: use only integers, or only strings"
+        ) from error
+    if labels.dtype.kind == "O":
+        labels = np.array(labels.tolist())
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise DesignError("groups contain NaN: give every row the label of its sequence")
+    return labels, inverse
+
+
+def clusters(groups: NDArray[Any]) -> tuple[NDArray[Any], list[Rows]]:
+    """Return the sorted labels and the rows of each, as slices where rows already are in order."""
+    if groups.dtype.kind in "iu" and (groups[1:] >= groups[:-1]).all():
+        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
+        return groups[starts], _slices([*starts.tolist(), len(groups)])
+    labels, inverse = distinct(groups)
+    slices = _slices([0, *np.cumsum(np.bincount(inverse)).tolist()])
+    if (np.diff(inverse) >= 0).all():
+        return labels, slices
+    order = np.argsort(inverse, kind="stable")
+    return labels, [order[rows] for rows in slices]
+
+
+def _slices(bounds: list[int]) -> list[Rows]:
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _count(rows: Rows) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+# Values that are not finite are found on the diagonal afterwards, and then named.
+@np.errstate(over="ignore", invalid="ignore")
+def products(X: NDArray[Any], y: NDArray[Any], shift: Array, rows: list[Rows]) -> Array:
+    """Return [X, 1, y]' [X, 1, y] about the shift for each set of rows."""
+    p = X.shape[1]
+    q = len(shift) + 1
+    out = np.empty((len(rows), q, q))
+    longest = max(map(_count, rows))
+    buffer = np.ones((longest, q))
+    # Row by row, so that the subtraction broadcasts nothing: an eighth of its time.
+    levels = np.tile(shift[:p], (longest, 1))
+    for chosen, product in zip(rows, out, strict=True):
+        x = X[chosen]
+        Z = buffer[: len(x)]
+        np.subtract(x, levels[: len(x)], out=Z[:, :p])
+        np.subtract(y[chosen], shift[p:], out=Z[:, p + 1 :])
+        # Of a matrix with itself numpy takes half of the product.
+        np.matmul(Z.T, Z, out=product)
+    return out
+
+
+def refuse_nonfinite(X: NDArray[Any], y: NDArray[Any], names: NDArray[Any]) -> None:
+    """Say which sequence and column hold a value that is not finite."""
+    for what, values in (("X", X), ("y", y)):
+        bad = np.argwhere(~np.isfinite(np.asarray(values, dtype=float)))
+        if len(bad):
+            row, column = bad[0]
+            value = "NaN" if np.isnan(values[row, column]) else "inf"
+            raise DesignError(
+                f"sequence {names[row]!s}: column {column} of {what} is {value} (row {row}; "
+                f"{len(bad)} such values): drop the sequence, or capture in a wider float type"
+            )
+    raise DesignError("squares of the data overflow float64: rescale X or y")
