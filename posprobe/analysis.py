@@ -104,10 +104,8 @@ def analyze_files(
             _channels(store, tables, level, seed)
     if files.shifted is not None:
         if _split(files.shifted):
-            intervals["layer_0_rest"] = _beside_key_0(files.shifted, level, seed)
-        intervals["fingerprint_bos"], spread = fingerprint_spread(
-            files.shifted, level=level, seed=seed
-        )
+            intervals["layer_0_rest"] = _beside_key_0(files.shifted, level)
+        intervals["fingerprint_bos"], spread = fingerprint_spread(files.shifted, level=level)
         _append(tables, "fingerprint", spread, _first_token(files.shifted))
         if files.replaced:
             step("replacement of position 0")
@@ -116,7 +114,7 @@ def analyze_files(
         if store is not None:
             step("repeated token")
             name = "repeated" if store is files.repeated else "bos_repeated"
-            table, intervals[name] = _repeated(store, level, seed)
+            table, intervals[name] = _repeated(store, level)
             _append(tables, "repeated", table, name)
     for name, make in isolation_steps(files):
         step(name)
@@ -143,8 +141,8 @@ def _sinks(
     tables["sinks"] = sink_table(store, level=level, seed=seed)
     intervals["sink_heads"] = share_of_sink_heads(store, level=level, seed=seed)
     tables["closed_system"] = closed_system_table(store)
-    intervals["closure"] = closure(store, level=level, seed=seed)
-    intervals["fingerprint_text"], spread = fingerprint_spread(store, level=level, seed=seed)
+    intervals["closure"] = closure(store, level=level)
+    intervals["fingerprint_text"], spread = fingerprint_spread(store, level=level)
     _append(tables, "fingerprint", spread, _first_token(store))
 
 
@@ -169,14 +167,14 @@ def _channels(
         _append(tables, name, table, store.design)
 
 
-def _beside_key_0(store: ActivationStore, level: float, seed: int) -> Interval:
+def _beside_key_0(store: ActivationStore, level: float) -> Interval:
     """What R of layer 0 holds beside key 0's own score: largest |R - S|, item by item."""
     effects = channel_effects(store, 0)
     largest = np.abs(effects.residual - effects.sink).max((1, 2, 3))
-    return mean_interval(largest, estimand="largest |R - S| at layer 0", level=level, rng=seed)
+    return mean_interval(largest, estimand="largest |R - S| at layer 0", level=level)
 
 
-def _repeated(store: ActivationStore, level: float, seed: int) -> tuple[pd.DataFrame, Interval]:
+def _repeated(store: ActivationStore, level: float) -> tuple[pd.DataFrame, Interval]:
     """Largest absolute residual and mask effect at each layer and position, over all items."""
     rows, largest = [], []
     for layer in range(store.n_layers):
@@ -192,7 +190,7 @@ def _repeated(store: ActivationStore, level: float, seed: int) -> tuple[pd.DataF
                     "mask": float(mask[:, p].max()),
                 }
             )
-    interval = mean_interval(np.max(largest, axis=0), estimand="largest |R|", level=level, rng=seed)
+    interval = mean_interval(np.max(largest, axis=0), estimand="largest |R|", level=level)
     return pd.DataFrame(rows), interval
 
 

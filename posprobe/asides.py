@@ -57,14 +57,14 @@ def sinks_by_member(lineup: Lineup, *, level: float = 0.95, seed: int = 0) -> pd
                 "sink_heads": usual.estimate,
                 "sink_heads_low": usual.low,
                 "sink_heads_high": usual.high,
-                **_early_attention(natural, until, level, seed),
+                **_early_attention(natural, until, level),
                 "norm_ratio": _norm_ratio(natural),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _early_attention(store: ActivationStore, until: int, level: float, seed: int) -> dict[str, Any]:
+def _early_attention(store: ActivationStore, until: int, level: float) -> dict[str, Any]:
     chosen = held_back_half(store)
     rows = (store.positions[0] >= 1) & (store.positions[0] < until)
     attention = np.stack(
@@ -79,7 +79,7 @@ def _early_attention(store: ActivationStore, until: int, level: float, seed: int
     )
     layer, head = np.unravel_index(attention[chosen].mean(0).argmax(), attention.shape[1:])
     measured = attention[~chosen, layer, head]
-    found = mean_interval(measured, estimand="attention to key 0", level=level, rng=seed)
+    found = mean_interval(measured, estimand="attention to key 0", level=level)
     return {
         "strongest": f"{layer}:{head}",
         "attention": found.estimate,

@@ -182,7 +182,7 @@ def _draw(like: Sequence[Head], others: list[Head], rng: np.random.Generator) ->
 
 
 def writing_table(
-    store: ActivationStore, *, threshold: float = SINK_RATE, level: float = 0.95, seed: int = 0
+    store: ActivationStore, *, threshold: float = SINK_RATE, level: float = 0.95
 ) -> pd.DataFrame:
     r"""What sink-reading heads and all others write of position 0 into the residual stream.
 
@@ -195,15 +195,15 @@ def writing_table(
     ----------
     store : ActivationStore
         Of the natural design, with `sink_value`.
-    threshold, level, seed
-        Sink rate above which a head is sink-reading; of the intervals; of the resampling.
+    threshold, level
+        Sink rate above which a head is sink-reading; of the intervals.
 
     Returns
     -------
     pandas.DataFrame
         quantity ("written", "relative to the residual stream"), heads ("sink-reading", "other",
         "ratio"), n_heads, estimate, low, high (empty where unbounded), method, n (sequences).
-        Means by cluster bootstrap, their ratio by Fieller's method.
+        Means by Student's t over sequences, their ratio by Fieller's method.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def writing_table(
         groups = values[:, reading].mean(1), values[:, ~reading].mean(1)
         counts = int(reading.sum()), int((~reading).sum())
         for heads, each, count in zip(("sink-reading", "other"), groups, counts, strict=True):
-            interval = mean_interval(each, estimand="norm written", level=level, rng=seed)
+            interval = mean_interval(each, estimand="norm written", level=level)
             rows.append({"quantity": quantity, "heads": heads, "n_heads": count} | _row(interval))
         ratio = fieller_ratio(groups[1], groups[0], quantity="ratio", level=level)
         rows.append({"quantity": quantity, "heads": "ratio", "n_heads": sum(counts)} | _row(ratio))

@@ -95,7 +95,7 @@ def _heads(store: ActivationStore, reading: list[Head]) -> Make:
             np.isfinite(store.read("sink_value")).all()
         )
         if two_groups and known:
-            tables["sink_writing"] = writing_table(store, level=level, seed=seed)
+            tables["sink_writing"] = writing_table(store, level=level)
         return Found(tables, {})
 
     return make

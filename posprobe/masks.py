@@ -140,7 +140,6 @@ def mask_tables(
                     np.maximum(largest, mismatch),
                     estimand="largest |M| and mismatch",
                     level=level,
-                    rng=seed,
                 )
             if positions != "all":
                 intervals["window_left"] = _overall(after, "V_T", level)

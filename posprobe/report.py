@@ -31,6 +31,7 @@ __all__ = ["claim_row", "inline_svg", "render", "write_files", "write_report"]
 
 METHODS = {
     "t": "cluster bootstrap, estimate ± t × standard error",
+    "Student t": "Student's, over clusters",
     "percentile": "cluster bootstrap, percentiles",
     "fieller": "Fieller's",
 }

@@ -142,20 +142,18 @@ def _cosine(a: Array, b: Array) -> float:
     return float(np.median((a * b).sum(-1) / sizes))
 
 
-def closure(store: ActivationStore, *, level: float = 0.95, seed: int = 0) -> Interval:
+def closure(store: ActivationStore, *, level: float = 0.95) -> Interval:
     """Largest relative difference over layers between position 0 and a length-1 run, per sequence.
 
-    The mean over sequences with cluster bootstrap limits; 0 if position 0 is a closed system.
+    The mean over sequences with its t interval; 0 if position 0 is a closed system.
     """
     pairs = ((store.read("position0", k), store.read("position0_alone", k)) for k in _layers(store))
     worst = np.max([_relative(a.astype(float) - b, b.astype(float)) for a, b in pairs], axis=0)
-    return mean_interval(
-        worst, estimand="relative difference to a length-1 run", level=level, rng=seed
-    )
+    return mean_interval(worst, estimand="relative difference to a length-1 run", level=level)
 
 
 def fingerprint_spread(
-    store: ActivationStore, *, level: float = 0.95, seed: int = 0
+    store: ActivationStore, *, level: float = 0.95
 ) -> tuple[Interval, pd.DataFrame]:
     """How much the trajectory of position 0 differs between inputs, relative to its norm.
 
@@ -175,7 +173,7 @@ def fingerprint_spread(
     table = pd.DataFrame({"layer": _layers(store), "spread": np.mean(distances, axis=1)})
     worst = np.max(distances, axis=0)
     interval = mean_interval(
-        worst, estimand="relative spread of position 0 over inputs", level=level, rng=seed
+        worst, estimand="relative spread of position 0 over inputs", level=level
     )
     return interval, table
 

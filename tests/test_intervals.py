@@ -203,12 +203,27 @@ def test_paired_samples_are_left_out_together(rng):
     assert without[2] == pytest.approx(np.corrcoef(np.delete(x, 2), np.delete(y, 2))[0, 1])
 
 
-@pytest.mark.parametrize("n", [3, 20])
+@pytest.mark.parametrize("n", [2, 3, 20])
 def test_mean_interval_is_students(n, rng):
     sample = rng.normal(size=n)
-    ours = mean_interval(sample, estimand="mean", n_resamples=100_000)
-    student = stats.ttest_1samp(sample, 0.0).confidence_interval(0.95)
-    np.testing.assert_allclose((ours.low, ours.high), student, rtol=0.01)
+    ours = mean_interval(sample, estimand="mean", level=0.9)
+    student = stats.ttest_1samp(sample, 0.0).confidence_interval(0.9)
+    np.testing.assert_allclose((ours.low, ours.high), student)
+    assert (ours.estimate, ours.method, ours.n) == (sample.mean(), "Student t", n)
+
+
+@pytest.mark.parametrize(
+    ("values", "level", "message"),
+    [
+        ([1.0], 0.95, "mean of 'norm': n=1 independent unit"),
+        ([1.0, np.nan, 2.0], 0.95, "1 of 3 values of 'norm' are not finite: leave"),
+        ([[1.0, 2.0]], 0.95, r"values of 'norm' have shape \(1, 2\): give one number"),
+        ([1.0, 2.0], 1.0, "level=1.0 is no coverage"),
+    ],
+)
+def test_bad_means_are_refused(values, level, message):
+    with pytest.raises(DesignError, match=message):
+        mean_interval(values, estimand="norm", level=level)
 
 
 # --- ratios

@@ -2,9 +2,10 @@
 
 The unit is the cluster (a sequence, or an item of a paired design), never the token. Resampling is
 drawn once, as counts per cluster (`cluster_weights`), and handed to every statistic, so that many
-statistics share their draws. What comes back goes to one of
+statistics share their draws. The intervals are
 
 - `bootstrap_interval`: percentile, basic, normal, t, BCa from bootstrap replicates;
+- `mean_interval`: the mean of one number per cluster, by Student's t;
 - `jackknife_interval`: from leave-one-out values;
 - `fieller_ratio`, `log_ratio_bootstrap_t`: a ratio of two paired means;
 - `max_t`, `benjamini_hochberg`: many statistics at once.
@@ -12,16 +13,14 @@ statistics share their draws. What comes back goes to one of
 
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
-from posprobe.intervals.resampling import (
-    bootstrap_interval,
-    bootstrap_limits,
-    cluster_weights,
+from posprobe.intervals.resampling import bootstrap_interval, bootstrap_limits, cluster_weights
+from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, max_t
+from posprobe.intervals.student import (
     jackknife_interval,
     leave_one_out,
     mean_interval,
     pseudo_values,
 )
-from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, max_t
 
 __all__ = [
     "Interval",
