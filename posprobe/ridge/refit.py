@@ -56,29 +56,45 @@ def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[
     """
     w, p = np.asarray(weights, dtype=np.float64), gram.n_features
     size = max(1, _BATCH_BYTES // gram.grams[0].nbytes)
-    batches = [gram.sum(w[i : i + size]) for i in range(0, len(w), size)]
-    slopes = np.stack([_bordered_fit(total, p, alpha) for batch in batches for total in batch])
+    slopes = np.concatenate(
+        [_bordered_fits(gram, w[i : i + size], alpha) for i in range(0, len(w), size)]
+    )
     coef, level = slopes[:, :p], slopes[:, p]
     return coef, level + gram.shift[p:] - gram.shift[:p] @ coef
 
 
-def _bordered_fit(total: Array, p: int, alpha: float) -> Array:
-    """Coefficients and intercept (p + 1, t) about the shift; `total` stays as it is."""
-    matrix = total.copy()
-    diagonal = matrix.ravel()[:: len(matrix) + 1]
-    diagonal[:p] += alpha
-    scale = diagonal[: p + 1].copy()
+def _bordered_fits(gram: ClusterGram, weights: Array, alpha: float) -> Array:
+    """Coefficients and intercepts (B, p + 1, t) about the shift."""
+    p = gram.n_features
+    matrices = gram.sum(weights)
+    diagonals = np.einsum("bqq->bq", matrices)
+    diagonals[:, :p] += alpha
+    least = PIVOT_TOLERANCE * diagonals[:, : p + 1]
     # The corner of y changes nothing above it; doubled, it cannot fail where the fit is perfect.
-    diagonal[p + 1 :] = 2 * diagonal[p + 1 :] + 1
-    factor, info = lapack.dpotrf(matrix.T, lower=1, clean=0, overwrite_a=1)
-    if info or (factor.diagonal()[: p + 1] ** 2 <= PIVOT_TOLERANCE * scale).any():
-        # The careful way knows constant features, and says what is wrong otherwise.
-        train = centre(total, p)
-        coef = solve(train, [p], np.array([alpha]))
-        return np.vstack([coef, train.y_mean - train.x_mean @ coef])
-    right = np.zeros((len(matrix), len(matrix) - p - 1), order="F")
-    right[p + 1 :] = -np.triu(factor[p + 1 :, p + 1 :].T)
-    return np.asarray(blas.dtrsm(1.0, factor, right, lower=1, trans_a=1)[: p + 1])
+    diagonals[:, p + 1 :] = 2 * diagonals[:, p + 1 :] + 1
+    factors = [lapack.dpotrf(m.T, lower=1, clean=0, overwrite_a=1) for m in matrices]
+    pivots = np.stack([factor.diagonal()[: p + 1] for factor, _ in factors]) ** 2
+    trusted = (pivots > least).all(axis=1)
+    fits = np.empty((len(weights), p + 1, gram.n_targets))
+    for b, (factor, failed) in enumerate(factors):
+        if failed or not trusted[b]:
+            fits[b] = _careful_fit(gram.sum(weights[b]), p, alpha)
+        else:
+            fits[b] = _back_substitute(factor, p)
+    return fits
+
+
+def _careful_fit(total: Array, p: int, alpha: float) -> Array:
+    """The fit that knows constant features, and says what is wrong otherwise."""
+    train = centre(total, p)
+    coef = solve(train, [p], np.array([alpha]))
+    return np.vstack([coef, train.y_mean - train.x_mean @ coef])
+
+
+def _back_substitute(factor: Array, p: int) -> Array:
+    right = np.zeros((len(factor), len(factor) - p - 1), order="F")
+    right[: p + 1] = factor[p + 1 :, : p + 1].T
+    return np.asarray(blas.dtrsm(1.0, factor, right, lower=1, trans_a=1, overwrite_b=1)[: p + 1])
 
 
 def refit_scores(
