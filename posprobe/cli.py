@@ -297,12 +297,17 @@ def models() -> None:
 @main.command()
 @click.option("--repetitions", type=click.IntRange(min=10), default=1000, show_default=True)
 @click.option("--jobs", type=int, default=1, show_default=True)
-def selfcheck(repetitions: int, jobs: int) -> None:
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the table as CSV."
+)
+def selfcheck(repetitions: int, jobs: int, out: Path | None) -> None:
     """Measure the coverage of the intervals by simulation; exit status 1 if one fails."""
     from posprobe.selfcheck import run
 
     table = run(repetitions=repetitions, n_jobs=jobs)
     click.echo(table.to_string(index=False))
+    if out is not None:
+        table.to_csv(out, index=False, float_format="%.4f")
     if not table["passed"].all():
         sys.exit(1)
 

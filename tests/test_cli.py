@@ -174,6 +174,13 @@ def test_selfcheck_fails_where_an_interval_does(passed, status, monkeypatch):
     assert "0.94" in found.stdout
 
 
+def test_selfcheck_writes_its_table(monkeypatch, tmp_path):
+    table = pd.DataFrame({"method": ["t, refit"], "observed": [0.94], "passed": [True]})
+    monkeypatch.setattr(selfcheck, "run", lambda **_: table)
+    assert invoke("selfcheck", "--out", str(tmp_path / "table.csv")).exit_code == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv"), table)
+
+
 def test_variant_that_no_length_of_the_audit_shows_is_refused_before_the_first(monkeypatch):
     monkeypatch.setattr("posprobe.study.audit", None)
     found = invoke("audit", "smollm2", "--length", "64", "--variants", "standard,window(64)")
