@@ -11,6 +11,7 @@ a short sequence had touched the weights. Seconds are of the capture alone, with
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -31,6 +32,20 @@ def status(field):
     return int(next(line for line in lines if field in line).split()[1]) * 1024
 
 
+class EnoughError(Exception):
+    """The blocks that were asked for have run."""
+
+
+def stop_after(model, blocks):
+    """Have the forward pass end behind a block: all blocks take the same memory, one by one."""
+
+    def stop(*_):
+        raise EnoughError
+
+    if blocks is not None and blocks < model.n_layers:
+        model.blocks[blocks - 1].register_forward_hook(stop)
+
+
 def take(model, length, path):
     """Capture one sequence; seconds of it."""
     from tqdm import tqdm
@@ -42,13 +57,16 @@ def take(model, length, path):
     kept = dict(residual_layers="last", residual_positions="all/64", past_training=True)
     plan = plan_capture(model, draw(model, n=2, length=length), **kept).part(slice(0, 1))
     start = time.perf_counter()
-    with StoreWriter.create(path, plan.header, plan.index, overwrite=True) as writer:
+    with (
+        contextlib.suppress(EnoughError),
+        StoreWriter.create(path, plan.header, plan.index, overwrite=True) as writer,
+    ):
         fill(writer, model, plan, tqdm(disable=True))
         writer.finish()
     return time.perf_counter() - start
 
 
-def measure(name, case):
+def measure(name, case, blocks):
     """In a fresh process: what one case takes."""
     from posprobe.models import load_model
 
@@ -58,9 +76,10 @@ def measure(name, case):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.h5"
         model.run(*warm_up())
+        stop_after(model, blocks)
         before = status("VmRSS")
         spent = take(model, int(length), path)
-        size = path.stat().st_size
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps([peak, peak - before, weights, spent, size]))
 
@@ -78,11 +97,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--cases", nargs="+", default=CASES)
+    parser.add_argument("--blocks", type=int, help="stop behind so many blocks, and say so")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(options.model, options.measure)
+        measure(options.model, options.measure, options.blocks)
         return
     lines = [
         f"{options.model}, float32, {platform.machine()}, {os.cpu_count()} cores.\n",
@@ -91,12 +111,15 @@ def main():
     ]
     for case in options.cases:
         command = [sys.executable, __file__, "--model", options.model, "--measure", case]
+        if options.blocks is not None:
+            command += ["--blocks", str(options.blocks)]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         peak, above, weights, spent, size = json.loads(found.stdout)
         length, _, variant = case.partition(":")
         lines.append(
             f"| {int(length):,} | {variant or 'standard'} | {peak / GIB:.2f} GiB | "
-            f"{above / GIB:.2f} GiB | {weights / GIB:.2f} GiB | {spent:,.0f} | "
+            f"{above / GIB:.2f} GiB | {weights / GIB:.2f} GiB | {spent:,.0f}"
+            f"{f', {options.blocks} blocks' if options.blocks else ''} | "
             f"{size / 2**20:,.0f} MiB |"
         )
         print(lines[-1], flush=True)
