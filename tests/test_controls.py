@@ -87,3 +87,9 @@ def test_the_same_seed_gives_the_same_controls():
 def test_positions_without_sequences_are_refused():
     with pytest.raises(DesignError, match="y has 4 rows, groups 3"):
         shift_positions(np.arange(4), np.arange(3))
+
+
+def test_rows_without_a_sequence_are_refused():
+    X, y, groups = make_positions()
+    with pytest.raises(ValueError, match="Input groups contains NaN"):
+        with_controls(Ridge(), X, y, np.where(groups == 3, np.nan, groups))

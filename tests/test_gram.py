@@ -197,8 +197,20 @@ def test_values_that_are_not_finite_are_named(value, dtype):
     with pytest.raises(DesignError, match=match):
         ClusterGram.from_blocks([(X[:16], y[:16], groups[:16]), (X[16:], y[16:], groups[16:])])
     y[10, 0] = value
-    with pytest.raises(DesignError, match="sequence 1: column 0 of y"):
+    with pytest.raises(DesignError, match=r"sequence 1: column 0 of y .* give every row a finite"):
         ClusterGram.from_arrays(X[:24], y[:24], groups[:24])
+
+
+def test_what_is_not_a_number_is_refused_or_read():
+    X, y, groups = make_data()
+    mixed = y.astype(object)
+    same = ClusterGram.from_arrays(X, mixed, groups)
+    np.testing.assert_array_equal(same.grams, ClusterGram.from_arrays(X, y, groups).grams)
+    mixed[10, 0] = None
+    with pytest.raises(DesignError, match="sequence 1: column 0 of y is NaN"):
+        ClusterGram.from_arrays(X, mixed, groups)
+    with pytest.raises(DesignError, match="y holds <U1, not numbers: convert it to float"):
+        ClusterGram.from_arrays(X, np.full(len(X), "a"), groups)
 
 
 def test_messages_can_name_sequences_where_clusters_are_folds():

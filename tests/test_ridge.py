@@ -23,7 +23,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from posprobe.errors import DesignError
 from posprobe.gram import ClusterGram
 from posprobe.intervals import cluster_weights
+from posprobe.partition import VariancePartition
 from posprobe.ridge import GroupRidgeCV, PositionProbe
+from posprobe.ridge.controls import with_controls
 from posprobe.ridge.probe import guess_error
 from posprobe.ridge.refit import refit_scores, weighted_fits
 
@@ -509,6 +511,39 @@ def test_bad_rows_are_refused_with_the_sequence(estimator):
         estimator.fit(X, y, groups=names)
 
 
+@pytest.mark.parametrize("estimator", [GroupRidgeCV(), PositionProbe(), VariancePartition()])
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "inf")])
+def test_bad_targets_are_refused_with_the_sequence(estimator, value, said):
+    X, y, groups = make_data()
+    y[40] = value
+    match = f"sequence 2: column 0 of y is {said} .* give every row a finite target"
+    with pytest.raises(DesignError, match=match):
+        estimator.fit(X, y, groups=groups)
+    with pytest.raises(DesignError, match=match):
+        with_controls(estimator, X, y, groups)
+
+
+def test_a_second_pass_must_hold_the_same_rows():
+    X, y, groups = make_data()
+    gram = ClusterGram.from_arrays(X, y, groups)
+    for estimator in (GroupRidgeCV(), PositionProbe()):
+        with pytest.raises(DesignError, match="verify holds 15 rows of sequence 0, the statistics 16"):
+            estimator.fit_gram(gram, verify=[(X[1:], y[1:], groups[1:])])
+        bad = X.copy()
+        bad[-1, 3] = np.nan
+        with pytest.raises(DesignError, match="sequence 19: column 3 of X is NaN"):
+            estimator.fit_gram(gram, verify=[(bad, y, groups)])
+
+
+def test_a_fold_without_rows_is_no_fold():
+    X, y, groups = make_positions()
+    halves = [np.flatnonzero(groups % 2 == k) for k in (0, 1)]
+    cv = [(halves[1], halves[0]), (halves[0], halves[0][:0]), (halves[0], halves[1])]
+    ours, without = (PositionProbe(cv=c).fit(X, y, groups=groups) for c in (cv, cv[::2]))
+    assert ours.r2_ == without.r2_
+    assert ours.interval(n_resamples=10) == without.interval(n_resamples=10)
+
+
 @pytest.mark.parametrize("sequences", [1, 3])
 def test_too_few_sequences_are_refused(sequences):
     X, y, groups = make_data()
@@ -557,3 +592,6 @@ def test_weights_that_make_no_sense_are_refused():
             GroupRidgeCV().fit_gram(gram, weights=weights)
     with pytest.raises(DesignError, match="fewer than two folds have rows"):
         GroupRidgeCV().fit_gram(gram, folds=np.zeros(20))
+    for folds in (np.arange(3), np.full(20, np.nan)):
+        with pytest.raises(DesignError, match="for 20 sequences: give one fold to each"):
+            GroupRidgeCV().fit_gram(gram, folds=folds)

@@ -33,7 +33,7 @@ def column_means(values: NDArray[Any]) -> Array:
 
 def as_block(X: Any, y: Any, groups: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return the arrays of a block with y as a matrix and one label per row."""
-    X, y, groups = np.asarray(X), np.asarray(y), np.asarray(groups)
+    X, y, groups = _numbers("X", X), _numbers("y", y), np.asarray(groups)
     y = y[:, None] if y.ndim == 1 else y
     groups = np.broadcast_to(groups, len(X)) if groups.ndim == 0 else groups
     if X.ndim != 2 or y.ndim != 2 or groups.ndim != 1:
@@ -48,6 +48,18 @@ def as_block(X: Any, y: Any, groups: Any) -> tuple[NDArray[Any], NDArray[Any], N
     if len(X) == 0:
         raise DesignError("X has no rows: pass at least one")
     return X, y, groups
+
+
+def _numbers(what: str, values: Any) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.dtype.kind in "biuf":
+        return array
+    try:
+        return array.astype(float)
+    except (TypeError, ValueError) as error:
+        raise DesignError(
+            f"{what} holds {array.dtype}, not numbers: convert it to float"
+        ) from error
 
 
 def distinct(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
@@ -109,13 +121,16 @@ def products(X: NDArray[Any], y: NDArray[Any], shift: Array, rows: list[Rows]) -
 
 def refuse_nonfinite(X: NDArray[Any], y: NDArray[Any], names: NDArray[Any]) -> None:
     """Say which sequence and column hold a value that is not finite."""
-    for what, values in (("X", X), ("y", y)):
+    for what, values, remedy in (
+        ("X", X, "drop the sequence, or capture in a wider float type"),
+        ("y", y, "give every row a finite target, or drop the sequence"),
+    ):
         bad = np.argwhere(~np.isfinite(np.asarray(values, dtype=float)))
         if len(bad):
             row, column = bad[0]
             value = "NaN" if np.isnan(values[row, column]) else "inf"
             raise DesignError(
                 f"sequence {names[row]!s}: column {column} of {what} is {value} (row {row}; "
-                f"{len(bad)} such values): drop the sequence, or capture in a wider float type"
+                f"{len(bad)} such values): {remedy}"
             )
     raise DesignError("squares of the data overflow float64: rescale X or y")

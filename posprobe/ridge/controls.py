@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.utils.validation import check_array
 
 from posprobe.errors import DesignError
 from posprobe.ridge.group import GroupRidgeCV
@@ -75,8 +76,9 @@ def shift_positions(y: ArrayLike, groups: ArrayLike, random_state: Any = 0) -> N
     if len(y) != len(groups):
         raise DesignError(f"y has {len(y)} rows, groups {len(groups)}: pass one of each per row")
     rng, out = np.random.default_rng(random_state), y.copy()
-    for label in np.unique(groups):
-        rows = np.flatnonzero(groups == label)
+    labels, sequence = np.unique(groups, return_inverse=True)
+    for s in range(len(labels)):
+        rows = np.flatnonzero(sequence == s)
         out[rows] = np.roll(y[rows], int(rng.integers(len(rows))))
     return out
 
@@ -110,7 +112,8 @@ def with_controls(
         (tokens), ``selectivity`` (the probe's r2 less the control's; 0 for the probe), and for a
         `GroupRidgeCV` ``low`` and ``high`` of the 95% interval of r2 for the fixed probe.
     """
-    y, groups = np.asarray(y), np.asarray(groups)
+    y = np.asarray(y, dtype=np.float64)
+    groups = np.asarray(check_array(groups, ensure_2d=False, dtype=None, input_name="groups"))
     rng = np.random.default_rng(random_state)
     targets = {
         "position": y,

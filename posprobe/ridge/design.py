@@ -299,7 +299,8 @@ def fold_labels(cv: Any, groups: NDArray[Any]) -> NDArray[np.intp]:
         raise DesignError(
             f"cv splits sequence {groups[split[0]]!s} between folds: use GroupKFold, or cv=5"
         )
-    return folds
+    # Folds without rows have no number.
+    return np.unique(folds, return_inverse=True)[1]
 
 
 def sequence_folds(cv: Any, n_rows: ArrayLike) -> NDArray[np.intp]:

@@ -20,13 +20,16 @@ from sklearn.utils.validation import (
 
 from posprobe.errors import DesignError
 from posprobe.gram import Block, ClusterGram
+from posprobe.gram.rows import as_block, column_means, refuse_nonfinite
 from posprobe.ridge.banded import Split
 from posprobe.ridge.design import fold_labels, make_design, resolve_columns, sequence_folds
 from posprobe.ridge.search import Choice
 
-__all__ = ["GroupRidgeCV"]
+__all__ = ["GroupRidgeCV", "Rows"]
 
 Array = NDArray[np.float64]
+# X, targets (n, t), number of the sequence of every row.
+Rows = tuple[NDArray[Any], Array, NDArray[np.intp]]
 
 
 class GroupRidgeCV(RegressorMixin, BaseEstimator):
@@ -160,13 +163,19 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         folds : array-like of shape (S,), optional
             Fold of each sequence; by default from ``cv``, the same as :meth:`fit` gives.
         verify : iterable of (X, y, groups), optional
-            The data once more: ``best_score_`` and ``fold_mse_`` are then summed from residuals,
-            where the quadratic form would cancel (R2 close to 1).
+            All rows of the data once more: ``best_score_`` and ``fold_mse_`` are then summed from
+            residuals, where the quadratic form would cancel (R2 close to 1).
 
         Returns
         -------
         GroupRidgeCV
             Itself.
+
+        Raises
+        ------
+        DesignError
+            Weights or folds that are not one per sequence, as :meth:`fit`, or rows of ``verify``
+            that are missing or not finite.
         """
         w = np.ones(len(gram)) if weights is None else np.asarray(weights, dtype=float)
         if w.shape != (len(gram),) or not (np.isfinite(w).all() and (w >= 0).all()):
@@ -174,6 +183,10 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
                 f"weights {w.shape} for {len(gram)} sequences: give one finite weight >= 0 each"
             )
         labels = self._sequence_folds(gram) if folds is None else np.asarray(folds)
+        if labels.shape != w.shape or (labels.dtype.kind == "f" and np.isnan(labels).any()):
+            raise DesignError(
+                f"folds {labels.shape} for {len(gram)} sequences: give one fold to each, never NaN"
+            )
         kept = np.flatnonzero(w > 0)
         labels = np.unique(labels[kept], return_inverse=True)[1]
         grams = gram.grams if (w == 1).all() else gram.grams[kept] * w[kept, None, None]
@@ -181,7 +194,8 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self.n_features_in_ = gram.n_features
         self._fit_clusters(weighted, labels)
         if verify is not None:
-            self._verify(verify, weighted.groups, labels, w[kept])
+            rows = self._known_rows(verify, gram.groups[kept], gram.n_rows[kept])
+            self._verify(rows, labels, w[kept])
         return self
 
     def predict(self, X: Any) -> Array:
@@ -209,15 +223,21 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     def _validate(
         self, X: Any, y: Any, groups: ArrayLike | None
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Check inputs; activations are checked for NaN later, where sequences have names."""
+        """Check inputs; NaN and infinity are named by their sequence, those of X later."""
+        any_value = {"ensure_all_finite": False, "ensure_min_samples": 2}
         X, y = validate_data(
-            self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=2,
-            ensure_all_finite=False, dtype=[np.float64, np.float32, np.float16],
+            self, X, y,
+            validate_separately=(
+                {**any_value, "dtype": [np.float64, np.float32, np.float16]},
+                {**any_value, "dtype": np.float64, "ensure_2d": False},
+            ),
         )  # fmt: skip
-        if groups is None:
-            return X, y, np.arange(len(X))
-        names = check_array(groups, ensure_2d=False, dtype=None, input_name="groups")
-        check_consistent_length(X, names)
+        names = np.arange(len(X))
+        if groups is not None:
+            names = check_array(groups, ensure_2d=False, dtype=None, input_name="groups")
+        check_consistent_length(X, y, names)
+        if not np.isfinite(y).all():
+            refuse_nonfinite(X, y.reshape(len(y), -1), names)
         return X, y, names
 
     def _names(self) -> list[str] | None:
@@ -280,16 +300,10 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self.n_sequences_ = len(gram)
         self._set_coef(1 if gram.n_targets == 1 else 2)
 
-    def _verify(
-        self,
-        blocks: Iterable[Block],
-        sequences: NDArray[Any],
-        folds: NDArray[np.intp],
-        weights: Array,
-    ) -> None:
+    def _verify(self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array) -> None:
         """Sum squared residuals over the data instead of quadratic forms."""
         sse = np.zeros_like(self._choices[-1].sse)
-        for X, z, sequence in self._known_rows(blocks, sequences):
+        for X, z, sequence in rows:
             squares = (z - self._out_of_fold(X, folds[sequence])) ** 2
             np.add.at(sse, folds[sequence], weights[sequence, None] * squares)
         self.fold_mse_ = sse / self._fold_rows[:, None]
@@ -297,16 +311,26 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
 
     @staticmethod
     def _known_rows(
-        blocks: Iterable[Block], sequences: NDArray[Any]
-    ) -> Iterator[tuple[NDArray[Any], Array, NDArray[np.intp]]]:
-        """Yield X, targets (n, t) and sequence numbers of the rows whose sequence was fitted."""
+        blocks: Iterable[Block], sequences: NDArray[Any], n_rows: NDArray[np.int64]
+    ) -> Iterator[Rows]:
+        """Yield all rows whose sequence was fitted, and refuse to have seen fewer or more."""
         number = {label: s for s, label in enumerate(sequences.tolist())}
-        for X, y, groups in blocks:
-            z = np.asarray(y, dtype=float).reshape(len(np.asarray(y)), -1)
-            labels = np.broadcast_to(np.asarray(groups), len(z)).tolist()
+        seen = np.zeros(len(sequences), dtype=np.int64)
+        for block in blocks:
+            X, y, groups = as_block(*block)
+            if not (np.isfinite(column_means(X)).all() and np.isfinite(column_means(y)).all()):
+                refuse_nonfinite(X, y, groups)
+            labels = groups.tolist()
             known = np.array([label in number for label in labels])
             sequence = np.array([number[label] for label in labels if label in number], np.intp)
-            yield np.asarray(X)[known], z[known], sequence
+            seen += np.bincount(sequence, minlength=len(seen))
+            yield X[known], y[known].astype(float), sequence
+        if (seen != n_rows).any():
+            s = int(np.argmax(seen != n_rows))
+            raise DesignError(
+                f"verify holds {seen[s]} rows of sequence {sequences[s]!s}, the statistics "
+                f"{n_rows[s]}: give all rows once more"
+            )
 
     def _out_of_fold(self, X: NDArray[Any], folds: NDArray[np.intp], model: int = -1) -> Array:
         """Predict each row (n, t) by the fit that did not train on it."""

@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags
 
 from posprobe.errors import DesignError
-from posprobe.gram import Block, ClusterGram
+from posprobe.gram import ClusterGram
 from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
 from posprobe.ridge.design import resolve_columns
-from posprobe.ridge.group import GroupRidgeCV
+from posprobe.ridge.group import GroupRidgeCV, Rows
 from posprobe.ridge.refit import refit_scores
 
 __all__ = ["Estimand", "SequenceScoredRidge", "replicate_interval"]
@@ -93,17 +93,11 @@ class SequenceScoredRidge(GroupRidgeCV):
                 sse[here, m] = part.sse(coef[row], intercept[row])[:, 0]
         self._set_sequences(sse, _deviations(gram))
 
-    def _verify(
-        self,
-        blocks: Iterable[Block],
-        sequences: NDArray[Any],
-        folds: NDArray[np.intp],
-        weights: Array,
-    ) -> None:
+    def _verify(self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array) -> None:
         """Sum every sequence's squared residuals over the data."""
         sse = np.zeros_like(self._sse)
         absolute, total = np.zeros(sse.shape[1]), 0.0
-        for X, z, sequence in self._known_rows(blocks, sequences):
+        for X, z, sequence in rows:
             total += weights[sequence].sum()
             for m in range(sse.shape[1]):
                 residual = (z - self._out_of_fold(X, folds[sequence], m))[:, 0]
