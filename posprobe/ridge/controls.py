@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.utils.validation import check_array
 
 from posprobe.errors import DesignError
 from posprobe.ridge.group import GroupRidgeCV
@@ -112,8 +111,7 @@ def with_controls(
         (tokens), ``selectivity`` (the probe's r2 less the control's; 0 for the probe), and for a
         `GroupRidgeCV` ``low`` and ``high`` of the 95% interval of r2 for the fixed probe.
     """
-    y = np.asarray(y, dtype=np.float64)
-    groups = np.asarray(check_array(groups, ensure_2d=False, dtype=None, input_name="groups"))
+    y, groups = np.asarray(y, dtype=np.float64), np.asarray(groups)
     rng = np.random.default_rng(random_state)
     targets = {
         "position": y,
