@@ -227,7 +227,7 @@ def test_refuses_what_cannot_be_captured(model_folder, text, tmp_path):
         (StimulusError, r"the text has \d+ tokens and .* pass a longer text", {"text": text[:139]}),
         (StimulusError, r"length 65 exceeds the 64 positions that model", {"length": 65}),
         (StimulusError, r"length=8 is too short for a window", {"length": 8}),
-        (ModelError, "variant 'yarn' is unknown", {"variant": "yarn"}),
+        (ModelError, "variant 'spiral' is unknown", {"variant": "spiral"}),
     ]
     for kind, match, changes in cases:
         refused(kind, match, tmp_path, model_folder, **{"text": text} | changes)
