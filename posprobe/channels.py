@@ -201,8 +201,8 @@ def decompose(
 
     .. math::
 
-        \bar T_d = \frac{1}{P - 1} \sum_{p \ne \mathrm{ref}} E_n\, T_{nd}(p), \qquad
-        V_{T,d} = \mathrm{Var}_p\, E_n\, T_{nd}(p)
+        \bar T_d = \frac{1}{P - 1} \sum_{p \ne \mathrm{ref}} E_n\, T_{n d}(p), \qquad
+        V_{T,d} = \mathrm{Var}_p\, E_n\, T_{n d}(p)
 
     and the same of M and R: T is what is observed, and does not depend on how the mask is shrunk;
     only its division into M and R does. All offsets are averaged over the same rows of the window,
