@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import blas, lapack
+from scipy.linalg import lapack
 
 from posprobe.gram import ClusterGram
 from posprobe.ridge.banded import PIVOT_TOLERANCE, centre, solve
@@ -30,8 +30,8 @@ _BATCH_BYTES = 1 << 27
 def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[Array, Array]:
     r"""Ridge fits at one penalty under many sets of sequence weights.
 
-    One Cholesky factor of the bordered matrix :math:`[X, 1, y]^\top [X, 1, y]`, penalty added, is
-    a fit with its intercept: the rows of y hold :math:`L^{-1} X^\top y`.
+    One Cholesky factor of :math:`[X, 1]^\top [X, 1]`, penalty added to the features, is a fit with
+    its intercept. Of the weighted sums only the upper triangle is taken.
 
     Parameters
     ----------
@@ -56,32 +56,35 @@ def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[
     """
     w, p = np.asarray(weights, dtype=np.float64), gram.n_features
     size = max(1, _BATCH_BYTES // gram.grams[0].nbytes)
-    slopes = np.concatenate(
-        [_bordered_fits(gram, w[i : i + size], alpha) for i in range(0, len(w), size)]
-    )
+    slopes = np.concatenate([_fits(gram, w[i : i + size], alpha) for i in range(0, len(w), size)])
     coef, level = slopes[:, :p], slopes[:, p]
     return coef, level + gram.shift[p:] - gram.shift[:p] @ coef
 
 
-def _bordered_fits(gram: ClusterGram, weights: Array, alpha: float) -> Array:
+def _fits(gram: ClusterGram, weights: Array, alpha: float) -> Array:
     """Coefficients and intercepts (B, p + 1, t) about the shift."""
     p = gram.n_features
-    matrices = gram.sum(weights)
-    diagonals = np.einsum("bqq->bq", matrices)
+    factors, fits = _normal_equations(gram, weights)
+    diagonals = np.einsum("bqq->bq", factors)
     diagonals[:, :p] += alpha
-    least = PIVOT_TOLERANCE * diagonals[:, : p + 1]
-    # The corner of y changes nothing above it; doubled, it cannot fail where the fit is perfect.
-    diagonals[:, p + 1 :] = 2 * diagonals[:, p + 1 :] + 1
-    factors = [lapack.dpotrf(m.T, lower=1, clean=0, overwrite_a=1) for m in matrices]
-    pivots = np.stack([factor.diagonal()[: p + 1] for factor, _ in factors]) ** 2
-    trusted = (pivots > least).all(axis=1)
-    fits = np.empty((len(weights), p + 1, gram.n_targets))
-    for b, (factor, failed) in enumerate(factors):
-        if failed or not trusted[b]:
-            fits[b] = _careful_fit(gram.sum(weights[b]), p, alpha)
-        else:
-            fits[b] = _back_substitute(factor, p)
-    return fits
+    least = PIVOT_TOLERANCE * diagonals
+    failed = [
+        lapack.dposv(matrix.T, right.T, lower=1, overwrite_a=1, overwrite_b=1)[2] != 0
+        for matrix, right in zip(factors, fits, strict=True)
+    ]
+    for b in np.flatnonzero(failed | (diagonals**2 <= least).any(axis=1)):
+        fits[b] = _careful_fit(gram.sum(weights[b]), p, alpha).T
+    return fits.transpose(0, 2, 1)
+
+
+def _normal_equations(gram: ClusterGram, weights: Array) -> tuple[Array, Array]:
+    """Upper triangles (B, p + 1, p + 1) and right-hand sides (B, t, p + 1) of weighted sums."""
+    q = gram.n_features + 1
+    matrices = np.empty((len(weights), q, q))
+    for i in range(q):
+        np.matmul(weights, gram.grams[:, i, i:q], out=matrices[:, i, i:])
+    right = weights @ gram.grams[:, q:, :q].reshape(len(gram), -1)
+    return matrices, right.reshape(len(weights), -1, q)
 
 
 def _careful_fit(total: Array, p: int, alpha: float) -> Array:
@@ -89,12 +92,6 @@ def _careful_fit(total: Array, p: int, alpha: float) -> Array:
     train = centre(total, p)
     coef = solve(train, [p], np.array([alpha]))
     return np.vstack([coef, train.y_mean - train.x_mean @ coef])
-
-
-def _back_substitute(factor: Array, p: int) -> Array:
-    right = np.zeros((len(factor), len(factor) - p - 1), order="F")
-    right[: p + 1] = factor[p + 1 :, : p + 1].T
-    return np.asarray(blas.dtrsm(1.0, factor, right, lower=1, trans_a=1, overwrite_b=1)[: p + 1])
 
 
 def refit_scores(
