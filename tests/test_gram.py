@@ -236,8 +236,9 @@ def test_shapes_that_do_not_fit_are_refused():
         ClusterGram.from_arrays(X, y[1:], groups)
     with pytest.raises(DesignError, match="pass X with two axes"):
         ClusterGram.from_arrays(X[0], y, groups)
-    with pytest.raises(DesignError, match="X has no rows"):
-        ClusterGram.from_arrays(X[:0], y[:0], groups[:0])
+    for empty, rows in ((X[:0], 0), (X[:, :0], len(X))):
+        with pytest.raises(DesignError, match="pass at least one row and one column"):
+            ClusterGram.from_arrays(empty, y[:rows], groups[:rows])
     with pytest.raises(DesignError, match="the stream has no blocks"):
         ClusterGram.from_blocks([])
     with pytest.raises(DesignError, match="block of sequence 0 has 3 features"):

@@ -46,8 +46,8 @@ def as_block(X: Any, y: Any, groups: Any) -> tuple[NDArray[Any], NDArray[Any], N
         raise DesignError(
             f"X has {len(X)} rows, y {len(y)}, groups {len(groups)}: pass one of each per row"
         )
-    if len(X) == 0:
-        raise DesignError("X has no rows: pass at least one")
+    if 0 in X.shape:
+        raise DesignError(f"X has shape {X.shape}: pass at least one row and one column")
     return X, y, groups
 
 
