@@ -15,7 +15,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.asides import checks_by_file, replacement_by_member, sinks_by_member
-from posprobe.channels import Variances, gather_variances, shares, variance_table
 from posprobe.effects import channel_effects
 from posprobe.intervals import Interval, fieller_ratio
 from posprobe.lineup import Lineup, Member
@@ -29,6 +28,7 @@ from posprobe.mixed import (
     planned_contrasts,
 )
 from posprobe.mixed.two_stage import adjust
+from posprobe.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "kind_of"]
 

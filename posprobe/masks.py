@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.channels import Variances, gather_variances
 from posprobe.effects import ChannelEffects, channel_effects
 from posprobe.features import features
 from posprobe.intervals import (
@@ -37,6 +36,7 @@ from posprobe.intervals import (
 from posprobe.replacement import common_items
 from posprobe.ridge import PositionProbe
 from posprobe.store import ActivationStore
+from posprobe.variances import Variances, gather_variances
 
 __all__ = ["NATIVE", "Masks", "mask_name", "mask_probes", "mask_tables"]
 

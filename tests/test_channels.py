@@ -7,10 +7,11 @@ import pytest
 import synthetic
 
 from posprobe import channels
-from posprobe.channels import decompose, gather_variances, shares
+from posprobe.channels import decompose
 from posprobe.effects import ChannelEffects, channel_effects, position_covariance
 from posprobe.errors import DesignError
 from posprobe.intervals import bootstrap_limits
+from posprobe.variances import gather_variances, shares
 
 GRID = np.linspace(1, 0, 5)  # an effect that shrinks towards the reference
 
