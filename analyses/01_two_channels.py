@@ -14,8 +14,8 @@ Protocol.
 2. Calibration. One token repeated: all hidden states are equal, and the residual channel must
    read 0. The same behind a BOS: it must open.
 3. Position 0 replaced: mean embedding (the primary specification, fixed beforehand in
-   posprobe.replacement.PRIMARY), random content token, another special token, noise of the same
-   norm, zero; every other specification in the specification curve.
+   posprobe.analysis.replacement.PRIMARY), random content token, another special token, noise of
+   the same norm, zero; every other specification in the specification curve.
 4. Key 0 hidden from sink-reading heads (chosen on one half of the natural sequences), from as many
    random others in two draws, and from all heads.
 5. Denominator taken out: of the patterns that a probe reads, and inside the first layer's forward

@@ -146,7 +146,7 @@ def stream(folder, n):
 
 def probe(folder, n):
     """`posprobe analyze`'s probes of one layer, intervals by refitting included."""
-    from posprobe.probing import probe_layers
+    from posprobe.analysis.probing import probe_layers
     from posprobe.store import ActivationStore
 
     store = ActivationStore(folder / f"{n}.h5")

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import Analysis
+from posprobe.analysis.replacement import PRIMARY
 from posprobe.intervals import Interval
 from posprobe.isolation_claims import isolation_claims
-from posprobe.replacement import PRIMARY
 from posprobe.store import ActivationStore
 from posprobe.verdicts import (
     Claim,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from posprobe.architectures import compare_lineup
-from posprobe.comparison_page import write_comparison
+from posprobe.comparison.architectures import compare_lineup
+from posprobe.comparison.hypotheses import answers, hypothesis_claims
+from posprobe.comparison.lineup import line_up
+from posprobe.comparison.page import write_comparison
 from posprobe.errors import DesignError
-from posprobe.hypotheses import answers, hypothesis_claims
-from posprobe.lineup import line_up
 from posprobe.store import ActivationStore
 from posprobe.study import output_folder
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import Analysis
-from posprobe.heads import SINK_RATE
+from posprobe.analysis.heads import SINK_RATE
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 from posprobe.verdicts import (

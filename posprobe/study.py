@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from posprobe.analysis import analyze_files, count_steps, sort_files
+from posprobe.analysis.denominator import mean_normalizers
+from posprobe.analysis.heads import Head, random_heads, sink_reading_heads, strongest
 from posprobe.claims import make_claims
-from posprobe.denominator import mean_normalizers
 from posprobe.errors import DesignError, StoreError
-from posprobe.heads import Head, random_heads, sink_reading_heads, strongest
 from posprobe.report import write_report
 from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
 from posprobe.store import ActivationStore

@@ -9,13 +9,13 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 
-from posprobe.architectures import VALUES, compare_lineup
 from posprobe.cli import main
 from posprobe.comparing import compare
+from posprobe.comparison.architectures import VALUES, compare_lineup
+from posprobe.comparison.hypotheses import answers, hypothesis_claims
+from posprobe.comparison.lineup import line_up
 from posprobe.errors import DesignError, StoreError
 from posprobe.figures import COMPARISON_PANELS, draw
-from posprobe.hypotheses import answers, hypothesis_claims
-from posprobe.lineup import line_up
 from posprobe.store import ActivationStore
 
 MASK = np.array([1.0, 0.4, 0.0])

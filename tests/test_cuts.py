@@ -6,8 +6,8 @@ import pytest
 import sinks
 import synthetic
 
+from posprobe.analysis.cuts import MEASURES, cut_table
 from posprobe.captures import capture_stimulus
-from posprobe.cuts import MEASURES, cut_table
 from posprobe.effects import channel_effects
 from posprobe.errors import DesignError
 from posprobe.interventions import NO_INTERVENTION, Intervention

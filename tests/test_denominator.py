@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.captures import capture_stimulus
-from posprobe.denominator import (
+from posprobe.analysis.denominator import (
     CAVEAT,
     fixed_denominator_probes,
     fixed_forward_table,
     mean_normalizers,
 )
+from posprobe.analysis.precision import precision_table
+from posprobe.analysis.replacement import fraction_removed
+from posprobe.captures import capture_stimulus
 from posprobe.errors import DesignError
 from posprobe.interventions import Intervention
-from posprobe.precision import precision_table
-from posprobe.replacement import fraction_removed
 
 LENGTH = 40
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.errors import DesignError
-from posprobe.heads import (
+from posprobe.analysis.heads import (
     held_back_half,
     random_heads,
     sink_head_table,
@@ -13,6 +12,7 @@ from posprobe.heads import (
     strongest,
     writing_table,
 )
+from posprobe.errors import DesignError
 
 QUERIES = 5
 

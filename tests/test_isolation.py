@@ -8,13 +8,13 @@ import sinks
 import synthetic
 
 from posprobe.analysis import Analysis, analyze_files, count_steps
+from posprobe.analysis.heads import sink_reading_heads
+from posprobe.analysis.roles import Files, sort_files
 from posprobe.captures import QUANTITIES, capture_stimulus
 from posprobe.errors import DesignError
-from posprobe.heads import sink_reading_heads
 from posprobe.intervals import Interval
 from posprobe.interventions import Intervention
 from posprobe.isolation_claims import isolation_claims
-from posprobe.roles import Files, sort_files
 from posprobe.store import ActivationStore
 
 PLAIN = {"causal": True, "cut_sink": None, "fixed_denominator": [], "window": None}

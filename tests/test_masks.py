@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import synthetic
 
+from posprobe.analysis.masks import NATIVE, mask_name, mask_probes, mask_tables
 from posprobe.captures import capture_stimulus
 from posprobe.errors import DesignError
 from posprobe.interventions import Intervention
-from posprobe.masks import NATIVE, mask_name, mask_probes, mask_tables
 
 N, PREFIXES, WINDOW = 12, (1, 4, 9, 20), 4
 GRID = (1, 8, 16, 28)

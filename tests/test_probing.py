@@ -6,12 +6,12 @@ import pytest
 import synthetic
 
 import posprobe.features
-from posprobe import probing
+from posprobe.analysis import probing
+from posprobe.analysis.probing import Probes, probe_layers, spread_layers
 from posprobe.errors import DesignError
 from posprobe.features import features
 from posprobe.intervals import cluster_weights
 from posprobe.partition import VariancePartition
-from posprobe.probing import Probes, probe_layers, spread_layers
 
 N, T = 12, 40
 

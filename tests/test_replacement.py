@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.effects import early_limit
-from posprobe.errors import DesignError
-from posprobe.replacement import (
+from posprobe.analysis.replacement import (
     PRIMARY,
     common_items,
     fraction_removed,
     replacement_table,
 )
+from posprobe.effects import early_limit
+from posprobe.errors import DesignError
 
 PREFIXES = (1, 8, 15, 57)
 RESIDUAL = np.array([1.0, 0.5, 0.25, 0.0])

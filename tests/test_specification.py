@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import synthetic
 
+from posprobe.analysis.replacement import fraction_removed
+from posprobe.analysis.specification import METRICS, specification_curve
 from posprobe.effects import early_limit
 from posprobe.errors import DesignError
 from posprobe.intervals import fieller_ratio, leave_one_out, pseudo_values
-from posprobe.replacement import fraction_removed
-from posprobe.specification import METRICS, specification_curve
 
 PREFIXES = (1, 4, 7, 10)
 EFFECT = np.array([1.0, 0.5, 0.3, 0.0])

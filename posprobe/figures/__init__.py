@@ -31,7 +31,7 @@ def draw(name: str, tables: Tables) -> Figure | None:
     name : str
         Of `PANELS` or `COMPARISON_PANELS`.
     tables : dict of str to pandas.DataFrame
-        As in `posprobe.analysis.Analysis`, or in `posprobe.architectures.Comparison`.
+        As in `posprobe.analysis.Analysis`, or in `posprobe.comparison.architectures.Comparison`.
 
     Returns
     -------

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import Analysis
-from posprobe.heads import SINK_RATE
+from posprobe.analysis.heads import SINK_RATE
 from posprobe.sections.words import bounds, number, percent, removed, with_interval
 
 __all__ = [

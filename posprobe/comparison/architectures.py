@@ -1,7 +1,8 @@
 """The two channels of several models: tables per model, layer and architecture, and their tests.
 
 Models of different weights are the sample of a test of architecture; variants of one checkpoint
-are compared over the items that they share. `posprobe.lineup` says which of the two it is.
+are compared over the items that they share. `posprobe.comparison.lineup` says which of the two it
+is.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.asides import checks_by_file, replacement_by_member, sinks_by_member
+from posprobe.comparison.asides import checks_by_file, replacement_by_member, sinks_by_member
+from posprobe.comparison.lineup import Lineup, Member
 from posprobe.effects import channel_effects
 from posprobe.intervals import Interval, fieller_ratio
-from posprobe.lineup import Lineup, Member
 from posprobe.mixed import (
     ArchitectureComparison,
     Contrast,

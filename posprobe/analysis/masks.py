@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from posprobe.analysis.replacement import common_items
 from posprobe.effects import ChannelEffects, channel_effects
 from posprobe.features import features
 from posprobe.intervals import (
@@ -33,7 +34,6 @@ from posprobe.intervals import (
     fieller_ratio,
     mean_interval,
 )
-from posprobe.replacement import common_items
 from posprobe.ridge import PositionProbe
 from posprobe.store import ActivationStore
 from posprobe.variances import Variances, gather_variances

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from posprobe.analysis.roles import Files, sort_files
 from posprobe.errors import DesignError
-from posprobe.roles import Files, sort_files
 from posprobe.store import ActivationStore
 from posprobe.verdicts import listed
 

@@ -1,4 +1,4 @@
-"""From stored files to tables: everything that claims, figures and report are made of."""
+"""All tables of one model, and the single numbers that its claims rest on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from posprobe.analysis.isolation import isolation_steps
+from posprobe.analysis.probing import probe_layers
+from posprobe.analysis.replacement import replacement_table
+from posprobe.analysis.roles import Files
 from posprobe.channels import decompose
 from posprobe.effects import channel_effects, cut_heads
 from posprobe.intervals import Interval, mean_interval
-from posprobe.isolation import isolation_steps
-from posprobe.probing import probe_layers
-from posprobe.replacement import replacement_table
-from posprobe.roles import Files, sort_files
 from posprobe.sinks import (
     closed_system_table,
     closure,
@@ -25,7 +25,7 @@ from posprobe.sinks import (
 )
 from posprobe.store import ActivationStore
 
-__all__ = ["Analysis", "Files", "analyze_files", "count_steps", "sort_files"]
+__all__ = ["Analysis", "analyze_files", "count_steps"]
 
 Step = Callable[[str], None]
 

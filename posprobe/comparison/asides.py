@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from posprobe.heads import held_back_half
+from posprobe.analysis.heads import held_back_half
+from posprobe.analysis.replacement import replacement_table
+from posprobe.comparison.lineup import Lineup
 from posprobe.intervals import mean_interval
-from posprobe.lineup import Lineup
-from posprobe.replacement import replacement_table
 from posprobe.sinks import closed_system_table, share_of_sink_heads
 from posprobe.store import ActivationStore
 
@@ -99,7 +99,7 @@ def _norm_ratio(store: ActivationStore) -> float:
 
 
 def replacement_by_member(lineup: Lineup, *, level: float = 0.95) -> pd.DataFrame:
-    """`posprobe.replacement.replacement_table` of every model with replaced captures."""
+    """`posprobe.analysis.replacement.replacement_table` of every model with replaced captures."""
     tables = []
     for member in lineup.members:
         if not member.files.replaced:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from posprobe.architectures import PRIMARY, RELATIVE, VALUES, Comparison, kind_of
+from posprobe.comparison.architectures import PRIMARY, RELATIVE, VALUES, Comparison, kind_of
 from posprobe.intervals import Interval
 from posprobe.mixed import Contrast, ContrastResult
 from posprobe.verdicts import (

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from posprobe.cuts import cut_table
-from posprobe.denominator import fixed_denominator_probes, fixed_forward_table
-from posprobe.heads import Head, sink_head_table, sink_reading_heads, writing_table
+from posprobe.analysis.cuts import cut_table
+from posprobe.analysis.denominator import fixed_denominator_probes, fixed_forward_table
+from posprobe.analysis.heads import Head, sink_head_table, sink_reading_heads, writing_table
+from posprobe.analysis.masks import mask_probes, mask_tables
+from posprobe.analysis.precision import precision_table
+from posprobe.analysis.roles import Files
+from posprobe.analysis.specification import specification_curve
 from posprobe.intervals import Interval
-from posprobe.masks import mask_probes, mask_tables
-from posprobe.precision import precision_table
-from posprobe.roles import Files
-from posprobe.specification import specification_curve
 from posprobe.store import ActivationStore
 
 __all__ = ["Found", "isolation_steps"]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from posprobe.analysis.replacement import fraction_removed
 from posprobe.effects import early_limit
 from posprobe.errors import DesignError
 from posprobe.features import features
@@ -23,7 +24,6 @@ from posprobe.intervals import (
     cluster_weights,
     max_t,
 )
-from posprobe.replacement import fraction_removed
 from posprobe.ridge import PositionProbe
 from posprobe.store import ActivationStore
 

@@ -28,11 +28,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from posprobe.analysis.heads import Head
+from posprobe.analysis.replacement import common_items
 from posprobe.effects import channel_effects, cut_heads, early_limit, position_covariance
 from posprobe.errors import DesignError
-from posprobe.heads import Head
 from posprobe.intervals import fieller_ratio, pseudo_values
-from posprobe.replacement import common_items
 from posprobe.store import ActivationStore
 
 __all__ = ["MEASURES", "cut_table"]

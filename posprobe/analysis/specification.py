@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from posprobe.analysis.replacement import PRIMARY, common_items
 from posprobe.effects import (
     ChannelEffects,
     channel_effects,
@@ -25,7 +26,6 @@ from posprobe.effects import (
     position_covariance,
 )
 from posprobe.intervals import fieller_ratio, pseudo_values
-from posprobe.replacement import PRIMARY, common_items
 from posprobe.store import ActivationStore
 
 __all__ = ["METRICS", "specification_curve"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from posprobe.architectures import PRIMARY, VALUES, Comparison
+from posprobe.comparison.architectures import PRIMARY, VALUES, Comparison
+from posprobe.comparison.hypotheses import Answer
 from posprobe.figures import COMPARISON_PANELS, draw, to_svg
-from posprobe.hypotheses import Answer
 from posprobe.report import claim_row, inline_svg, render, write_files
 from posprobe.sections.words import VERDICTS, bounds, number
 from posprobe.verdicts import Claim, listed, shifted_design
