@@ -409,6 +409,15 @@ def test_unbalanced_design_is_tested_and_noted():
     assert any("equal variances" in note for note in found.notes)
 
 
+def test_uneven_spread_is_noted():
+    table = study(models=3)
+    assert not any("spread" in note for note in compare_architectures(table).notes)
+    first = table["architecture"] == table["architecture"].iloc[0]
+    table.loc[first, "value"] *= 100
+    (note,) = [note for note in compare_architectures(table).notes if "times as widely" in note]
+    assert f"models of {table['architecture'].iloc[0]} spread" in note
+
+
 def test_models_of_different_depth_share_the_reference():
     deep = study(1, layers=12, names=["window"], slope=0.0, intercept=0.1, noise=0.01)
     shallow = study(2, layers=4, names=["rope"], slope=0.0, intercept=0.1, noise=0.01)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval
@@ -29,6 +30,8 @@ from posprobe.mixed.two_stage import (
 )
 
 __all__ = ["compare_architectures"]
+
+UNEVEN = 0.01  # p-value of equal variances (Bartlett) below which limits come with a warning
 
 
 def compare_architectures(
@@ -241,6 +244,7 @@ def _notes(
             "unequal numbers of models: the F test then leans on equal variances in all "
             "architectures"
         )
+    notes += _uneven_spread(stage["intercept"], labels)
     if "slope" in stage and not _refusal(stage["intercept"], labels):
         flat = _refusal(stage["slope"], labels)
         notes += [f"no test of slopes: {flat}"] if flat else []
@@ -253,3 +257,17 @@ def _notes(
     if len({model.n_sequences for model in models}) > 1:
         notes.append("models differ in their number of sequences: models weigh equally")
     return tuple(notes)
+
+
+def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> list[str]:
+    """A warning where one architecture's models spread far more widely than another's."""
+    groups = {name: part for name, part in pd.Series(values).groupby(labels) if len(part) > 1}
+    spread = pd.Series({name: part.std(ddof=1) for name, part in groups.items()})
+    if len(spread) < 2 or spread.min() == 0 or stats.bartlett(*groups.values()).pvalue > UNEVEN:
+        return []
+    wide, narrow = spread.idxmax(), spread.idxmin()
+    return [
+        f"models of {wide} spread {spread.max() / spread.min():.0f} times as widely as those of "
+        f"{narrow}: limits with pooled spread are too wide for {narrow} and too narrow for {wide}; "
+        "Welch's F stands beside"
+    ]
