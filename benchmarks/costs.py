@@ -122,10 +122,10 @@ def measured_seconds(name, length, n):
     model = load_model(name)
     elapsed = []
     with tempfile.TemporaryDirectory() as folder:
-        for count in (1, n):  # the first warms up
+        for count in (2, n):  # the first warms up
             planned = plan_capture(model, draw(model, n=count, length=length))
             start = time.perf_counter()
-            path = Path(folder) / f"{count}.h5"
+            path = Path(folder) / f"{len(elapsed)}.h5"
             with StoreWriter.create(path, planned.header, planned.index) as writer:
                 fill(writer, model, planned, tqdm(disable=True))
                 writer.finish()
@@ -166,7 +166,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--measure", default="smollm2", help="a model of the first shape")
     parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--n", type=int, default=2, help="sequences to measure on")
+    parser.add_argument("--n", type=int, default=6, help="sequences to measure on")
     parser.add_argument("--seconds", type=float, help="measured before, of the first shape")
     parser.add_argument(
         "--teraflops", type=float, default=100.0, help="of an accelerator, achieved"
