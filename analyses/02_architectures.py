@@ -12,7 +12,7 @@ Protocol. Three comparisons, each with its own report:
 - `family`: small models trained from scratch, alike in all but where position can come from, with
   several seeds of each (data/zoo). Models are the unit of the test: two-stage F, planned contrasts.
 - `controls`: the same with the controls beside them, which have no position encoding (nope) or a
-  learned one.
+  learned one. A description: the test of the family is the primary one.
 
 In all of them: windows of 32 tokens, each behind prefixes of several lengths with BOS at position
 0; the effect of position on log attention weights at offsets 1, 2, 4, 8; the mask's part is what
@@ -52,6 +52,7 @@ FILES = HERE.parent / "out" / "02_architectures"
 VARIANTS = "standard,ntk,linear,yarn,window,no_causal"
 STUDIED = ("ntk", "rope", "window")
 SINK = 0.3
+STABLE = 0.05
 NOT_RUN = "not_run.json"
 
 
@@ -204,35 +205,40 @@ def sink_sentences(folder: Path) -> list[str]:
 
 
 def replacement_sentences(folder: Path) -> list[str]:
-    """What the mean embedding at position 0 removes of the residual channel at early queries."""
+    """What the mean embedding at position 0 does to the residual channel at early queries."""
     path = folder / "tables" / "replacement.csv"
     if not path.exists():
         return []
     table = pd.read_csv(path)
     table = table[table["primary"]]
-    means = table.groupby("architecture")["fraction_removed"].mean()
-    shown = ", ".join(f"{name} {shown_number(value)}" for name, value in means.items())
-    low, high = table["fraction_removed"].min(), table["fraction_removed"].max()
+    ranges = table.groupby("architecture")["fraction_removed"].agg(["min", "max"])
+    shown = ", ".join(
+        f"{name} {shown_number(row['min'])} to {shown_number(row['max'])}"
+        for name, row in ranges.iterrows()
+    )
+    removed, grown = (table["low"] > 0).sum(), (table["high"] < 0).sum()
     return [
-        "The mean embedding in place of BOS removes this fraction of V_R at early queries (mean "
-        f"over models; the study's is 0.4): {shown}; from {shown_number(low)} to "
-        f"{shown_number(high)} by model, distinguishable from 0 in "
-        f"{int((table['low'] > 0).sum())} of {len(table)}."
+        "The mean embedding in place of BOS removes this fraction of V_R at early queries (the "
+        f"study's is 0.4), from model to model: {shown}. Of {len(table)} models V_R gets smaller "
+        f"in {removed} and larger in {grown} (95% interval over items without 0)."
     ]
 
 
-def stability_sentence(curves: pd.DataFrame) -> str:
-    """Whether attention to key 0 had stopped changing when training ended."""
-    last, earlier = [], []
-    for _, one in curves.groupby("model"):
-        one = one.set_index("step")["early_max"]
-        last.append(one.iloc[-1])
-        earlier.append(one[one.index <= one.index[-1] - 1000].iloc[-1])
-    change = pd.Series(last) - pd.Series(earlier)
+def stability_sentence(curves: pd.DataFrame, folder: Path) -> str:
+    """Which models of a comparison still changed their attention to key 0 when training ended."""
+    models = pd.read_csv(folder / "tables" / "models.csv")["model"]
+    changes = {}
+    for model, one in curves.groupby("model"):
+        if model in set(models):
+            attention = one.set_index("step")["early_max"]
+            before = attention[attention.index <= attention.index[-1] - 1000].iloc[-1]
+            changes[model] = attention.iloc[-1] - before
+    moved = {name: change for name, change in changes.items() if abs(change) > STABLE}
+    shown = ", ".join(f"{name} {change:+.2f}" for name, change in moved.items())
     return (
-        f"Over the last 1,000 steps of training the strongest head's attention to key 0 (queries 1 "
-        f"to 31) changed by {shown_number(change.min())} to {shown_number(change.max())} in "
-        f"{len(change)} models: where that is not small, it was still growing when training ended."
+        "Over the last 1,000 steps of training the strongest head's attention to key 0 (queries 1 "
+        f"to 31) changed by more than {STABLE} in {len(moved)} of {len(changes)} models"
+        + (f", so that their sinks were not stable when training ended: {shown}." if moved else ".")
     )
 
 
@@ -273,34 +279,42 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
         ]  # fmt: skip
     for name in [k for k in ("variants", "family", "controls", "gemma") if k in parts]:
         lines += [f"## {name} ([report]({name}/report.html))", ""]
-        lines += part_lines(parts[name], report / name)
+        lines += part_lines(name, parts[name], report / name)
         if name == "variants":
             refused = json.loads((report / name / NOT_RUN).read_text(encoding="utf-8"))
             lines += [f"- not run: {variant}: {why}" for variant, why in refused.items()]
         if name in ("family", "controls") and len(curves):
             lines += ["", *sink_sentences(report / name), *replacement_sentences(report / name)]
-            lines.append(stability_sentence(curves))
+            lines.append(stability_sentence(curves, report / name))
         lines.append("")
     if len(curves):
         lines += ["## Training", "", "![Training curves](figures/training.svg)", ""]
     return "\n".join(lines)
 
 
-def part_lines(part: dict, folder: Path) -> list[str]:
+def part_lines(name: str, part: dict, folder: Path) -> list[str]:
     """One comparison: the table, the primary test or why there is none, and every claim."""
     lines = [*contribution_table(folder), ""]
-    for test in part["tests"]:
-        if test["primary"]:
-            freedom = f"F({test['df_between']}, {test['df_within']:g})"
-            lines.append(
-                f"Primary test, V_R at mean depth: {freedom} = {test['statistic']:.2f}, "
-                f"p = {test['p_value']:.2g}; mixed model: {part['mixed_model']['V_R']['status']}."
-            )
+    tests = {(test["value"], test["response"], test["method"]): test for test in part["tests"]}
+    main = tests.get(("V_R", "intercept", "two-stage F"))
+    if main is not None:
+        said = "Beside the family's" if name == "controls" else "Primary test"
+        lines.append(f"{said}, V_R at mean depth: {shown_test(main)}.")
+        welch = tests.get(("V_R", "intercept", "Welch F"))
+        if welch is not None:
+            lines.append(f"Without equal variances (Welch): {shown_test(welch)}.")
+        lines.append(f"Mixed model beside it: {part['mixed_model']['V_R']['status']}.")
     if part["reason"].get("V_R"):
         lines.append(f"No test of architecture: {part['reason']['V_R']}.")
     if part["compared"] != "models":
         lines.append("Paired over items; no test of architecture.")
     return [*lines, "", *map(claim_line, part["claims"]), *(f"- note: {n}" for n in part["notes"])]
+
+
+def shown_test(test: dict) -> str:
+    """An F test in one line."""
+    freedom = f"F({test['df_between']}, {test['df_within']:.3g})"
+    return f"{freedom} = {test['statistic']:.2f}, p = {test['p_value']:.2g}"
 
 
 @click.command(help=__doc__.splitlines()[0])

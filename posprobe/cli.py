@@ -75,14 +75,17 @@ def audit(
 ) -> None:
     """Capture, analyze and report on MODEL: a hub id, folder, GGUF file or bundled name."""
     from posprobe.study import audit as run
-    from posprobe.variants import parse_variant
+    from posprobe.variants import Variant, parse_variant
 
-    names = list(dict.fromkeys(name.strip() for name in variants.split(",") if name.strip()))
-    if not names:
+    asked = [name.strip() for name in variants.split(",") if name.strip()]
+    if not asked:
         raise click.BadParameter("name at least one variant", param_hint="--variants")
-    for name in names:
-        parse_variant(name).check_length(length)  # before the first of them is captured
-    for name in names:
+    names: dict[Variant, str] = {}
+    for name in asked:
+        names.setdefault(parse_variant(name), name)
+    for variant in names:
+        variant.check_length(length)  # before the first of them is captured
+    for name in names.values():
         report = run(
             model,
             out if len(names) == 1 else out / name,

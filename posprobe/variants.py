@@ -34,6 +34,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 # Where layers have rotations by type, only these are scaled: the others never look further than
 # their window, and models of the kind that were made for longer texts (Gemma 3) leave them alone.
 GLOBAL = "full_attention"
+LARGEST = 10**9
 # A rotary variant that turns every pair by less (radians) over the whole length counts as inert.
 MIN_TURN = 0.1
 
@@ -54,7 +55,9 @@ class Variant:
     value: float | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.value is None else f"{self.kind}({self.value:g})"
+        if self.value is None:
+            return self.kind
+        return f"{self.kind}({int(self.value) if self.value.is_integer() else self.value!r})"
 
     @property
     def is_rotary(self) -> bool:
@@ -174,6 +177,8 @@ def parse_variant(text: str) -> Variant:
             raise ModelError(f"variant {text!r}: {kind} takes no number")
         return Variant(kind)
     value = DEFAULTS[kind] if number is None else float(number)
+    if not value < LARGEST:
+        raise ModelError(f"variant {text!r}: give a number below {LARGEST:,}")
     if kind == "window" and not (value >= 2 and value.is_integer()):
         raise ModelError(f"variant {text!r}: a window is a whole number of tokens, 2 or more")
     if kind != "window" and not value > 1:

@@ -23,7 +23,7 @@ def script():
 def curves():
     rows = [
         dict(architecture="rope", model=f"rope-{k}", step=step, held_out_loss=5 - step / 1000,
-             early_max=0.1 + k * step / 1e5)
+             early_max=0.1 + 6 * k * step / 1e5)
         for k in range(2)
         for step in (1000, 2000, 3000)
     ]  # fmt: skip
@@ -49,7 +49,9 @@ def test_the_summary_says_where_comparisons_agree_and_where_not(script, report):
     assert "not run: yarn(8): inert here" in text
     assert "Paired over items; no test of architecture." in text
     assert "Primary test, V_R at mean depth: F(2, 3) = " in text
-    assert "changed by 0 to 0.01 in 2 models" in text
+    assert "Without equal variances (Welch): F(2, " in text
+    assert "changed by more than 0.05 in 1 of 2 models" in text
+    assert "when training ended: rope-1 +0.06." in text
     assert "nan" not in text.lower()
 
 
@@ -81,5 +83,20 @@ def test_training_curves_are_drawn(script, tmp_path):
 
 def test_training_curves_of_the_family_have_what_is_drawn(script):
     table = script.training_curves()
-    if not table.empty:
-        assert {"model", "architecture", "step", "held_out_loss", "early_max"} <= set(table.columns)
+    assert {"model", "architecture", "step", "held_out_loss", "early_max"} <= set(table.columns)
+    assert table["model"].nunique() >= 13
+
+
+def test_replacement_counts_what_is_removed_and_what_grows(script, tmp_path):
+    rows = [
+        ("rope", "rope-0", True, 0.8, 0.7, 0.9),
+        ("rope", "rope-1", True, 0.1, -0.1, 0.3),
+        ("window", "window-0", True, -4.0, -5.0, -3.0),
+        ("window", "window-0", False, 0.5, 0.4, 0.6),
+    ]
+    columns = ["architecture", "model", "primary", "fraction_removed", "low", "high"]
+    (tmp_path / "tables").mkdir()
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "tables" / "replacement.csv", index=False)
+    (text,) = script.replacement_sentences(tmp_path)
+    assert "rope 0.1 to 0.8, window -4 to -4" in text
+    assert "Of 3 models V_R gets smaller in 1 and larger in 1" in text

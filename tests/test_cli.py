@@ -199,7 +199,7 @@ def test_audit_of_several_variants_takes_a_folder_each(
 
     monkeypatch.setattr("posprobe.study.audit", audit)
     out = tmp_path / "out"
-    found = invoke("audit", model_folder, "--out", out, "--variants", "standard, ntk(2),standard")
+    found = invoke("audit", model_folder, "--out", out, "--variants", "standard, ntk(2),ntk(2.0)")
     assert found.exit_code == 0, found.stderr
     assert calls == [(out / "standard", "standard"), (out / "ntk(2)", "ntk(2)")]
     assert found.stdout.split() == [str(o / "report.html") for o, _ in calls]

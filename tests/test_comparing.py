@@ -150,8 +150,8 @@ def test_variants_take_no_other_architecture(tmp_path):
 
 
 def test_one_model_is_no_comparison(models):
-    refuses("1 model was given, and a comparison needs two; for one model use: posp", models[:1])
-    refuses("0 model was given", [])
+    refuses("the files are of 1 model .* needs two; for one model use: posprobe an", models[:1])
+    refuses("the files are of 0 model", [])
 
 
 def test_refuses_a_model_given_twice(models, tmp_path):
@@ -160,9 +160,11 @@ def test_refuses_a_model_given_twice(models, tmp_path):
     refuses(said, [*models, twin])
 
 
-def test_refuses_two_models_of_one_name(models, tmp_path):
-    twin = file_of(tmp_path / "b.h5", "rope-0", weights_digest="other")
-    refuses("two models of different weights are both called 'zoo/rope-0'", [*models, twin])
+@pytest.mark.parametrize("variant", ["standard", "ntk(8)"])
+def test_refuses_two_models_of_one_name(models, tmp_path, variant):
+    twin = file_of(tmp_path / "b.h5", "rope-0", weights_digest="other", variant=variant)
+    said = "model 'zoo/rope-0' stands there with different weights: capture it with one --model-dt"
+    refuses(said, [*models, twin])
 
 
 def test_refuses_weights_that_some_models_share(models, tmp_path):

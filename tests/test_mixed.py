@@ -378,6 +378,13 @@ def test_copies_of_one_model_are_no_sample():
     assert all(one.interval.unbounded for one in found.contrasts)
 
 
+def test_one_row_is_described_without_a_mixed_model():
+    found = compare_architectures(study(models=1, layers=1).head(1))
+    assert (found.status, found.mixed) == ("refused", None)
+    with pytest.raises(DesignError, match="needs at least two rows: add layers or models"):
+        fit_mixed("value ~ 1", study().head(1), "model")
+
+
 def test_same_slope_in_all_models_is_noted():
     level = study(noise=0.0, slope=0.0)
     found = compare_architectures(level)
@@ -414,8 +421,10 @@ def test_uneven_spread_is_noted():
     assert not any("spread" in note for note in compare_architectures(table).notes)
     first = table["architecture"] == table["architecture"].iloc[0]
     table.loc[first, "value"] *= 100
-    (note,) = [note for note in compare_architectures(table).notes if "times as widely" in note]
+    (note,) = [note for note in compare_architectures(table).notes if "spread more widely" in note]
     assert f"models of {table['architecture'].iloc[0]} spread" in note
+    table.loc[first, "value"] = table["value"].groupby(table["layer"]).transform("mean")
+    assert any("and 0): limits" in note for note in compare_architectures(table).notes)
 
 
 def test_models_of_different_depth_share_the_reference():

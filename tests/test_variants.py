@@ -66,12 +66,18 @@ def test_variant_changes_the_mask_it_names(text, intervention):
         ("window(0)", "a window is a whole number of tokens, 2 or more"),
         ("window(1)", r"variant 'window\(1\)': a window is a whole number of tokens, 2 or more"),
         ("window(2.5)", "a window is a whole number of tokens, 2 or more"),
+        (f"ntk(1{'0' * 400})", "give a number below 1,000,000,000"),
     ],
 )
 def test_variant_that_makes_no_sense_is_refused(text, reason):
     with pytest.raises(ModelError, match=reason) as error:
         parse_variant(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["ntk(8.0000001)", "window(1234567)", "yarn(2.5)", "linear(16)"])
+def test_variant_is_written_as_it_was_read(text):
+    assert str(parse_variant(text)) == text
 
 
 THETA, SIZE = 1e4, 64

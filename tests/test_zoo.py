@@ -1,5 +1,6 @@
 """The trainer of the controlled family, and the weights that it shipped."""
 
+import collections
 import json
 import sys
 from dataclasses import replace
@@ -362,6 +363,12 @@ def check_shipped(folder):
     assert all(tensor.dtype == torch.float16 for tensor in weights.values())
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     return written
+
+
+def test_the_family_has_its_seeds():
+    count = collections.Counter(path.parent.name.rpartition("-")[0] for path in SHIPPED)
+    assert min(count[name] for name in ("rope", "ntk", "window")) >= 3
+    assert min(count[name] for name in ("nope", "learned")) >= 2
 
 
 def test_shipped_models_are_whole_and_had_the_same_budget_and_data():

@@ -141,8 +141,8 @@ def line_up(
         groups.setdefault((header.weights_digest or header.model, header.variant), []).append(store)
     if len(groups) < 2:
         raise DesignError(
-            f"{len(groups)} model was given, and a comparison needs two; for one model use: "
-            "posprobe analyze"
+            f"the files are of {len(groups)} model (weights and variant), and a comparison needs "
+            "two; for one model use: posprobe analyze"
         )
     paired = len({digest for digest, _ in groups}) == 1
     if not paired:
@@ -162,6 +162,13 @@ def _check_independent(groups: Mapping[tuple[str, str], Sequence[ActivationStore
     variants: dict[str, list[str]] = {}
     for digest, variant in groups:
         variants.setdefault(digest, []).append(variant)
+    digests: dict[tuple[str, ...], str] = {}
+    for (digest, _), group in groups.items():
+        if digests.setdefault(_path(group[0]), digest) != digest:
+            raise DesignError(
+                f"model {group[0].model!r} stands there with different weights: capture it with "
+                "one --model-dtype, and different models from folders of different names"
+            )
     for digest, found in variants.items():
         if len(found) > 1:
             model = groups[digest, found[0]][0].model
@@ -173,19 +180,15 @@ def _check_independent(groups: Mapping[tuple[str, str], Sequence[ActivationStore
 
 def _labels(stores: Sequence[ActivationStore]) -> list[str]:
     """As many last parts of each model's name as make all of them differ, and the variant."""
-    parts = [PurePath(store.model.removesuffix(".gguf")).parts or ("model",) for store in stores]
-    keys = list(zip((store.header.variant for store in stores), parts, strict=True))
-    if len(set(keys)) < len(keys):
-        twice = next(store.model for key, store in zip(keys, stores, strict=True)
-                     if keys.count(key) > 1)  # fmt: skip
-        raise DesignError(
-            f"two models of different weights are both called {twice!r}: capture them from "
-            "folders of different names"
-        )
+    keys = [(store.header.variant, _path(store)) for store in stores]
     depth = 1
     while len({(variant, name[-depth:]) for variant, name in keys}) < len(keys):
         depth += 1
     return ["/".join(name[-depth:]) + _in_brackets(variant) for variant, name in keys]
+
+
+def _path(store: ActivationStore) -> tuple[str, ...]:
+    return PurePath(store.model.removesuffix(".gguf")).parts or ("model",)
 
 
 def _in_brackets(variant: str) -> str:
@@ -334,5 +337,10 @@ def _notes(
         notes.append(
             f"late queries of {', '.join(windowed)} do not see key 0 behind a window: the mask "
             "channel there holds its coming into sight too, with the late row's score of it"
+        )
+        notes.append(
+            f"behind prefixes of its window or longer the mask channel of {', '.join(windowed)} is "
+            "closed (M = 0): the residual channel may be larger beside the mask's, V_R/(V_R + V_M),"
+            " because V_M is smaller; read V_R and V_M themselves"
         )
     return tuple(notes)

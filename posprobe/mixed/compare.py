@@ -208,9 +208,11 @@ def _contrast(
     )
 
 
-def _fit(clean: pd.DataFrame, depth: float, df: int, value: str) -> MixedFit:
+def _fit(clean: pd.DataFrame, depth: float, df: int, value: str) -> MixedFit | None:
     keys = ["architecture", "model", "layer", "depth"]
     cells = clean.groupby(keys, as_index=False, observed=True)["value"].mean()
+    if len(cells) < 2:
+        return None
     cells = cells.assign(z=cells["depth"] - depth)
     # One intercept and one slope per architecture: contrasts of means are contrasts of these.
     formula, random = "value ~ 0 + C(architecture) + C(architecture):z", "1 + z"
@@ -263,11 +265,13 @@ def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> lis
     """A warning where one architecture's models spread far more widely than another's."""
     groups = {name: part for name, part in pd.Series(values).groupby(labels) if len(part) > 1}
     spread = pd.Series({name: part.std(ddof=1) for name, part in groups.items()})
-    if len(spread) < 2 or spread.min() == 0 or stats.bartlett(*groups.values()).pvalue > UNEVEN:
+    if len(spread) < 2 or spread.max() == 0:
+        return []
+    if spread.min() > 0 and stats.bartlett(*groups.values()).pvalue > UNEVEN:
         return []
     wide, narrow = spread.idxmax(), spread.idxmin()
     return [
-        f"models of {wide} spread {spread.max() / spread.min():.0f} times as widely as those of "
-        f"{narrow}: limits with pooled spread are too wide for {narrow} and too narrow for {wide}; "
-        "Welch's F stands beside"
+        f"models of {wide} spread more widely than those of {narrow} (standard deviations "
+        f"{spread.max():.2g} and {spread.min():.2g}): limits with pooled spread are too wide for "
+        f"{narrow} and too narrow for {wide}; Welch's F stands beside"
     ]

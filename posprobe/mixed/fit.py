@@ -101,6 +101,8 @@ def _build(
         raise DesignError(f"the table lacks the grouping column {groups!r}: name one it has")
     if data[groups].isna().any():
         raise DesignError(f"column {groups!r} has missing values: drop those rows")
+    if len(data) < 2:
+        raise DesignError("a mixed model needs at least two rows: add layers or models")
     if len(data) > MOST_ROWS:
         raise DesignError(
             f"{len(data)} rows are too many for a mixed model (at most {MOST_ROWS}): average over "
@@ -212,17 +214,18 @@ def _refine(parts: Components, one: _Candidate, reml: bool) -> _Candidate:
     root = np.linalg.cholesky(one.psi + 1e-8 * (1 + np.trace(one.psi)) * np.eye(q))
     theta = np.concatenate([root[lower], np.sqrt(np.clip(one.phi, 0, None))])
     for _ in range(3):  # Nelder-Mead may collapse; a fresh simplex shows whether it had
-        found = optimize.minimize(
-            lambda theta: gls(parts, *unpack(theta), reml=reml).deviance,
-            theta,
-            method="Nelder-Mead",
-            options={
-                "initial_simplex": np.vstack([theta, theta + 0.5 * np.eye(len(theta))]),
-                "xatol": 1e-5,
-                "fatol": SAME_DEVIANCE / 100,
-                "maxiter": 200 * len(theta),
-            },
-        )
+        with np.errstate(invalid="ignore"):  # of two infinite deviances
+            found = optimize.minimize(
+                lambda theta: gls(parts, *unpack(theta), reml=reml).deviance,
+                theta,
+                method="Nelder-Mead",
+                options={
+                    "initial_simplex": np.vstack([theta, theta + 0.5 * np.eye(len(theta))]),
+                    "xatol": 1e-5,
+                    "fatol": SAME_DEVIANCE / 100,
+                    "maxiter": 200 * len(theta),
+                },
+            )
         theta = found.x
     return _Candidate(float(found.fun), *unpack(theta), one.complaints)
 
