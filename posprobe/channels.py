@@ -38,7 +38,8 @@ class Decomposition:
         One row per layer and head, per layer (mean over heads), and one for the mean over all.
         Columns: V_T, V_M, V_R, C_MR, V_S with `_low` and `_high`; `share_mask`, `share_residual`
         with their limits; `status` ("ok", or "undefined" where V_T is not distinguishable from 0,
-        and no share is given); `relation` of the channels. Squared nats.
+        and no share is given); `relation` of the channels. Squared nats. Layers have their
+        `layer_type`: "full", or "window(W)".
     positions : pandas.DataFrame
         T, M, R and S in nats at each position, by layer and (layer "all") over all.
     variances : Variances
@@ -126,9 +127,13 @@ def decompose(
             raise DesignError(f"no position up to {up_to}; the first is {store.prefixes[0]}")
     variances = gather_variances(effects, n_resamples=n_resamples, seed=seed)
     names = list(range(store.n_layers)), list(range(store.n_heads))
+    by_head = variance_table(variances, *names, level)
+    by_layer = variance_table(variances.mean((1,)), names[0], ["all"], level)
+    for table in (by_head, by_layer):
+        table.insert(1, "layer_type", [store.layer_types[layer] for layer in table["layer"]])
     return Decomposition(
-        by_head=variance_table(variances, *names, level),
-        by_layer=variance_table(variances.mean((1,)), names[0], ["all"], level),
+        by_head=by_head,
+        by_layer=by_layer,
         overall=variance_table(variances.mean((0, 1)), ["all"], ["all"], level),
         positions=_positions(effects, level, n_resamples, seed),
         variances=variances,

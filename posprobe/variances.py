@@ -81,6 +81,11 @@ class Variances:
         parts = (self.estimate, self.bootstrap, self.pseudo)
         return Variances(*({k: v[..., kept] for k, v in part.items()} for part in parts))
 
+    def layers(self, kept: NDArray[np.bool_]) -> Variances:
+        """Some of the layers only, (L,)."""
+        parts = (self.estimate, self.bootstrap, self.pseudo)
+        return Variances(*({k: v[..., kept, :] for k, v in part.items()} for part in parts))
+
     @classmethod
     def side_by_side(cls, parts: list[Variances]) -> Variances:
         """Variances of the same items, as those of one layer with all their heads."""

@@ -226,6 +226,20 @@ def test_a_window_that_hides_offsets_or_key_0_is_noted(models, tmp_path):
 # --- models ---
 
 
+def test_layers_are_reported_by_their_type(models, tmp_path):
+    mixed = file_of(tmp_path / "b.h5", "tight-0", layer_window=(0, 3, 3))
+    tables = compare_lineup(line_up([*models, mixed])).tables
+    layers = tables["layers"].set_index("model").loc["tight-0"]
+    assert layers["layer_type"].tolist() == ["full", "window(3)", "window(3)"]
+    types = tables["layer_types"].set_index("layer_type")
+    assert types["model"].tolist() == ["tight-0", "tight-0"]
+    assert types["layers"].to_dict() == {"full": 1, "window(3)": 2}
+    for value in ("V_T", "V_R"):
+        means = layers.astype({value: float}).groupby("layer_type")[value].mean()
+        np.testing.assert_allclose(types[value].astype(float), means[types.index])
+    assert "layer_types" not in compare_lineup(line_up(models)).tables
+
+
 def test_variances_are_those_of_the_files(comparison):
     table = comparison.tables["models"].set_index("model")
     for member in comparison.lineup.members:

@@ -35,7 +35,7 @@ def effects():
 def channels(heads=("all",)):
     rows = [
         {
-            "stimulus": design, "layer": layer, "head": head,
+            "stimulus": design, "layer": layer, "layer_type": "full", "head": head,
             "V_T": 1.0 + layer, "V_M": 2.0, "V_R": 0.5, "C_MR": -0.25,
             "share_mask": 0.7, "share_residual": 0.3, "status": "ok",
         }
@@ -221,6 +221,17 @@ def test_panels_without_their_table_are_left_out(tables):
     for name, panel in PANELS.items():
         assert draw(name, {k: v for k, v in tables.items() if k != panel.needs}) is None
         assert draw(name, tables | {panel.needs: tables[panel.needs].iloc[:0]}) is None
+
+
+def test_full_layers_are_marked_where_others_look_through_a_window(tables):
+    def labels(table):
+        figure = draw("channels_shifted", {"channels_by_layer": table})
+        return figure.axes[0].get_legend_handles_labels()[1]
+
+    table = tables["channels_by_layer"]
+    mixed = table.assign(layer_type=["window(4)" if k else "full" for k in table["layer"]])
+    assert "full attention (others: window)" in labels(mixed)
+    assert "full attention (others: window)" not in labels(table)
 
 
 def test_a_panel_of_a_design_needs_that_design(tables):

@@ -99,6 +99,7 @@ def compare_lineup(
     -------
     Comparison
         With the tables `models` and `layers` (variances and shares with intervals over items),
+        `layer_types` (means over full and over windowed layers, of models that have both),
         `architectures` (the same averaged over models, with intervals over models and over items),
         `estimates` (mean and depth slope), `tests`, `contrasts`, `mixed`, `differences` (variants
         only), `sinks` (where natural captures are given), `replacement` (where replaced ones are)
@@ -117,6 +118,7 @@ def compare_lineup(
     tables = {
         "models": _by_member(lineup, measured, level, layers=False),
         "layers": _by_member(lineup, measured, level, layers=True),
+        "layer_types": _by_layer_type(lineup, measured, level),
         "architectures": _by_architecture(lineup, measured, level),
     }
     found: dict[str, ArchitectureComparison] = {}
@@ -131,7 +133,7 @@ def compare_lineup(
         "replacement": replacement_by_member(lineup, level=level),
         "checks": checks_by_file(lineup),
     }
-    tables |= {name: table for name, table in more.items() if not table.empty}
+    tables = {name: table for name, table in (tables | more).items() if not table.empty}
     return Comparison(lineup, tables, found, contrasts, level)
 
 
@@ -153,7 +155,8 @@ def _by_member(
         part = variances.mean((1,) if layers else (0, 1))
         table = variance_table(part, names, ["all"], level).drop(columns="head")
         if layers:
-            table.insert(1, "depth", np.linspace(0, 1, n_layers) if n_layers > 1 else 0.0)
+            table.insert(1, "layer_type", list(member.shifted.layer_types))
+            table.insert(2, "depth", np.linspace(0, 1, n_layers) if n_layers > 1 else 0.0)
         else:
             table = table.drop(columns="layer")
             table.insert(0, "n_layers", n_layers)
@@ -165,6 +168,21 @@ def _by_member(
         table.insert(0, "architecture", member.architecture)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _by_layer_type(lineup: Lineup, measured: Mapping[str, Variances], level: float) -> pd.DataFrame:
+    """Means over the layers of each type, in models whose layers differ in what they see."""
+    tables = []
+    for member in lineup.members:
+        types = np.array(member.shifted.layer_types)
+        for kind in np.unique(types) if len(set(types)) > 1 else ():
+            part = measured[member.name].layers(types == kind).mean((0, 1))
+            table = variance_table(part, ["all"], ["all"], level).drop(columns=["layer", "head"])
+            table.insert(0, "layers", int((types == kind).sum()))
+            table.insert(0, "layer_type", kind)
+            table.insert(0, "model", member.name)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _relative(variances: Variances, layer: int, level: float) -> tuple[float, float, float]:

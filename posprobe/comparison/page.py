@@ -33,6 +33,8 @@ PARTS = {
         "p_value", "p_holm"]),
     "estimates": ("Means and depth slopes", ["value", "architecture", "contrast", "models",
         "response", "estimate", "low", "high", "method"]),
+    "layer_types": ("Full and windowed layers", ["model", "layer_type", "layers", "V_T", "V_M",
+        "V_R", "V_R_low", "V_R_high", "C_MR", "share_mask", "share_residual", "status"]),
     "sinks": ("Sinks", None),
     "replacement": ("Position 0 replaced", ["architecture", "model", "treatment", "positions",
         "up_to", "primary", "fraction_removed", "low", "high", "n"]),
@@ -49,6 +51,8 @@ TEXTS = {
     "differences of one value.",
     "estimates": "intercept: the value at mean depth. slope: its change from the first layer to "
     "the last.",
+    "layer_types": "Means over the layers of one type, in models whose layers differ in what they "
+    "see; limits over items.",
     "sinks": "sink_heads: share of heads whose attention to key 0, averaged over all queries, is "
     "above 0.3; a window hides key 0 from late queries. attention: of the strongest head (chosen "
     "on half of the sequences), over early queries, which see key 0 in every model; even: what "

@@ -87,12 +87,22 @@ def channels(tables: Tables, ax: Axes, design: str) -> Axes:
     for part, (name, colour, line) in parts.items():
         band(ax, rows, "layer", part, colour, name, ls=line)
     ax.axhline(0, color="black", lw=0.7)
+    if rows["layer_type"].nunique() > 1:
+        mark_full_layers(ax, rows)
     low = float(table[["V_R_low", "C_MR_low"]].min().min())
     high = float(table[["V_T_high", "V_M_high"]].max().max())
     ax.set(ylim=(1.05 * min(low, 0.0), 1.05 * high), xlabel="layer", ylabel="variance (nats²)")
     ax.set_title(f"Which channel, layer by layer? ({design} design)")
     legend_below(ax)
     return ax
+
+
+def mark_full_layers(ax: Axes, rows: pd.DataFrame) -> None:
+    """Shade the layers that see everything, where others look through a window."""
+    full = rows.loc[rows["layer_type"] == "full", "layer"].astype(float)
+    for k, layer in enumerate(full):
+        label = "full attention (others: window)" if k == 0 else None
+        ax.axvspan(layer - 0.5, layer + 0.5, facecolor="#ececec", lw=0, zorder=0, label=label)
 
 
 def shares(tables: Tables, ax: Axes) -> Axes:

@@ -99,6 +99,11 @@ class ActivationStore:
         self.residual_rows = np.array(header.residual_queries or range(header.n_queries))
         self.residual_positions = self.positions[:, self.residual_rows]
 
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """What each layer sees: ``full``, or ``window(W)`` tokens."""
+        return tuple(f"window({w})" if w else "full" for w in self.layer_window)
+
     def read(self, quantity: str, layer: int | None = None, sequences: Any = None) -> np.ndarray:
         """Return a stored data set, or one layer of it, as a read-only array on the file.
 
