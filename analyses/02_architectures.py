@@ -23,7 +23,8 @@ and contrasts were fixed in `posprobe.mixed.planned_contrasts` before any model 
 measured; the test of V_R is primary.
 
 `--gemma` adds SmolLM2 beside Gemma-3-270M, if that is installed (its licence is not open): two
-models that differ in everything, with different tokenizers, as a description.
+models that differ in everything, with different tokenizers, as a description. Sequences there are
+640 tokens long, beyond the window of 512 that most layers of Gemma look through.
 
 Run it with ``python analyses/02_architectures.py``, or with ``--part variants`` or ``--part
 family`` alone. Reports go to ``analyses/reports/02_architectures`` with a summary in README.md,
@@ -349,7 +350,7 @@ def main(
             compared["controls"] = [path for paths in family.values() for path in paths]
     if gemma:
         pairs = [
-            capture_all(m, files / m / "plain", n=n, length=256) for m in ("smollm2", "gemma3")
+            capture_all(m, files / m / "plain-640", n=8, length=640) for m in ("smollm2", "gemma3")
         ]
         compared["gemma"] = [path for paths in pairs for path in paths]
     if captures_only:
