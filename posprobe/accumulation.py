@@ -55,7 +55,7 @@ class GramAccumulator:
     -----
     For float32 files the Grams equal those of the stored file to the last bit, if those are taken
     from blocks of the same sequences about the same shift:
-    ``ClusterGram.from_blocks(feature_blocks(store, layer)[:3], shift=grams[layer].shift)``.
+    ``ClusterGram.from_blocks(feature_blocks(store, layer), shift=grams[layer].shift)``.
 
     Examples
     --------

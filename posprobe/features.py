@@ -87,7 +87,7 @@ def features(
     ::
 
         X, y, groups, feature_groups = features(ActivationStore("natural.h5"), layer=5)
-        PositionProbe().fit(X, y, groups=groups).score(X, y)
+        PositionProbe().fit(X, y, groups=groups).r2_  # out of fold; score(X, y) is in sample
     """
     if which not in FEATURES:
         raise DesignError(f"features {which!r} are unknown; use one of {', '.join(FEATURES)}")

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from posprobe.errors import DesignError
+from posprobe.gram import ClusterGram
 from posprobe.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
 
 __all__ = ["VariancePartition"]
@@ -52,7 +53,7 @@ class VariancePartition(SequenceScoredRidge):
         Up to so many groups every set of groups is fitted; with more, Shapley values are averages
         over sampled orders of the groups.
     n_orders : int, default=128
-        Sampled orders.
+        Sampled orders: random ones, each with all its rotations; rounded up to whole sets.
     random_state : int or Generator, default=0
         Seed of the orders.
     keep_gram : bool, default=True
@@ -149,6 +150,11 @@ class VariancePartition(SequenceScoredRidge):
         self.mae_ = np.array([np.abs(y - own).mean() for own in predicted])
         return self
 
+    def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
+        """Fit on statistics, which know no absolute errors."""
+        self.__dict__.pop("mae_", None)
+        super()._fit_clusters(gram, folds)
+
     def _verify(self, *arguments: Any) -> None:
         """Sum squared residuals, and absolute ones, over the data."""
         super()._verify(*arguments)
@@ -187,8 +193,11 @@ class VariancePartition(SequenceScoredRidge):
         -------
         DataFrame
             Columns quantity, group, n_features, estimate, low, high, level, method, estimand, n.
+        Where Shapley values rest on sampled orders, their limits cover the sampling too: its
+        error (``mc_se`` of ``table_``) is added to the replicates as independent normal noise.
         """
         check_is_fitted(self)
+        rng = np.random.default_rng(0)
         kinds = [estimand] if isinstance(estimand, str) else list(estimand)
         rows = []
         for kind in kinds:
@@ -199,6 +208,7 @@ class VariancePartition(SequenceScoredRidge):
             for row, estimate, own in zip(
                 self.table_.itertuples(), self.table_["estimate"], draws.T, strict=True
             ):
+                own = own + row.mc_se * rng.standard_normal(len(own))
                 interval = replicate_interval(estimate, own, self.n_sequences_, kind, level)
                 named = {"quantity": row.quantity, "group": row.group}
                 rows.append({**named, "n_features": row.n_features, **interval.asdict()})
@@ -236,10 +246,15 @@ class VariancePartition(SequenceScoredRidge):
                 for size in range(1, n_groups + 1)
                 for subset in combinations(range(n_groups), size)
             ]
-        if self.n_orders < 2:
-            raise DesignError(f"n_orders is {self.n_orders}: use at least 2 for an error estimate")
+        if self.n_orders < 2 * n_groups:
+            raise DesignError(
+                f"n_orders is {self.n_orders}: use at least {2 * n_groups}, twice the number of "
+                "feature groups, for an error estimate"
+            )
         rng = np.random.default_rng(self.random_state)
-        self._orders = np.array([rng.permutation(n_groups) for _ in range(self.n_orders)])
+        drawn = [rng.permutation(n_groups) for _ in range(-(-self.n_orders // n_groups))]
+        # With all its rotations, so that every group comes first, second, ... equally often.
+        self._orders = np.array([np.roll(one, k) for one in drawn for k in range(n_groups)])
         everything = frozenset(range(n_groups))
         wanted = {everything} | {everything - {g} for g in everything}
         wanted |= {frozenset(o[:i].tolist()) for o in self._orders for i in range(1, n_groups)}
@@ -296,7 +311,10 @@ class VariancePartition(SequenceScoredRidge):
 
     def _sampling_error(self, place: dict[Subset, int], k: int, g: int) -> float:
         gains = self._shapley(place, k, g) @ self.r2_
-        return 0.0 if len(gains) == 1 else float(gains.std(ddof=1) / np.sqrt(len(gains)))
+        if len(gains) == 1:
+            return 0.0
+        drawn = gains.reshape(-1, k).mean(axis=1)  # each with its rotations
+        return float(drawn.std(ddof=1) / np.sqrt(len(drawn)))
 
 
 def _unit(place: dict[Subset, int], subset: Iterable[int]) -> Array:

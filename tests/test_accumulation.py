@@ -11,7 +11,7 @@ from posprobe.captures import QUANTITIES, capture_stimulus
 from posprobe.channels import decompose
 from posprobe.effects import REQUIRED, channel_effects
 from posprobe.errors import DesignError, StoreError
-from posprobe.features import FEATURES, features
+from posprobe.features import FEATURES, feature_blocks, features
 from posprobe.gram import ClusterGram
 from posprobe.store import HeldStore
 
@@ -140,3 +140,12 @@ def test_what_is_not_held_cannot_be_read(model, tmp_path):
         held.normalizer(3)
     with pytest.raises(StoreError, match="'item' has no layers"):
         held.read("item", 0)
+
+
+def test_a_gram_comes_straight_from_a_file(model, tmp_path):
+    whole = take(model, tmp_path / "a.h5", child.stimulus("natural"))
+    streamed = ClusterGram.from_blocks(feature_blocks(whole, 1, n_sequences=2))
+    X, y, groups, _ = features(whole, 1)
+    held = ClusterGram.from_arrays(X, y, groups, shift=streamed.shift)
+    assert np.array_equal(streamed.groups, held.groups)
+    np.testing.assert_allclose(streamed.grams, held.grams, rtol=1e-9, atol=1e-9)

@@ -253,3 +253,35 @@ def test_shapes_that_do_not_fit_are_refused():
         ClusterGram.from_arrays(X, y, np.array([None, "a"], dtype=object)[groups % 2])
     with pytest.raises(TypeError):
         gram + 1
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda gram: gram.take([-1]), "feature -1 is not among 0 to 3"),
+        (lambda gram: gram.take([7]), "feature 7 is not among 0 to 3"),
+        (lambda gram: gram.take([True, False]), "columns are bool: give the numbers of features"),
+        (lambda gram: gram.rebase([0.0]), r"shift has shape \(1,\): give one number .* \(6,\)"),
+        (lambda gram: gram.merge([0, 1]), r"\(2,\) labels for 6 sequences: give one for each"),
+        (lambda gram: gram.sse(np.ones((3, 2)), [0, 0]), r"coef has shape \(3, 2\): .* \(4, 2\)"),
+    ],
+)
+def test_what_would_mix_up_columns_is_refused(call, said):
+    gram = ClusterGram.from_arrays(*make_data())
+    with pytest.raises(DesignError, match=said):
+        call(gram)
+
+
+def test_arrays_that_would_lose_something_are_refused():
+    X, y, groups = make_data()
+    for build in (
+        lambda **options: ClusterGram.from_arrays(X, y, groups, **options),
+        lambda **options: ClusterGram.from_blocks([(X, y, groups)], **options),
+    ):
+        with pytest.raises(DesignError, match=r"shift has shape \(1,\)"):
+            build(shift=[0.0])
+    with pytest.raises(DesignError, match="X holds complex numbers: pass real and imaginary parts"):
+        ClusterGram.from_arrays(X + 1j, y, groups)
+    mixed = np.array([*groups[:-1].tolist(), "last"], dtype=object)
+    with pytest.raises(DesignError, match="groups mix labels of several types: use only integers"):
+        ClusterGram.from_arrays(X, y, mixed)

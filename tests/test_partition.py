@@ -276,11 +276,37 @@ def test_what_cannot_be_partitioned_is_refused():
     X, y, groups = make_data()
     with pytest.raises(DesignError, match="y is 1 in every row"):
         VariancePartition(GROUPS).fit(X, np.ones(len(y)), groups=groups)
-    with pytest.raises(DesignError, match="n_orders is 1: use at least 2"):
-        VariancePartition(np.arange(8), n_orders=1).fit(X, y, groups=groups)
+    with pytest.raises(DesignError, match="n_orders is 15: use at least 16, twice the number of"):
+        VariancePartition(np.arange(8), n_orders=15).fit(X, y, groups=groups)
     with pytest.raises(DesignError, match="5 folds over 1 sequences"):
         VariancePartition(GROUPS).fit(X, y, groups=0 * groups)
     with pytest.raises(DesignError, match="rows were not grouped into sequences"):
         VariancePartition(GROUPS).fit(X, y).intervals()
     with pytest.raises(DesignError, match=r"columns .* are in no feature group"):
         VariancePartition({"N": [0]}).fit(X, y, groups=groups)
+
+
+def test_limits_of_sampled_shapley_values_cover_the_sampling():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(24), 12)
+    common = rng.normal(size=len(groups))
+    X = common[:, None] + 0.5 * rng.normal(size=(len(groups), 5))
+    y = X.sum(axis=1) + rng.normal(size=len(groups))
+    names = np.arange(5)
+    exact = VariancePartition(names, max_exact=5).fit(X, y, groups=groups)
+    truth = exact.table_.query("quantity == 'shapley'")["estimate"].to_numpy()
+    covered = []
+    for seed in range(12):
+        sampled = VariancePartition(names, n_orders=32, random_state=seed).fit(X, y, groups=groups)
+        table = sampled.intervals("fixed_probe").query("quantity == 'shapley'")
+        covered.append((table["low"] <= truth) & (truth <= table["high"]))
+    assert np.mean(covered) > 0.85  # without the error of sampling about a half
+
+
+def test_nothing_of_an_earlier_fit_survives():
+    X, y, groups = make_data()
+    frame = pd.DataFrame(X, columns=list("abcdefgh"))
+    partition = VariancePartition(GROUPS).fit(frame, y, groups=groups)
+    partition.fit_gram(ClusterGram.from_arrays(X, y, groups))
+    assert not hasattr(partition, "mae_")
+    assert not hasattr(partition, "feature_names_in_")

@@ -1,5 +1,7 @@
 """GroupRidgeCV and PositionProbe: equal to brute force, at home in scikit-learn, clear refusals."""
 
+from unittest import mock
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ from posprobe.intervals import cluster_weights
 from posprobe.partition import VariancePartition
 from posprobe.ridge import GroupRidgeCV, PositionProbe
 from posprobe.ridge.controls import with_controls
+from posprobe.ridge.design import Design
 from posprobe.ridge.probe import guess_error
 from posprobe.ridge.refit import refit_scores, weighted_fits
 
@@ -595,3 +598,71 @@ def test_weights_that_make_no_sense_are_refused():
     for folds in (np.arange(3), np.full(20, np.nan)):
         with pytest.raises(DesignError, match="for 20 sequences: give one fold to each"):
             GroupRidgeCV().fit_gram(gram, folds=folds)
+
+
+def test_two_sequences_have_no_refit_interval():
+    X, y, groups = make_positions(sequences=2)
+    found = PositionProbe(cv=2).fit(X, y, groups=groups).interval()
+    assert found.unbounded
+    assert "of 200 replicates have no fit" in found.method
+
+
+def test_replicates_without_a_fit_are_no_interval():
+    X, y, groups = make_positions(sequences=3)
+    found = PositionProbe(cv=3).fit(X, y, groups=groups).interval()
+    assert found.unbounded
+    assert "replicates have no fit" in found.method
+    assert not PositionProbe(cv=5).fit(*make_positions(sequences=6)[:2],
+        groups=make_positions(sequences=6)[2]).interval().unbounded  # fmt: skip
+
+
+def failing_once(search):
+    """A search that meets a collinear draw the first time it is asked."""
+    calls = iter([True])
+
+    def fails(*arguments):
+        if next(calls, False):
+            raise DesignError("nearly singular at every penalty")
+        return search(*arguments)
+
+    return fails
+
+
+def test_a_collinear_replicate_does_not_take_the_others_along():
+    X, y, groups = make_positions(sequences=8, p=2)
+    probe = PositionProbe(alphas=[0.0], cv=4).fit(X, y, groups=groups)
+    weights = cluster_weights(8, 100, rng=0)
+    refitted = [np.isfinite(probe.interval(weights=weights).low)]
+    with mock.patch.object(Design, "search", failing_once(Design.search)):
+        refitted.append(np.isfinite(probe.interval(weights=weights).low))
+    assert refitted == [True, True]
+
+
+def test_a_constant_target_is_said():
+    X, y, groups = make_data()
+    both = np.column_stack([y, np.ones(len(y))])
+    with pytest.warns(UserWarning, match="target 1 is the same in every row, so that it has no R2"):
+        GroupRidgeCV().fit(X, both, groups=groups)
+    gram = ClusterGram.from_arrays(X, np.full(len(y), 7.0), groups)
+    with pytest.raises(DesignError, match="the target is the same in every row"):
+        PositionProbe().fit_gram(gram)
+
+
+def test_arguments_that_make_no_sense_are_refused():
+    X, y, groups = make_positions()
+    probe = PositionProbe().fit(X, y, groups=groups)
+    for weights in (-np.ones((3, 20)), np.full((3, 20), np.nan), np.zeros((3, 20))):
+        with pytest.raises(DesignError, match="weights of replicates must be finite, >= 0"):
+            probe.interval(weights=weights)
+    for empty in ({}, []):
+        with pytest.raises(DesignError, match="feature_groups is empty: name at least one group"):
+            GroupRidgeCV(feature_groups=empty).fit(X, y, groups=groups)
+    with pytest.raises(DesignError, match="fit_gram takes a ClusterGram, not ndarray: use fit"):
+        PositionProbe().fit_gram(X)
+    with pytest.raises(DesignError, match="all weights are 0: give some sequence a weight"):
+        PositionProbe().fit_gram(ClusterGram.from_arrays(X, y, groups), weights=np.zeros(20))
+    mixed = np.array(["a", *groups[1:].tolist()], dtype=object)
+    with pytest.raises(DesignError, match="groups mix labels of several types"):
+        PositionProbe().fit(X, y, groups=mixed)
+    with pytest.raises(DesignError, match=r"groups .* for y .*: give the sequence of every"):
+        with_controls(PositionProbe(), X, y, None)

@@ -113,7 +113,7 @@ class ClusterGram:
             # Any vector near the mean serves; a sample of rows spares a pass over the data.
             step = max(1, len(X) // 64)
             shift = np.concatenate([column_means(X[::step]), column_means(y[::step])])
-        c = np.array(shift, dtype=float)
+        c = _shift(shift, X.shape[1] + y.shape[1])
         if not np.isfinite(c).all():
             refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
         labels, rows = clusters(groups)
@@ -128,9 +128,10 @@ class ClusterGram:
 
         Parameters
         ----------
-        blocks : iterable of (X, y, groups)
+        blocks : iterable of (X, y, groups, ...)
             As in :meth:`from_arrays`; ``groups`` may be a single label for the whole block. A
-            sequence may come in several blocks.
+            sequence may come in several blocks. What follows is left alone, so that a file is
+            read with ``from_blocks(posprobe.features.feature_blocks(store, layer))``.
         shift : array-like of shape (p + t,), optional
             Common shift; by default the mean of the first block.
 
@@ -144,10 +145,10 @@ class ClusterGram:
             As in :meth:`from_arrays`, or if blocks differ in their number of columns.
         """
         sums: dict[Any, Array] = {}
-        c = None if shift is None else np.array(shift, dtype=float)
+        c: Array | None = None
         columns: tuple[int, int] | None = None
         for block in blocks:
-            X, y, groups = as_block(*block)
+            X, y, groups = as_block(*block[:3])
             columns = columns or (X.shape[1], y.shape[1])
             if columns != (X.shape[1], y.shape[1]):
                 raise DesignError(
@@ -157,6 +158,8 @@ class ClusterGram:
                 )
             if not (np.isfinite(column_means(X)).all() and np.isfinite(column_means(y)).all()):
                 refuse_nonfinite(X, y, groups)
+            if c is None and shift is not None:
+                c = _shift(shift, sum(columns))
             c = np.concatenate([column_means(X), column_means(y)]) if c is None else c
             labels, rows = clusters(groups)
             for label, product in zip(labels.tolist(), products(X, y, c, rows), strict=True):
@@ -207,7 +210,7 @@ class ClusterGram:
         -------
         ClusterGram
         """
-        c = np.array(shift, dtype=float)
+        c = _shift(shift, len(self.shift))
         if np.array_equal(c, self.shift):
             return self
         p = self.n_features
@@ -230,8 +233,18 @@ class ClusterGram:
         Returns
         -------
         ClusterGram
+
+        Raises
+        ------
+        DesignError
+            If a column is not the number of a feature.
         """
-        chosen = np.asarray(columns, dtype=np.intp)
+        chosen = np.asarray(columns)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise DesignError(f"columns are {chosen.dtype}: give the numbers of features to keep")
+        outside = chosen[(chosen < 0) | (chosen >= self.n_features)]
+        if len(outside):
+            raise DesignError(f"feature {outside[0]} is not among 0 to {self.n_features - 1}")
         kept = np.concatenate([chosen, np.arange(self.n_features, self.grams.shape[1])])
         targets = np.arange(self.n_features, len(self.shift))
         grams = self.grams[:, kept[:, None], kept]
@@ -251,7 +264,10 @@ class ClusterGram:
         -------
         ClusterGram
         """
-        coarse, inverse = distinct(np.asarray(labels))
+        found = np.asarray(labels)
+        if found.shape != (len(self),):
+            raise DesignError(f"{found.shape} labels for {len(self)} sequences: give one for each")
+        coarse, inverse = distinct(found)
         grams = np.zeros((len(coarse), *self.grams.shape[1:]))
         np.add.at(grams, inverse, self.grams)
         return ClusterGram(grams, coarse, self.shift, self.n_targets)
@@ -295,7 +311,10 @@ class ClusterGram:
         ndarray of shape (S, t)
         """
         p, t = self.n_features, self.n_targets
-        b = np.asarray(coef, dtype=float).reshape(p, t)
+        b = np.asarray(coef, dtype=float)
+        if b.shape not in ((p, t), (p,) if t == 1 else (p, t)):
+            raise DesignError(f"coef has shape {b.shape}: give one row per feature, ({p}, {t})")
+        b = b.reshape(p, t)
         level = np.asarray(intercept, dtype=float) + self.shift[:p] @ b - self.shift[p:]
         v = np.vstack([b, level.reshape(1, t), -np.eye(t)])
         products = (self.grams.reshape(-1, p + 1 + t) @ v).reshape(len(self), p + 1 + t, t)
@@ -362,6 +381,14 @@ class ClusterGram:
 
     def _finite(self) -> bool:
         return bool(np.isfinite(np.einsum("sqq->sq", self.grams)).all())
+
+
+def _shift(shift: ArrayLike, n_columns: int) -> Array:
+    c = np.array(shift, dtype=float)
+    if c.shape != (n_columns,):
+        raise DesignError(f"shift has shape {c.shape}: give one number per feature and target, "
+                          f"({n_columns},)")  # fmt: skip
+    return c
 
 
 def _stack(sums: dict[Any, Array], shift: Array, n_targets: int) -> ClusterGram:

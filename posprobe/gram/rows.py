@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.linalg import blas
 
 from posprobe.errors import DesignError
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-Block = tuple[ArrayLike, ArrayLike, Any]
+Block = tuple[Any, ...]
 Rows = slice | NDArray[np.intp]
 
 
@@ -55,6 +55,8 @@ def _numbers(what: str, values: Any) -> NDArray[Any]:
     array = np.asarray(values)
     if array.dtype.kind in "biuf":
         return array
+    if array.dtype.kind == "c":
+        raise DesignError(f"{what} holds complex numbers: pass real and imaginary parts as columns")
     try:
         return array.astype(float)
     except (TypeError, ValueError) as error:
@@ -65,6 +67,10 @@ def _numbers(what: str, values: Any) -> NDArray[Any]:
 
 def distinct(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """Return the sorted distinct labels, and the number of the label of every row."""
+    if groups.dtype.kind == "O" and len({type(label) for label in groups.tolist()}) > 1:
+        raise DesignError(
+            "groups mix labels of several types: use only integers, or only strings, for all rows"
+        )
     try:
         labels, inverse = np.unique(groups, return_inverse=True)
     except TypeError as error:

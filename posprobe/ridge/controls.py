@@ -91,8 +91,8 @@ def with_controls(
     ----------
     probe : estimator
         `PositionProbe` or another `GroupRidgeCV` (scored by its own folds, with intervals of this
-        probe), or any scikit-learn regressor (scored by sequence folds). It is cloned, never
-        fitted itself.
+        probe; of a `VariancePartition`, the joint model), or any scikit-learn regressor (scored by
+        sequence folds). It is cloned, never fitted itself.
     X : array-like of shape (n, p)
         Features.
     y : array-like of shape (n,)
@@ -112,6 +112,8 @@ def with_controls(
         `GroupRidgeCV` ``low`` and ``high`` of the 95% interval of r2 for the fixed probe.
     """
     y, groups = np.asarray(y, dtype=np.float64), np.asarray(groups)
+    if groups.shape != y.shape:
+        raise DesignError(f"groups {groups.shape} for y {y.shape}: give the sequence of every row")
     rng = np.random.default_rng(random_state)
     targets = {
         "position": y,

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import GroupKFold, check_cv
 
 from posprobe.errors import DesignError
+from posprobe.gram.rows import distinct
 from posprobe.ridge.banded import Moments, Split, centre, make_splits, solve
 from posprobe.ridge.search import Choice, search
 
@@ -200,6 +201,8 @@ def resolve_columns(
     if not isinstance(feature_groups, Mapping):
         feature_groups = _as_mapping(feature_groups, n_features)
     names = None if feature_names is None else list(feature_names)
+    if not feature_groups:
+        raise DesignError("feature_groups is empty: name at least one group, or give None for one")
     out = {
         str(name): _columns(str(name), chosen, n_features, names)
         for name, chosen in feature_groups.items()
@@ -271,7 +274,7 @@ def fold_labels(cv: Any, groups: NDArray[Any]) -> NDArray[np.intp]:
         If there are fewer sequences than folds, a sequence is split, or test sets do not
         partition the rows.
     """
-    labels, sequence = np.unique(groups, return_inverse=True)
+    labels, sequence = distinct(groups)
     if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
         if not 2 <= cv <= len(labels):
             raise DesignError(

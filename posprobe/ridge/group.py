@@ -177,6 +177,10 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
             Weights or folds that are not one per sequence, as :meth:`fit`, or rows of ``verify``
             that are missing or not finite.
         """
+        if not isinstance(gram, ClusterGram):
+            raise DesignError(
+                f"fit_gram takes a ClusterGram, not {type(gram).__name__}: use fit(X, y, groups=)"
+            )
         w = np.ones(len(gram)) if weights is None else np.asarray(weights, dtype=float)
         if w.shape != (len(gram),) or not (np.isfinite(w).all() and (w >= 0).all()):
             raise DesignError(
@@ -188,10 +192,13 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
                 f"folds {labels.shape} for {len(gram)} sequences: give one fold to each, never NaN"
             )
         kept = np.flatnonzero(w > 0)
+        if not len(kept):
+            raise DesignError("all weights are 0: give some sequence a weight above 0")
         labels = np.unique(labels[kept], return_inverse=True)[1]
         grams = gram.grams if (w == 1).all() else gram.grams[kept] * w[kept, None, None]
         weighted = ClusterGram(grams, gram.groups[kept], gram.shift, gram.n_targets)
         self.n_features_in_ = gram.n_features
+        self.__dict__.pop("feature_names_in_", None)
         self._fit_clusters(weighted, labels)
         if verify is not None:
             rows = self._known_rows(verify, gram.groups[kept], gram.n_rows[kept])
@@ -274,6 +281,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         p = gram.n_features
         sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / total[p, p]
         self._sst = np.where(sst > 0, sst, np.nan)
+        _warn_constant(np.flatnonzero(~(sst > 0)))
         self._set_scores(choice, total[p, p])
 
     def _set_folds(self, splits: list[Split]) -> None:
@@ -348,6 +356,15 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self.group_dims_ = {name: len(c) for name, c in self.feature_groups_.items()}
         self.coef_ = self._coef[:, 0] if y_ndim == 1 else self._coef.T.copy()
         self.intercept_ = float(self._intercept[0]) if y_ndim == 1 else self._intercept
+
+
+def _warn_constant(targets: NDArray[np.intp]) -> None:
+    if len(targets):
+        warnings.warn(
+            f"target {targets[0]} is the same in every row, so that it has no R2: leave it out",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_refused(n_refused: int) -> None:

@@ -67,7 +67,8 @@ class PositionProbe(SequenceScoredRidge):
     Attributes
     ----------
     r2_ : float
-        Out-of-fold R2, in the units of the target.
+        Out-of-fold R2 of the target (of log(1 + position) with ``target="log_position"``, where
+        `score` is the R2 of positions in tokens, and differs).
     mae_ : float
         Out-of-fold mean absolute error, in tokens; NaN after `fit_gram`, since no quadratic form
         gives it.

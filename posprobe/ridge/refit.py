@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lapack
 
+from posprobe.errors import DesignError
 from posprobe.gram import ClusterGram
 from posprobe.ridge.banded import PIVOT_TOLERANCE, centre, solve
 from posprobe.ridge.design import Design
@@ -128,7 +129,8 @@ def refit_scores(
     Returns
     -------
     ndarray of shape (B, M)
-        R2 averaged over targets; NaN where fewer than two folds have weight.
+        R2 averaged over targets; NaN where fewer than two folds have weight, or no penalty has a
+        fit.
     """
     size = max(1, _BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
     batches = [weights[i : i + size] for i in range(0, len(weights), size)]
@@ -162,7 +164,10 @@ def _replicate(
     p = design.n_features
     if not design.in_sample and (fold_sums[:, p, p] > 0).sum() < 2:
         return np.full(len(subsets), np.nan)
-    choices = design.search(design.splits(fold_sums), subsets, start)
+    try:
+        choices = design.search(design.splits(fold_sums), subsets, start)
+    except DesignError:  # the sequences that were drawn are collinear at every penalty
+        return np.full(len(subsets), np.nan)
     total = fold_sums.sum(axis=0)
     sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / total[p, p]
     return np.array([np.mean(1 - choice.sse.sum(axis=0) / sst) for choice in choices])

@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 Estimand = Literal["refit", "fixed_probe"]
 
 _RESAMPLES = {"refit": 200, "fixed_probe": 2000}
+KEPT = 0.95
 
 
 class SequenceScoredRidge(GroupRidgeCV):
@@ -80,6 +81,10 @@ class SequenceScoredRidge(GroupRidgeCV):
         """Fit all models on statistics, and score by quadratic forms."""
         if gram.n_targets != 1:
             raise DesignError(f"the Gram has {gram.n_targets} targets: build it with one")
+        p = gram.n_features
+        total = gram.sum()
+        if total[-1, -1] - total[p, -1] ** 2 / total[p, p] <= 1e-14 * total[-1, -1]:
+            raise DesignError("the target is the same in every row: give rows that differ")
         self.sequences_, self._grouped, self.gram_ = gram.groups, True, gram
         self.fold_of_sequence_ = folds
         columns = resolve_columns(self.feature_groups, gram.n_features)
@@ -138,6 +143,8 @@ class SequenceScoredRidge(GroupRidgeCV):
                 f"weights {w.shape} for {self.n_sequences_} sequences: give one row per replicate "
                 "and one column per sequence"
             )
+        if not (w >= 0).all() or not np.isfinite(w).all() or not w.any(axis=1).all():
+            raise DesignError("weights of replicates must be finite, >= 0, and not all 0 in one")
         if estimand == "fixed_probe":
             return np.asarray(1 - (w @ self._sse) / (w @ self.sequence_sst_)[:, None])
         if self.gram_ is None:
@@ -179,7 +186,9 @@ def replicate_interval(
     estimate : float
         Estimate from the original data.
     draws : ndarray of shape (B,)
-        Replicates; those in which fewer than two folds kept a sequence are NaN, and left out.
+        Replicates; those without a fit (fewer than two folds kept a sequence, or the kept ones
+        are collinear) are NaN. Up to a twentieth of them are left out; with more, or where the
+        others do not differ, there is no interval: it is unbounded, and its method says why.
     n : int
         Number of sequences.
     estimand : {"refit", "fixed_probe"}
@@ -191,8 +200,14 @@ def replicate_interval(
     -------
     Interval
     """
+    kept = draws[np.isfinite(draws)]
+    if len(kept) < KEPT * len(draws):
+        why = f"none: {len(draws) - len(kept)} of {len(draws)} replicates have no fit"
+        return Interval(estimate, None, None, level, why, estimand, n)
+    if n < 3 and estimand == "refit":
+        return Interval(estimate, None, None, level, f"none: {n} sequences", estimand, n)
     return bootstrap_interval(
-        draws[np.isfinite(draws)],
+        kept,
         estimate,
         n=n,
         level=level,
