@@ -21,7 +21,7 @@ from posprobe.variances import (
     variance_table,
 )
 
-__all__ = ["Decomposition", "decompose"]
+__all__ = ["MAX_UNITS", "Decomposition", "decompose"]
 
 Array = NDArray[np.float64]
 MAX_UNITS = 200
@@ -110,7 +110,7 @@ def decompose(
     Raises
     ------
     DesignError
-        If the file lacks a quantity, or has fewer than two items.
+        If the file lacks a quantity, or has fewer than three items.
 
     Examples
     --------

@@ -26,6 +26,7 @@ from posprobe.verdicts import (
     listed,
     make_claim,
     n_items,
+    n_units,
     not_applicable,
     row_interval,
     shifted_design,
@@ -36,6 +37,7 @@ __all__ = ["Claim", "Verdict", "make_claims"]
 TOLERANCE = 1e-4
 NEGLIGIBLE_R2 = 0.02
 REMOVED_IN_STUDY = 0.40
+MARGIN = 0.20
 CHANNELS = {"mask": "residual stream", "residual": "mask"}  # each with what makes the rest
 
 
@@ -117,7 +119,7 @@ def _share_claims(
             level,
             "fieller",
             f"share of the {channel} channel in V_T",
-            n_items(store),
+            n_units(store),
         )
         text = f"{protocol} Share (V + C)/V_T with Fieller's interval on jackknife pseudo-values."
         claims.append(make_claim(name, statement, interval, "1", above(interval, 0.0), text))
@@ -127,7 +129,7 @@ def _share_claims(
 def _isolation_claims(analysis: Analysis) -> list[Claim]:
     closed = (
         "With one token repeated, and so all hidden states equal, nothing but the mask is left: "
-        f"the residual channel is 0 (largest |R| < {TOLERANCE:g} nats)."
+        f"the residual channel is 0 (|R| < {TOLERANCE:g} nats everywhere)."
     )
     opened = "A BOS in front of the repeated token opens the residual channel (|R| > 0)."
     pairs = (
@@ -142,16 +144,18 @@ def _isolation_claims(analysis: Analysis) -> list[Claim]:
             continue
         table = analysis.tables["repeated"]
         kind = "repeated" if name == "mask_isolated" else "bos_repeated"
-        mask = float(table.loc[table["stimulus"] == kind, "mask"].max())
+        residual, mask = table.loc[table["stimulus"] == kind, ["residual", "mask"]].max()
         interval = analysis.intervals[kind]
+        verdict = test(interval, TOLERANCE)
+        if verdict == "supported" and test is below and not residual < TOLERANCE:
+            verdict = "inconclusive"
         protocol = (
             f"{n_items(store)} tokens, each repeated to {store.length} tokens; positions "
             f"{listed(store.prefixes)}, window of {store.window} rows. Largest |R| over layers, "
-            f"heads, offsets and positions, item by item; the largest |M| is {mask:.3g} nats."
+            f"heads, offsets and positions, averaged over items; in any item |R| is at most "
+            f"{residual:.3g} and |M| {mask:.3g} nats."
         )
-        claims.append(
-            make_claim(name, statement, interval, "nats", test(interval, TOLERANCE), protocol)
-        )
+        claims.append(make_claim(name, statement, interval, "nats", verdict, protocol))
     return claims
 
 
@@ -275,7 +279,8 @@ def _replacement_claims(analysis: Analysis) -> list[Claim]:
         f"prefixes up to {int(row['up_to'])} against {store.prefixes[-1]} tokens, mean over "
         f"layers, heads and offsets {listed(store.offsets)}; items paired. Heads that sink: "
         f"{row['sink_rate_native']:.0%} native, {row['sink_rate_replaced']:.0%} replaced. "
-        "The study's own protocol is not known."
+        f"Supported if the whole interval is within {MARGIN:g} of {REMOVED_IN_STUDY:g}, "
+        "contradicted if it lies outside. The study's own protocol is not known."
     )
     return [
         make_claim(
@@ -291,20 +296,20 @@ def _replacement_claims(analysis: Analysis) -> list[Claim]:
 
 
 def _agrees(interval: Interval, value: float) -> Verdict:
-    """Contradicted where `value` is excluded, supported where 0 is excluded and `value` is not."""
-    if interval.unbounded:
-        return "inconclusive"
-    if interval.excludes(value):
+    """Supported where the whole interval is within `MARGIN` of `value`, contradicted where none."""
+    verdicts = above(interval, value - MARGIN), below(interval, value + MARGIN)
+    if "contradicted" in verdicts:
         return "contradicted"
-    return "supported" if interval.excludes(0.0) else "inconclusive"
+    return "supported" if set(verdicts) == {"supported"} else "inconclusive"
 
 
 def _architecture_claims(analysis: Analysis) -> list[Claim]:
     reason = (
         "a claim about architectures: one model cannot test it; compare files of several models "
-        "per architecture"
+        "per architecture (posprobe compare)"
     )
     statements = {
+        "both_in_all": "Both components appear in all three architectures.",
         "ntk_suppresses": "NTK scaling suppresses the residual-stream component.",
         "window_accumulates": "Sliding-window attention lets the residual component accumulate "
         "with depth.",

@@ -52,7 +52,7 @@ def _layer_0(analysis: Analysis) -> Claim:
     name = "layer_0_residual"
     statement = (
         "At layer 0, where the residual stream is the embedding, nothing but key 0's own score "
-        f"opens the residual channel (largest |R - S| < {TOLERANCE:g} nats)."
+        f"opens the residual channel (largest |R - S| of an item, on average < {TOLERANCE:g} nats)."
     )
     store, interval = analysis.files.shifted, analysis.intervals.get("layer_0_rest")
     table = analysis.tables.get("channels_by_layer")
@@ -63,7 +63,7 @@ def _layer_0(analysis: Analysis) -> Claim:
     protocol = (
         f"{shifted_design(store)} {WHY_LAYER_0} V_R of layer 0 is {row['V_R']:.3g} "
         f"[{row['V_R_low']:.3g}, {row['V_R_high']:.3g}] nats^2. Largest |R - S| over heads, "
-        "offsets and positions, item by item."
+        "offsets and positions, averaged over items."
     )
     verdict = below(interval, TOLERANCE)
     return make_claim(name, statement, interval, "nats", verdict, protocol)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from posprobe.channels import MAX_UNITS
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
@@ -21,6 +22,7 @@ __all__ = [
     "listed",
     "make_claim",
     "n_items",
+    "n_units",
     "not_applicable",
     "row_interval",
     "shifted_design",
@@ -133,13 +135,18 @@ def row_interval(row: pd.Series, name: str, store: ActivationStore, level: float
         level,
         "t",
         name,
-        n_items(store),
+        n_units(store),
     )
 
 
 def n_items(store: ActivationStore) -> int:
-    """Number of resampling units of a file."""
+    """Number of items of a file: windows of the shifted design, sequences elsewhere."""
     return len(np.unique(store.item))
+
+
+def n_units(store: ActivationStore) -> int:
+    """Number of resampling units behind the tables of channels, which pool many items."""
+    return min(n_items(store), MAX_UNITS)
 
 
 def listed(values: tuple[int, ...]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import synthetic
 from posprobe.analysis import Analysis, Files, analyze_files, sort_files
 from posprobe.claims import make_claims
 from posprobe.intervals import Interval
+from posprobe.verdicts import n_units
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
 FIELDS += ["n", "verdict", "reference", "protocol"]
@@ -197,10 +199,12 @@ def test_embeddings_tell_next_to_nothing(low, high, verdict, analysis):
     ("low", "high", "verdict"),
     [
         (0.3, 0.5, "supported"),
-        (0.5, 0.9, "contradicted"),
+        (0.41, 0.45, "supported"),
+        (0.65, 0.9, "contradicted"),
         (-0.9, -0.2, "contradicted"),
-        (-0.1, 0.5, "inconclusive"),
-        (-0.1, 0.3, "contradicted"),
+        (0.01, 0.9, "inconclusive"),
+        (0.5, 0.9, "inconclusive"),
+        (-0.1, 0.3, "inconclusive"),
         (np.nan, np.nan, "inconclusive"),
     ],
 )
@@ -210,6 +214,19 @@ def test_fraction_removed_against_the_studys_value(low, high, verdict, analysis)
     assert claim.verdict == verdict
     assert claim.ci_method == "fieller" + (": unbounded" if np.isnan(low) else "")
     assert (claim.ci_low is None) == np.isnan(low)
+
+
+def test_one_item_with_a_residual_channel_is_not_averaged_away(analysis):
+    cell = {"stimulus": "repeated"}
+    assert with_cells(analysis, "repeated", cell)["mask_isolated"].verdict == "supported"
+    claim = with_cells(analysis, "repeated", cell, residual=3e-4)["mask_isolated"]
+    assert claim.verdict == "inconclusive"
+    assert "in any item |R| is at most 0.0003" in claim.protocol
+
+
+def test_pooled_items_count_as_the_units_that_they_are():
+    for n, units in ((199, 199), (450, 200)):
+        assert n_units(mock.Mock(item=np.repeat(np.arange(n), 3))) == units
 
 
 def test_shares_that_are_undefined_are_not_printed(analysis):

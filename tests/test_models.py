@@ -81,7 +81,7 @@ def test_family_is_observed_as_eager_attention_computes_it(family):
 def test_family_in_float32(family):
     model = ObservableModel(tiny.tiny_model(family, dtype=torch.float32))
     expected, seen = eager(family, dtype=torch.float32), watch(model)
-    assert_observed_is_eager(model, expected, seen, 3e-5)
+    assert_observed_is_eager(model, expected, seen, 1e-5)
 
 
 ODDITIES = [

@@ -8,6 +8,7 @@ from posprobe.analysis.replacement import (
     PRIMARY,
     common_items,
     fraction_removed,
+    ratio_of_variances,
     replacement_table,
 )
 from posprobe.effects import early_limit
@@ -227,3 +228,15 @@ def test_refuses_two_items(rng, tmp_path):
     store = synthetic.effect_store(tmp_path / "a.h5", mask, residual, prefixes=PREFIXES)
     with pytest.raises(DesignError, match="at least 3 items, not 2"):
         fraction_removed(store, store, up_to=57)
+
+
+@pytest.mark.parametrize("quantity", ["removed", "ratio"])
+def test_a_variance_below_0_has_no_ratio(quantity):
+    rng = np.random.default_rng(0)
+    changed = 1 + 0.1 * rng.normal(size=30)
+    found = {
+        sign: ratio_of_variances(sign * (2 + 0.1 * rng.normal(size=30)), changed, quantity=quantity)
+        for sign in (1, -1)
+    }
+    assert not found[1].unbounded
+    assert found[-1].unbounded

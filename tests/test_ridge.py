@@ -31,6 +31,7 @@ from posprobe.ridge.controls import with_controls
 from posprobe.ridge.design import Design
 from posprobe.ridge.probe import guess_error
 from posprobe.ridge.refit import refit_scores, weighted_fits
+from posprobe.ridge.scored import replicate_interval
 
 ALPHAS = np.logspace(-1, 4, 12)
 MANY = np.logspace(-1, 4, 41)
@@ -666,3 +667,9 @@ def test_arguments_that_make_no_sense_are_refused():
         PositionProbe().fit(X, y, groups=mixed)
     with pytest.raises(DesignError, match=r"groups .* for y .*: give the sequence of every"):
         with_controls(PositionProbe(), X, y, None)
+
+
+def test_what_differs_by_rounding_alone_has_its_estimate_in_its_interval():
+    draws = 1.2e-15 + 1e-16 * np.arange(200)
+    found = replicate_interval(1e-15, draws, 20, "fixed_probe", 0.95)
+    assert found.low == found.estimate == found.high

@@ -29,10 +29,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.analysis.heads import Head
-from posprobe.analysis.replacement import common_items
+from posprobe.analysis.replacement import common_items, ratio_of_variances
 from posprobe.effects import channel_effects, cut_heads, early_limit, position_covariance
 from posprobe.errors import DesignError
-from posprobe.intervals import fieller_ratio, pseudo_values
+from posprobe.intervals import pseudo_values
 from posprobe.store import ActivationStore
 
 __all__ = ["MEASURES", "cut_table"]
@@ -238,11 +238,16 @@ def _ratio(
     native: Array, changed: Array, kept: Mask, quantity: Any, level: float
 ) -> dict[str, Any]:
     a, b = native[:, kept].mean(1), changed[:, kept].mean(1)
-    interval = fieller_ratio(a, b, quantity=quantity, level=level)
-    return {
+    row = {
         "n_heads_measured": int(kept.sum()),
         "V_R_native": float(a.mean()),
         "V_R_cut": float(b.mean()) if quantity == "removed" else np.nan,
+    }
+    if a.mean() == 0:
+        unknown = dict.fromkeys(("fraction_removed", "low", "high"), np.nan)
+        return row | unknown | {"method": "undefined", "n": len(a)}
+    interval = ratio_of_variances(a, b, quantity=quantity, level=level)
+    return row | {
         "fraction_removed": interval.estimate,
         "low": np.nan if interval.low is None else interval.low,
         "high": np.nan if interval.high is None else interval.high,

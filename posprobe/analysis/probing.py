@@ -60,7 +60,7 @@ def probe_layers(
 ) -> Probes:
     """Probe position from normalizers (N), residual stream (R) and both (J), layer by layer.
 
-    Ridge on standardised position, folds by sequence, position 0 left out. At every layer the
+    Ridge of position, folds by sequence, position 0 left out. At every layer the
     interval is that of the probe as fitted (`fixed_probe`); at `refit_layers` also that of the
     average probe at this number of sequences (`refit`), which costs a hundred times as much.
 

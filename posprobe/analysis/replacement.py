@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,13 @@ from posprobe.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.store import ActivationStore
 from posprobe.variances import gather_variances
 
-__all__ = ["PRIMARY", "common_items", "fraction_removed", "replacement_table"]
+__all__ = [
+    "PRIMARY",
+    "common_items",
+    "fraction_removed",
+    "ratio_of_variances",
+    "replacement_table",
+]
 
 PRIMARY = "mean"
 
@@ -58,11 +65,38 @@ def fraction_removed(
         effects = (layer.take(items).up_to(up_to) for layer in layers)
         overall.append(gather_variances(effects, n_resamples=2).mean((0, 1)))
     before, after = (variances.pseudo["V_R"][:, 0, 0] for variances in overall)
-    interval = fieller_ratio(before, after, level=level, estimand="fraction of V_R removed")
+    interval = ratio_of_variances(before, after, level=level, estimand="fraction of V_R removed")
     native_variance, replaced_variance = (float(v.estimate["V_R"][0, 0]) for v in overall)
-    if native_variance <= 0:  # noise can put it significantly below, where Fieller has limits
-        interval = dataclasses.replace(interval, low=None, high=None)
     return interval, native_variance, replaced_variance
+
+
+def ratio_of_variances(
+    native: NDArray[np.float64],
+    changed: NDArray[np.float64],
+    *,
+    quantity: Literal["removed", "ratio"] = "removed",
+    level: float = 0.95,
+    estimand: str = "fraction removed",
+) -> Interval:
+    """Fieller's interval of 1 - changed/native, or of changed/native, that knows a variance.
+
+    Parameters
+    ----------
+    native, changed : ndarray of shape (N,)
+        Jackknife pseudo-values of two variances, paired by item; the mean of `native` is not 0.
+    quantity, level, estimand
+        As in `posprobe.intervals.fieller_ratio`.
+
+    Returns
+    -------
+    Interval
+        Unbounded also where the mean of `native` is below 0: noise can put the estimate of a
+        variance significantly there, where Fieller's method has limits that mean nothing.
+    """
+    interval = fieller_ratio(native, changed, quantity=quantity, level=level, estimand=estimand)
+    if native.mean() < 0:
+        interval = dataclasses.replace(interval, low=None, high=None)
+    return interval
 
 
 def replacement_table(

@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.analysis.replacement import PRIMARY, common_items
+from posprobe.analysis.replacement import PRIMARY, common_items, ratio_of_variances
 from posprobe.effects import (
     ChannelEffects,
     channel_effects,
     early_limit,
     position_covariance,
 )
-from posprobe.intervals import fieller_ratio, pseudo_values
+from posprobe.intervals import pseudo_values
 from posprobe.store import ActivationStore
 
 __all__ = ["METRICS", "specification_curve"]
@@ -185,7 +185,7 @@ def _removed(before: Array, after: Array, level: float) -> dict[str, Any]:
     row: dict[str, Any] = {"fraction_removed": np.nan, "low": np.nan, "high": np.nan}
     if np.isnan(before).any() or before.mean() == 0:
         return row | {"method": "undefined", "n": len(before)}
-    interval = fieller_ratio(before, after, level=level, estimand="fraction removed")
+    interval = ratio_of_variances(before, after, level=level)
     row["fraction_removed"] = interval.estimate
     if not interval.unbounded:
         row |= {"low": interval.low, "high": interval.high}

@@ -23,6 +23,7 @@ Estimand = Literal["refit", "fixed_probe"]
 
 _RESAMPLES = {"refit": 200, "fixed_probe": 2000}
 KEPT = 0.95
+ROUNDING = 1e-12
 
 
 class SequenceScoredRidge(GroupRidgeCV):
@@ -206,11 +207,14 @@ def replicate_interval(
         return Interval(estimate, None, None, level, why, estimand, n)
     if n < 3 and estimand == "refit":
         return Interval(estimate, None, None, level, f"none: {n} sequences", estimand, n)
+    method: Literal["t", "percentile"] = "t" if estimand == "refit" else "percentile"
+    if np.abs(kept - estimate).max() < ROUNDING:
+        return Interval(estimate, estimate, estimate, level, method, estimand, n)
     return bootstrap_interval(
         kept,
         estimate,
         n=n,
         level=level,
-        method="t" if estimand == "refit" else "percentile",
+        method=method,
         estimand=estimand,
     )
