@@ -360,8 +360,9 @@ STUDIES: dict[str, Study] = {
         {
             "refit": Measure("refit standard error + t, CV R2", "coverage", LEVEL),
             "tokens": Measure("i.i.d. tokens, CV R2 (wrong)", "coverage", LEVEL, (0.0, 0.6)),
-            # Not what it is for: shown for what it costs to take it for the other estimand.
-            "scores": Measure("fixed-probe limits read as refit", "coverage", LEVEL, (0.0, 1.0)),
+            # Not what it is for: shown for what it costs to take it for the other estimand. It
+            # falls short, by less the more sequences there are (0.87 at S = 30, 0.92 at S = 100).
+            "scores": Measure("fixed-probe limits read as refit", "coverage", LEVEL, (0.75, 0.98)),
         },
         _repeat_r2,
         _draw_r2,

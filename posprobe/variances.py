@@ -203,9 +203,9 @@ def variance_columns(variances: Variances, level: float) -> pd.DataFrame:
 
 
 def adjusted_p(variances: Variances, name: str) -> Array:
-    """P-values of all cells by max-T; NaN where a variance is exactly 0 whatever is drawn."""
+    """P-values of all cells by max-T; NaN where a variance is the same whatever is drawn."""
     draws = variances.bootstrap[name].reshape(len(variances.bootstrap[name]), -1)
-    varies = np.ptp(draws, axis=0) > 0
+    varies = np.ptp(draws, axis=0) > 1e-10 * np.abs(draws).max(axis=0)
     p_values = np.full(len(varies), np.nan)
     if varies.any():
         estimate = variances.estimate[name].ravel()[varies]
