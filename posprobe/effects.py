@@ -31,6 +31,7 @@ __all__ = [
     "cut_heads",
     "early_limit",
     "position_covariance",
+    "score_shift",
 ]
 
 Array = NDArray[np.float64]
@@ -244,7 +245,7 @@ def channel_effects(
     missing = [name for name in REQUIRED if name not in store.header.quantities]
     if missing:
         raise DesignError(f"{store.path.name} has no {missing[0]!r}; capture it with all scores")
-    n_items = store.n_sequences // (len(store.prefixes) if store.design == "shifted" else 1)
+    n_items = _n_items(store)
     pooled = max_units is not None and n_items > max_units
     if max_units is not None and n_items > max_units:
         edges = [unit * n_items // max_units for unit in range(max_units + 1)]
@@ -260,6 +261,57 @@ def channel_effects(
         for name in ("total", "mask", "residual", "sink")
     )
     return ChannelEffects(blocks[0].positions, total, mask, residual, sink, blocks[0].offsets)
+
+
+def score_shift(store: ActivationStore, layer: int) -> Array:
+    r"""How far scores at fixed offsets move with the window, relative to their spread.
+
+    .. math::
+
+        \max_{p, i, h, d} \frac{|s_{i, i - d}(p) - s_{i, i - d}(\mathrm{ref})|}
+                              {\mathrm{sd}\, s_{i, i - d}(\mathrm{ref})}
+
+    for each item, over rows i of the window whose key is inside it, heads h and offsets d. At layer
+    0, where queries and keys are those of the tokens, it is what the position encoding does to a
+    pair of tokens that moves as one: nothing, but for rounding, if it knows offsets alone.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Of the shifted design.
+    layer : int
+
+    Returns
+    -------
+    array of shape (N,)
+        Without unit; 0 where all scores are the same. Offsets that the layer's sliding window hides
+        count too, as scores: a mask does not enter here.
+
+    Raises
+    ------
+    DesignError
+        If the file is not of the shifted design, or has no offset inside the window.
+    """
+    inside = np.asarray(store.offsets) <= np.arange(store.window)[:, None]
+    if store.design != "shifted" or not inside.any():
+        raise DesignError(
+            f"{store.path.name} has no pair of tokens that moves as one; capture it with --design "
+            "shifted and offsets inside the window"
+        )
+    row, offset = np.nonzero(inside)
+    found = []
+    for start in range(0, _n_items(store), _ITEMS):
+        items = slice(start, start + _ITEMS)
+        scores = _by_item(store, "offset_score", layer, items)[:, :, row, :, offset]
+        store.release()
+        spread = scores[..., -1].std(axis=(0, 2))
+        moved = np.abs(scores - scores[..., -1:]).max((0, 2, 3))
+        found.append(moved / np.where(spread > 0, spread, 1.0))
+    return np.concatenate(found)
+
+
+def _n_items(store: ActivationStore) -> int:
+    return store.n_sequences // (len(store.prefixes) if store.design == "shifted" else 1)
 
 
 def _effects_of(

@@ -162,7 +162,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
             Weight of each sequence; zero leaves it out.
         folds : array-like of shape (S,), optional
             Fold of each sequence; by default from ``cv``, the same as :meth:`fit` gives.
-        verify : iterable of (X, y, groups), optional
+        verify : iterable of (X, y, groups, ...), optional
             All rows of the data once more: ``best_score_`` and ``fold_mse_`` are then summed from
             residuals, where the quadratic form would cancel (R2 close to 1).
 
@@ -325,7 +325,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         number = {label: s for s, label in enumerate(sequences.tolist())}
         seen = np.zeros(len(sequences), dtype=np.int64)
         for block in blocks:
-            X, y, groups = as_block(*block)
+            X, y, groups = as_block(*block[:3])
             if not (np.isfinite(column_means(X)).all() and np.isfinite(column_means(y)).all()):
                 refuse_nonfinite(X, y, groups)
             labels = groups.tolist()
