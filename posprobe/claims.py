@@ -22,6 +22,7 @@ from posprobe.verdicts import (
     Verdict,
     above,
     below,
+    below_everywhere,
     first_token,
     listed,
     make_claim,
@@ -133,11 +134,11 @@ def _isolation_claims(analysis: Analysis) -> list[Claim]:
     )
     opened = "A BOS in front of the repeated token opens the residual channel (|R| > 0)."
     pairs = (
-        ("mask_isolated", closed, analysis.files.repeated, below),
-        ("residual_opened", opened, analysis.files.bos_repeated, above),
+        ("mask_isolated", closed, analysis.files.repeated),
+        ("residual_opened", opened, analysis.files.bos_repeated),
     )
     claims = []
-    for name, statement, store, test in pairs:
+    for name, statement, store in pairs:
         if store is None:
             reason = "needs a capture of the repeated design (--design repeated)"
             claims.append(not_applicable(name, statement, reason))
@@ -146,9 +147,11 @@ def _isolation_claims(analysis: Analysis) -> list[Claim]:
         kind = "repeated" if name == "mask_isolated" else "bos_repeated"
         residual, mask = table.loc[table["stimulus"] == kind, ["residual", "mask"]].max()
         interval = analysis.intervals[kind]
-        verdict = test(interval, TOLERANCE)
-        if verdict == "supported" and test is below and not residual < TOLERANCE:
-            verdict = "inconclusive"
+        verdict = (
+            below_everywhere(interval, TOLERANCE, residual)
+            if name == "mask_isolated"
+            else above(interval, TOLERANCE)
+        )
         protocol = (
             f"{n_items(store)} tokens, each repeated to {store.length} tokens; positions "
             f"{listed(store.prefixes)}, window of {store.window} rows. Largest |R| over layers, "

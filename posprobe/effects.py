@@ -284,8 +284,7 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
     Returns
     -------
     array of shape (N,)
-        Without unit; 0 where all scores are the same. Offsets that the layer's sliding window hides
-        count too, as scores: a mask does not enter here.
+        Without unit; 0 where all scores are the same. No mask enters here.
 
     Raises
     ------
@@ -302,10 +301,10 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
     found = []
     for start in range(0, _n_items(store), _ITEMS):
         items = slice(start, start + _ITEMS)
-        scores = _by_item(store, "offset_score", layer, items)[:, :, row, :, offset]
+        scores = _by_item(store, "offset_score", layer, items)[:, :, row, :, offset]  # pairs first
         store.release()
-        spread = scores[..., -1].std(axis=(0, 2))
-        moved = np.abs(scores - scores[..., -1:]).max((0, 2, 3))
+        spread = scores[:, :, -1].std((0, 2))
+        moved = np.abs(scores - scores[:, :, -1:]).max((0, 2, 3))
         found.append(moved / np.where(spread > 0, spread, 1.0))
     return np.concatenate(found)
 

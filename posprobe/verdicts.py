@@ -18,6 +18,7 @@ __all__ = [
     "Verdict",
     "above",
     "below",
+    "below_everywhere",
     "first_token",
     "listed",
     "make_claim",
@@ -90,6 +91,12 @@ def below(interval: Interval, bound: float) -> Verdict:
     opposite: dict[Verdict, Verdict] = {"supported": "contradicted", "contradicted": "supported"}
     verdict = above(interval, bound)
     return opposite.get(verdict, verdict)
+
+
+def below_everywhere(interval: Interval, bound: float, largest: float) -> Verdict:
+    """As `below`, and never supported where `largest`, of all items, is not below `bound`."""
+    verdict = below(interval, bound)
+    return "inconclusive" if verdict == "supported" and not largest < bound else verdict
 
 
 def make_claim(

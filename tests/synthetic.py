@@ -186,14 +186,16 @@ class Rows:
         body, sees_first = self.late_body(item, head, prefix, row)
         visible = np.append(body, late[0]) if sees_first else body
         key = late[ref + row - offset]
-        mask = (key - logsumexp(visible)) - self.log_attention(late, ref + row, ref + row - offset)
+        remasked = key - logsumexp(visible)  # the late row behind the mask of this prefix
+        mask = remasked - self.log_attention(late, ref + row, ref + row - offset)
+        residual = self.log_attention(own, prefix + row, prefix + row - offset) - remasked
         sink = 0.0
         if sees_first:
             relative, _ = self.relative_sink(item, head, prefix, row, offsets)
             _, local = self.relative_sink(item, head, ref, row, offsets)
             moved = np.append(body, local + relative)
             sink = (key - logsumexp(moved)) - (key - logsumexp(visible))
-        return total, mask, total - mask, sink
+        return total, mask, residual, sink
 
     def arrays(self, gauge=None):
         """What a capture would hold; `gauge(item, position)` is added to all scores of a query."""

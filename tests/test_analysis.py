@@ -184,6 +184,11 @@ def test_r_of_layer_0_beside_key_0_is_measured(analysis):
     rest = analysis.intervals["layer_0_rest"]
     assert rest.estimate == pytest.approx(0.5, abs=0.1)
     assert rest.n == 8
+    table = analysis.tables["layer_0"].set_index("name")
+    numbers = table.loc["layer_0_rest", ["estimate", "low", "high"]]
+    assert numbers.tolist() == [rest.estimate, rest.low, rest.high]
+    assert table.loc["layer_0_rest", "largest"] >= rest.estimate
+    assert table.loc["scores_moved", "n"] == 8
 
 
 def test_same_files_and_seed_same_analysis(analysis, stores):

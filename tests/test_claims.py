@@ -224,6 +224,29 @@ def test_one_item_with_a_residual_channel_is_not_averaged_away(analysis):
     assert "in any item |R| is at most 0.0003" in claim.protocol
 
 
+@pytest.mark.parametrize(
+    ("claim", "interval", "bound"),
+    [("layer_0_residual", "layer_0_rest", 1e-4), ("offsets_only", "scores_moved", 1e-3)],
+)
+@pytest.mark.parametrize(
+    ("low", "high", "largest", "verdict"),
+    [
+        (0, 0.1, 0.9, "supported"),
+        (0, 0.1, 1.1, "inconclusive"),
+        (0.9, 1.1, 0.9, "inconclusive"),
+        (2, 3, 4, "contradicted"),
+    ],
+)
+def test_what_is_0_at_layer_0_is_so_everywhere(
+    claim, interval, bound, low, high, largest, verdict, analysis
+):
+    table = analysis.tables["layer_0"].assign(largest=largest * bound)
+    changed = dataclasses.replace(analysis, tables=analysis.tables | {"layer_0": table})
+    found = with_interval(changed, interval, low * bound, high * bound)[claim]
+    assert found.verdict == verdict
+    assert f"at most {largest * bound:.3g} in any item" in found.protocol
+
+
 def test_pooled_items_count_as_the_units_that_they_are():
     for n, units in ((199, 199), (450, 200)):
         assert n_units(mock.Mock(item=np.repeat(np.arange(n), 3))) == units
@@ -277,7 +300,7 @@ def test_fingerprints_need_the_right_first_tokens(stores, analysis):
 
 
 def test_architectures_are_not_tested_on_one_model(claims):
-    for name in ("ntk_suppresses", "window_accumulates", "standard_between"):
+    for name in ("both_in_all", "ntk_suppresses", "window_accumulates", "standard_between"):
         assert claims[name].verdict == "not_applicable"
         assert "one model cannot test it" in claims[name].protocol
 

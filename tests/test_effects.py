@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posprobe import effects
-from posprobe.effects import ChannelEffects, channel_effects, cut_heads, position_covariance
+from posprobe.effects import (
+    ChannelEffects,
+    channel_effects,
+    cut_heads,
+    position_covariance,
+    score_shift,
+)
 from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights
 
@@ -128,8 +134,10 @@ def test_window_of_nine_hides_key_0_late_but_not_early(rng, tmp_path):
 
 @pytest.mark.parametrize("design", ["shifted", "natural"])
 def test_total_is_mask_and_residual_and_all_are_zero_at_the_reference(design, rng, tmp_path):
-    found = channel_effects(rows(rng, design).store(tmp_path / "a.h5"), 0)
-    np.testing.assert_allclose(found.total, found.mask + found.residual, atol=1e-6)
+    case = rows(rng, design)
+    found = channel_effects(case.store(tmp_path / "a.h5"), 0)
+    _, mask, residual, _ = case.expected()
+    np.testing.assert_allclose(found.total, mask + residual, atol=2e-6)
     for part in (found.total, found.mask, found.residual):
         assert (part[:, -1] == 0).all()
 
@@ -275,6 +283,47 @@ def test_heads_that_cannot_see_key_0_owe_nothing_to_it(cut, hidden, rng, tmp_pat
     assert cut_heads(store, 0).tolist() == hidden
     found = channel_effects(store, 0)
     assert [(found.sink[:, :, h] == 0).all() for h in (0, 1)] == hidden
+
+
+# --- scores of a window that moves ---
+
+
+def window_of_scores(tmp_path, moved, n=5, size=1.0):
+    """Scores of 3 heads by row and offset; `moved` (item, prefix) of their spread goes to one."""
+    prefixes, window, offsets = (1, 4, 9), 4, (1, 2, 6)
+    scores = size * np.random.default_rng(0).normal(size=(n, 1, window, 3, 3)).repeat(3, axis=1)
+    scores[:, :, 0] = scores[:, :, 1, :, 1] = scores[..., 2] = np.nan  # keys before the window
+    spread = np.nanstd(scores[:, -1], axis=(1, 2, 3))
+    scores[:, :, 3, 1, 0] += moved * spread[:, None]
+    arrays = {"offset_score": scores.swapaxes(0, 1).reshape(1, -1, window, 3, 3)}
+    arrays["normalizer"] = np.zeros((1, 3 * n, window, 3))
+    index = synthetic.shifted_index(n, prefixes, window)
+    fields = dict(design="shifted", length=13, prefixes=prefixes, window=window, offsets=offsets)
+    return synthetic.write(tmp_path / "a.h5", arrays, index=index, **fields)
+
+
+def test_scores_that_move_with_the_window_are_measured_item_by_item(tmp_path, monkeypatch):
+    moved = np.zeros((5, 3))
+    moved[1, 0], moved[3, :2] = 0.5, (0.2, -0.7)
+    store = window_of_scores(tmp_path, moved)
+    np.testing.assert_allclose(score_shift(store, 0), [0, 0.5, 0, 0.7, 0], atol=1e-6)
+    monkeypatch.setattr(effects, "_ITEMS", 2)
+    np.testing.assert_allclose(score_shift(store, 0), [0, 0.5, 0, 0.7, 0], atol=1e-6)
+
+
+def test_scores_without_spread_do_not_move(tmp_path):
+    store = window_of_scores(tmp_path, np.zeros((5, 3)), size=0.0)
+    assert (score_shift(store, 0) == 0).all()
+
+
+def test_refuses_to_shift_what_does_not_move_as_one(rng, tmp_path):
+    natural = rows(rng, "natural").store(tmp_path / "natural.h5")
+    with pytest.raises(DesignError, match=r"natural\.h5 has no pair of tokens.* --design shifted"):
+        score_shift(natural, 0)
+    case = rows(rng)
+    case.offsets = (6, 8)
+    with pytest.raises(DesignError, match="offsets inside the window"):
+        score_shift(case.store(tmp_path / "a.h5"), 0)
 
 
 # --- what is made of it ---

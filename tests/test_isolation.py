@@ -147,7 +147,7 @@ def test_all_tables_where_all_files_are(paths):
     claims = {claim.id: claim for claim in isolation_claims(analysis)}
     assert all(claim.verdict != "not_applicable" for claim in claims.values())
     assert claims["mask_removed"].verdict == claims["window_closes_mask"].verdict == "supported"
-    assert claims["layer_0_residual"].verdict == "supported"
+    assert claims["layer_0_residual"].verdict == claims["offsets_only"].verdict == "supported"
     assert "no causal mask; positions: all" in claims["mask_removed"].protocol
     assert "positions: behind the window" in claims["residual_behind_window"].protocol
     assert "window of 7 tokens; positions: all" in claims["window_growth"].protocol
@@ -176,7 +176,7 @@ def test_what_the_files_allow(paths, names, tables):
     every |= {"cut_sink", "fixed_forward", "masks", "mask_layers", "mask_probes"}
     analysis = analysis_of(paths, *names)
     assert every & set(analysis.tables) == tables
-    assert len(isolation_claims(analysis)) == 11
+    assert len(isolation_claims(analysis)) == 12
 
 
 # --- verdicts ---

@@ -11,7 +11,7 @@ import posprobe.models
 from posprobe import checkpoints
 from posprobe.captures import capture, capture_stimulus
 from posprobe.channels import decompose
-from posprobe.effects import channel_effects
+from posprobe.effects import channel_effects, score_shift
 from posprobe.models import ObservableModel, load_model
 from posprobe.observation import Observation, Observer, observed_attention
 
@@ -85,6 +85,16 @@ def test_shifting_learned_positions_changes_all(family):
     assert (logits_at(model, ids, 17) - logits_at(model, ids, 0)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("family", [*ROTARY, *LEARNED, "nope"])
+def test_scores_of_layer_0_stay_where_all_positions_are_shifted(family, take):
+    """In layer 0 alone, and not with learned positions: deeper, key 0 has reached the tokens."""
+    store = take(child.model(family), child.stimulus(length=40, window=12, prefixes=(1, 5, 28)))
+    first, second = score_shift(store, 0), score_shift(store, 1)
+    assert first.shape == (5,)
+    assert first.max() < 1e-4 or (family in LEARNED and first.min() > 0.1)
+    assert second.min() > 0.01
+
+
 # --- one token, over and over ---
 
 
@@ -152,11 +162,10 @@ def test_replacing_position_0_opens_the_residual_channel(position0, take):
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 def test_total_is_mask_plus_residual(family, take):
-    """T from the stored scores by its definition, and the reference position without effect."""
+    """T and R from the stored scores by their definitions; no effect at the reference."""
     store = take(child.model(family), child.stimulus(length=40, window=12, prefixes=(1, 5, 28)))
     for layer in range(3):
         effects = channel_effects(store, layer)
-        np.testing.assert_allclose(effects.total, effects.mask + effects.residual, atol=1e-12)
         for part in (effects.total, effects.mask, effects.residual):
             assert np.abs(part[:, -1]).max() < 1e-5
         z, s = store.normalizer(layer), store.read("offset_score", layer)
@@ -167,9 +176,15 @@ def test_total_is_mask_plus_residual(family, take):
                 np.flatnonzero(store.prefix_length == 28),
             )
         )
+        remasked = {
+            store.item[n]: s[n, 4:, :, 2] - store.read("remasked_normalizer", layer)[n, 1, 4:]
+            for n in np.flatnonzero(store.prefix_length == 28)
+        }
         for item, weight in early.items():
-            expected = (weight - late[item]).mean(0)
-            np.testing.assert_allclose(effects.total[item, 1, :, 2], expected, atol=1e-5)
+            for part, other in (("total", late), ("residual", remasked)):
+                expected = (weight - other[item]).mean(0)
+                found = getattr(effects, part)[item, 1, :, 2]
+                np.testing.assert_allclose(found, expected, atol=1e-5)
         share = decompose(store).by_layer.query("status == 'ok'")
         np.testing.assert_allclose(share.share_mask + share.share_residual, 1.0, atol=1e-9)
 

@@ -14,7 +14,7 @@ from posprobe.analysis.probing import probe_layers
 from posprobe.analysis.replacement import replacement_table
 from posprobe.analysis.roles import Files
 from posprobe.channels import decompose
-from posprobe.effects import channel_effects, cut_heads
+from posprobe.effects import channel_effects, cut_heads, score_shift
 from posprobe.intervals import Interval, mean_interval
 from posprobe.sinks import (
     closed_system_table,
@@ -104,7 +104,8 @@ def analyze_files(
             _channels(store, tables, level, seed)
     if files.shifted is not None:
         if _split(files.shifted):
-            intervals["layer_0_rest"] = _beside_key_0(files.shifted, level)
+            tables["layer_0"], exact = _layer_0(files.shifted, level)
+            intervals |= exact
         intervals["fingerprint_bos"], spread = fingerprint_spread(files.shifted, level=level)
         _append(tables, "fingerprint", spread, _first_token(files.shifted))
         if files.replaced:
@@ -167,11 +168,24 @@ def _channels(
         _append(tables, name, table, store.design)
 
 
-def _beside_key_0(store: ActivationStore, level: float) -> Interval:
-    """What R of layer 0 holds beside key 0's own score: largest |R - S|, item by item."""
+def _layer_0(store: ActivationStore, level: float) -> tuple[pd.DataFrame, dict[str, Interval]]:
+    """What must be 0 where the residual stream is the embedding: largest values, item by item."""
     effects = channel_effects(store, 0)
-    largest = np.abs(effects.residual - effects.sink).max((1, 2, 3))
-    return mean_interval(largest, estimand="largest |R - S| at layer 0", level=level)
+    largest = {
+        "layer_0_rest": np.abs(effects.residual - effects.sink).max((1, 2, 3)),
+        "scores_moved": score_shift(store, 0),
+    }
+    what = {
+        "layer_0_rest": "largest |R - S|, nats",
+        "scores_moved": "largest change of a score at a fixed offset, relative to their spread",
+    }
+    found = {k: mean_interval(v, estimand=what[k], level=level) for k, v in largest.items()}
+    rows = [
+        {"name": k, "quantity": what[k], "estimate": i.estimate, "low": i.low, "high": i.high}
+        | {"largest": float(largest[k].max()), "n": i.n}
+        for k, i in found.items()
+    ]
+    return pd.DataFrame(rows), found
 
 
 def _repeated(store: ActivationStore, level: float) -> tuple[pd.DataFrame, Interval]:
