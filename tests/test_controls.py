@@ -85,11 +85,16 @@ def test_the_same_seed_gives_the_same_controls():
 
 
 def test_positions_without_sequences_are_refused():
-    with pytest.raises(DesignError, match="y has 4 rows, groups 3"):
-        shift_positions(np.arange(4), np.arange(3))
+    for groups in (np.arange(3), None):
+        with pytest.raises(
+            DesignError, match=r"groups .* for y \(4,\): give the sequence of every"
+        ):
+            shift_positions(np.arange(4), groups)
+    with pytest.raises(DesignError, match="groups mix labels of several types"):
+        shift_positions(np.arange(2), np.array([1, "a"], dtype=object))
 
 
 def test_rows_without_a_sequence_are_refused():
     X, y, groups = make_positions()
-    with pytest.raises(ValueError, match="Input groups contains NaN"):
+    with pytest.raises(DesignError, match="groups contain NaN: give every row"):
         with_controls(Ridge(), X, y, np.where(groups == 3, np.nan, groups))

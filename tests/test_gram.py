@@ -245,7 +245,7 @@ def test_shapes_that_do_not_fit_are_refused():
         ClusterGram.from_blocks([(X, y, groups), (X[:, :3], y, groups)])
     with pytest.raises(DesignError, match="cannot add statistics of 4 features"):
         gram + gram.take([0, 1])
-    with pytest.raises(DesignError, match="5 weights for 6 sequences"):
+    with pytest.raises(DesignError, match=r"\(5,\) weights for 6 sequences"):
         gram.sum(np.ones(5))
     with pytest.raises(DesignError, match="groups contain NaN"):
         ClusterGram.from_arrays(X, y, np.where(groups == 0, np.nan, groups))
@@ -260,8 +260,16 @@ def test_shapes_that_do_not_fit_are_refused():
     [
         (lambda gram: gram.take([-1]), "feature -1 is not among 0 to 3"),
         (lambda gram: gram.take([7]), "feature 7 is not among 0 to 3"),
-        (lambda gram: gram.take([True, False]), "columns are bool: give the numbers of features"),
+        (lambda gram: gram.take([True, False]), r"columns are bool of shape \(2,\): list the num"),
+        (lambda gram: gram.take(0), r"columns are int64 of shape \(\): list the numbers"),
         (lambda gram: gram.rebase([0.0]), r"shift has shape \(1,\): give one number .* \(6,\)"),
+        (lambda gram: gram.rebase([np.nan] * 6), "shift holds what is no finite real number"),
+        (lambda gram: gram.rebase([1j] * 6), "shift holds what is no finite real number"),
+        (
+            lambda gram: gram.sse(np.ones((4, 2)), [0, 0, 0]),
+            r"intercept has shape \(3,\): .* \(2,\)",
+        ),
+        (lambda gram: gram.sum(1.0), r"\(\) weights for 6 sequences: give one weight per"),
         (lambda gram: gram.merge([0, 1]), r"\(2,\) labels for 6 sequences: give one for each"),
         (lambda gram: gram.sse(np.ones((3, 2)), [0, 0]), r"coef has shape \(3, 2\): .* \(4, 2\)"),
     ],
@@ -285,3 +293,11 @@ def test_arrays_that_would_lose_something_are_refused():
     mixed = np.array([*groups[:-1].tolist(), "last"], dtype=object)
     with pytest.raises(DesignError, match="groups mix labels of several types: use only integers"):
         ClusterGram.from_arrays(X, y, mixed)
+
+
+def test_numbers_or_text_of_several_types_are_labels():
+    X, y, groups = make_data()
+    plain = ClusterGram.from_arrays(X, y, groups)
+    boxed = [int(s) if s % 2 else np.int64(s) for s in groups]
+    same = ClusterGram.from_arrays(X, y, np.array(boxed, dtype=object))
+    np.testing.assert_array_equal(same.grams, plain.grams)

@@ -673,3 +673,34 @@ def test_what_differs_by_rounding_alone_has_its_estimate_in_its_interval():
     draws = 1.2e-15 + 1e-16 * np.arange(200)
     found = replicate_interval(1e-15, draws, 20, "fixed_probe", 0.95)
     assert found.low == found.estimate == found.high
+
+
+@pytest.mark.parametrize("estimator", [GroupRidgeCV(), PositionProbe(cv="in-sample")])
+def test_groups_that_are_no_labels_of_rows_are_refused(estimator):
+    X, y, groups = make_positions()
+    for bad in (np.c_[groups, groups], groups[:, None]):
+        with pytest.raises(
+            DesignError, match=r"groups \(640, .\): give one sequence label per row"
+        ):
+            estimator.fit(X, y, groups=bad)
+    lost = groups.astype(object)
+    lost[3] = None
+    with pytest.raises(DesignError, match="groups mix labels of several types"):
+        estimator.fit(X, y, groups=lost)
+
+
+@pytest.mark.parametrize("estimand", ["refit", "fixed_probe"])
+def test_equal_replicates_are_no_interval(estimand):
+    probe = PositionProbe().fit(*make_positions()[:2], groups=make_positions()[2])
+    found = probe.interval(estimand, weights=np.ones((5, 20)))
+    assert found.unbounded
+    assert found.method == "none: 5 equal replicates"
+    with pytest.raises(DesignError, match=r"weights \(0, 20\) for 20 sequences: give one row"):
+        probe.interval(estimand, weights=np.ones((0, 20)))
+
+
+def test_a_probe_without_features_is_surely_at_zero():
+    X, y, groups = make_positions()
+    found = PositionProbe(alphas=[np.inf]).fit(X, y, groups=groups).interval()
+    assert (found.low, found.high) == pytest.approx((0, 0), abs=1e-12)
+    assert found.low <= found.estimate <= found.high

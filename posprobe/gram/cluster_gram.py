@@ -112,8 +112,9 @@ class ClusterGram:
         if shift is None:
             # Any vector near the mean serves; a sample of rows spares a pass over the data.
             step = max(1, len(X) // 64)
-            shift = np.concatenate([column_means(X[::step]), column_means(y[::step])])
-        c = _shift(shift, X.shape[1] + y.shape[1])
+            c = np.concatenate([column_means(X[::step]), column_means(y[::step])])
+        else:
+            c = _shift(shift, X.shape[1] + y.shape[1])
         if not np.isfinite(c).all():
             refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
         labels, rows = clusters(groups)
@@ -241,7 +242,10 @@ class ClusterGram:
         """
         chosen = np.asarray(columns)
         if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-            raise DesignError(f"columns are {chosen.dtype}: give the numbers of features to keep")
+            raise DesignError(
+                f"columns are {chosen.dtype} of shape {chosen.shape}: list the numbers of the "
+                "features to keep"
+            )
         outside = chosen[(chosen < 0) | (chosen >= self.n_features)]
         if len(outside):
             raise DesignError(f"feature {outside[0]} is not among 0 to {self.n_features - 1}")
@@ -286,9 +290,9 @@ class ClusterGram:
         ndarray of shape (p + 1 + t, p + 1 + t) or (B, p + 1 + t, p + 1 + t)
         """
         w = np.ones(len(self)) if weights is None else np.asarray(weights, dtype=float)
-        if w.shape[-1] != len(self):
+        if w.shape[-1:] != (len(self),):
             raise DesignError(
-                f"{w.shape[-1]} weights for {len(self)} sequences: give one weight per sequence"
+                f"{w.shape} weights for {len(self)} sequences: give one weight per sequence"
             )
         flat = self.grams.reshape(len(self), -1)
         return np.asarray((w @ flat).reshape(*w.shape[:-1], *self.grams.shape[1:]))
@@ -314,8 +318,10 @@ class ClusterGram:
         b = np.asarray(coef, dtype=float)
         if b.shape not in ((p, t), (p,) if t == 1 else (p, t)):
             raise DesignError(f"coef has shape {b.shape}: give one row per feature, ({p}, {t})")
-        b = b.reshape(p, t)
-        level = np.asarray(intercept, dtype=float) + self.shift[:p] @ b - self.shift[p:]
+        b, start = b.reshape(p, t), np.asarray(intercept, dtype=float)
+        if start.shape not in ((), (t,)):
+            raise DesignError(f"intercept has shape {start.shape}: give one per target, ({t},)")
+        level = start + self.shift[:p] @ b - self.shift[p:]
         v = np.vstack([b, level.reshape(1, t), -np.eye(t)])
         products = (self.grams.reshape(-1, p + 1 + t) @ v).reshape(len(self), p + 1 + t, t)
         return np.asarray(np.maximum(np.einsum("qt,sqt->st", v, products), 0.0))
@@ -384,11 +390,14 @@ class ClusterGram:
 
 
 def _shift(shift: ArrayLike, n_columns: int) -> Array:
-    c = np.array(shift, dtype=float)
+    c = np.asarray(shift)
     if c.shape != (n_columns,):
-        raise DesignError(f"shift has shape {c.shape}: give one number per feature and target, "
-                          f"({n_columns},)")  # fmt: skip
-    return c
+        raise DesignError(
+            f"shift has shape {c.shape}: give one number per feature and target, ({n_columns},)"
+        )
+    if c.dtype.kind not in "biuf" or not np.isfinite(c).all():
+        raise DesignError("shift holds what is no finite real number: give the mean of some rows")
+    return c.astype(float)
 
 
 def _stack(sums: dict[Any, Array], shift: Array, n_targets: int) -> ClusterGram:

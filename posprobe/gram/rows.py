@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _numbers(what: str, values: Any) -> NDArray[Any]:
 
 def distinct(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """Return the sorted distinct labels, and the number of the label of every row."""
-    if groups.dtype.kind == "O" and len({type(label) for label in groups.tolist()}) > 1:
+    if groups.dtype.kind == "O" and len({_kind(label) for label in groups.tolist()}) > 1:
         raise DesignError(
             "groups mix labels of several types: use only integers, or only strings, for all rows"
         )
@@ -82,6 +83,11 @@ def distinct(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
     if labels.dtype.kind == "f" and np.isnan(labels).any():
         raise DesignError("groups contain NaN: give every row the label of its sequence")
     return labels, inverse
+
+
+def _kind(label: Any) -> type:
+    """Return one type for all numbers and one for all text, since these sort among themselves."""
+    return next((kind for kind in (str, Real) if isinstance(label, kind)), type(label))
 
 
 def clusters(groups: NDArray[Any]) -> tuple[NDArray[Any], list[Rows]]:

@@ -19,6 +19,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from posprobe.errors import DesignError
+from posprobe.gram.rows import distinct
 from posprobe.ridge.group import GroupRidgeCV
 from posprobe.ridge.probe import PositionProbe
 
@@ -72,10 +73,10 @@ def shift_positions(y: ArrayLike, groups: ArrayLike, random_state: Any = 0) -> N
     [2, 3, 1, 3, 1, 2]
     """
     y, groups = np.asarray(y), np.asarray(groups)
-    if len(y) != len(groups):
-        raise DesignError(f"y has {len(y)} rows, groups {len(groups)}: pass one of each per row")
+    if groups.shape != y.shape[:1]:
+        raise DesignError(f"groups {groups.shape} for y {y.shape}: give the sequence of every row")
     rng, out = np.random.default_rng(random_state), y.copy()
-    labels, sequence = np.unique(groups, return_inverse=True)
+    labels, sequence = distinct(groups)
     for s in range(len(labels)):
         rows = np.flatnonzero(sequence == s)
         out[rows] = np.roll(y[rows], int(rng.integers(len(rows))))

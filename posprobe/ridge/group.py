@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 
 from posprobe.errors import DesignError
 from posprobe.gram import Block, ClusterGram
-from posprobe.gram.rows import as_block, column_means, refuse_nonfinite
+from posprobe.gram.rows import as_block, column_means, distinct, refuse_nonfinite
 from posprobe.ridge.banded import Split
 from posprobe.ridge.design import fold_labels, make_design, resolve_columns, sequence_folds
 from posprobe.ridge.search import Choice
@@ -242,6 +242,12 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         names = np.arange(len(X))
         if groups is not None:
             names = check_array(groups, ensure_2d=False, dtype=None, input_name="groups")
+            if names.ndim != 1:
+                raise DesignError(
+                    f"groups {names.shape}: give one sequence label per row, ({len(X)},)"
+                )
+            if names.dtype.kind == "O":
+                distinct(names)  # refuses labels that do not sort
         check_consistent_length(X, y, names)
         if not np.isfinite(y).all():
             refuse_nonfinite(X, y.reshape(len(y), -1), names)

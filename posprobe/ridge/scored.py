@@ -139,7 +139,7 @@ class SequenceScoredRidge(GroupRidgeCV):
             size = _RESAMPLES[estimand] if n_resamples is None else n_resamples
             weights = cluster_weights(self.n_sequences_, size, random_state)
         w = np.asarray(weights, dtype=np.float64)
-        if w.ndim != 2 or w.shape[1] != self.n_sequences_:
+        if w.ndim != 2 or w.shape[1] != self.n_sequences_ or not len(w):
             raise DesignError(
                 f"weights {w.shape} for {self.n_sequences_} sequences: give one row per replicate "
                 "and one column per sequence"
@@ -208,8 +208,13 @@ def replicate_interval(
     if n < 3 and estimand == "refit":
         return Interval(estimate, None, None, level, f"none: {n} sequences", estimand, n)
     method: Literal["t", "percentile"] = "t" if estimand == "refit" else "percentile"
-    if np.abs(kept - estimate).max() < ROUNDING:
-        return Interval(estimate, estimate, estimate, level, method, estimand, n)
+    if len(kept) > 1 and np.ptp(kept) < ROUNDING:
+        # Without any feature (penalties infinite) R2 is 0 in whatever sequences are drawn.
+        if abs(estimate) < ROUNDING and np.abs(kept).max() < ROUNDING:
+            return Interval(estimate, estimate, estimate, level, method, estimand, n)
+        return Interval(
+            estimate, None, None, level, f"none: {len(kept)} equal replicates", estimand, n
+        )
     return bootstrap_interval(
         kept,
         estimate,
