@@ -36,6 +36,8 @@ __all__ = ["VariancePartition"]
 Array = NDArray[np.float64]
 Subset = tuple[int, ...]
 
+MIN_ORDERS = 16
+
 
 class VariancePartition(SequenceScoredRidge):
     """Partition of out-of-fold R2 between feature groups.
@@ -53,7 +55,7 @@ class VariancePartition(SequenceScoredRidge):
         Up to so many groups every set of groups is fitted; with more, Shapley values are averages
         over sampled orders of the groups.
     n_orders : int, default=128
-        Sampled orders: random ones, each with all its rotations; rounded up to whole sets.
+        Sampled orders: random ones, each with its reverse; rounded up to whole pairs.
     random_state : int or Generator, default=0
         Seed of the orders.
     keep_gram : bool, default=True
@@ -192,9 +194,14 @@ class VariancePartition(SequenceScoredRidge):
         Returns
         -------
         DataFrame
-            Columns quantity, group, n_features, estimate, low, high, level, method, estimand, n.
-        Where Shapley values rest on sampled orders, their limits cover the sampling too: its
-        error (``mc_se`` of ``table_``) is added to the replicates as independent normal noise.
+            Columns quantity, group, n_features, mc_se, estimate, low, high, level, method,
+            estimand, n.
+
+        Notes
+        -----
+        Where Shapley values rest on sampled orders, their limits cover the sampling too: to every
+        replicate is added independent noise, ``mc_se`` times Student's t with one degree of
+        freedom less than there are pairs of orders.
         """
         check_is_fitted(self)
         rng = np.random.default_rng(0)
@@ -208,10 +215,12 @@ class VariancePartition(SequenceScoredRidge):
             for row, estimate, own in zip(
                 self.table_.itertuples(), self.table_["estimate"], draws.T, strict=True
             ):
-                own = own + row.mc_se * rng.standard_normal(len(own))
+                if self._orders is not None:
+                    own = own + row.mc_se * rng.standard_t(len(self._orders) // 2 - 1, len(own))
                 interval = replicate_interval(estimate, own, self.n_sequences_, kind, level)
                 named = {"quantity": row.quantity, "group": row.group}
-                rows.append({**named, "n_features": row.n_features, **interval.asdict()})
+                sizes = {"n_features": row.n_features, "mc_se": row.mc_se}
+                rows.append({**named, **sizes, **interval.asdict()})
         return pd.DataFrame(rows)
 
     def replicates(
@@ -246,15 +255,15 @@ class VariancePartition(SequenceScoredRidge):
                 for size in range(1, n_groups + 1)
                 for subset in combinations(range(n_groups), size)
             ]
-        if self.n_orders < 2 * n_groups:
+        if self.n_orders < MIN_ORDERS:
             raise DesignError(
-                f"n_orders is {self.n_orders}: use at least {2 * n_groups}, twice the number of "
-                "feature groups, for an error estimate"
+                f"n_orders is {self.n_orders}: use at least {MIN_ORDERS} for an error estimate"
             )
         rng = np.random.default_rng(self.random_state)
-        drawn = [rng.permutation(n_groups) for _ in range(-(-self.n_orders // n_groups))]
-        # With all its rotations, so that every group comes first, second, ... equally often.
-        self._orders = np.array([np.roll(one, k) for one in drawn for k in range(n_groups)])
+        drawn = [rng.permutation(n_groups) for _ in range(-(-self.n_orders // 2))]
+        # With its reverse: what is late in one is early in the other, so that the means of pairs
+        # vary less, and are close to normal even where one group repeats another.
+        self._orders = np.array([order for one in drawn for order in (one, one[::-1])])
         everything = frozenset(range(n_groups))
         wanted = {everything} | {everything - {g} for g in everything}
         wanted |= {frozenset(o[:i].tolist()) for o in self._orders for i in range(1, n_groups)}
@@ -313,8 +322,8 @@ class VariancePartition(SequenceScoredRidge):
         gains = self._shapley(place, k, g) @ self.r2_
         if len(gains) == 1:
             return 0.0
-        drawn = gains.reshape(-1, k).mean(axis=1)  # each with its rotations
-        return float(drawn.std(ddof=1) / np.sqrt(len(drawn)))
+        pairs = gains.reshape(-1, 2).mean(axis=1)
+        return float(pairs.std(ddof=1) / np.sqrt(len(pairs)))
 
 
 def _unit(place: dict[Subset, int], subset: Iterable[int]) -> Array:

@@ -118,7 +118,7 @@ def probe_layers(
                 model.intervals(kind, level=level, weights=weights[kind], n_jobs=n_jobs)
                 for kind in kinds
             ]
-        )
+        ).drop(columns="mc_se")  # 0: with two groups nothing is sampled
         table.insert(0, "layer", layer)
         partitions.append(table[table["quantity"] != "R2"])
         r2 = table[table["quantity"] == "R2"].rename(
