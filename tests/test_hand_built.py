@@ -1,4 +1,4 @@
-"""Models built so that one channel alone is open: the split must find the shares they have."""
+"""Models built so that one channel is open, or both: the split must find the shares they have."""
 
 from unittest import mock
 
@@ -33,6 +33,14 @@ def split(model, tmp_path, **changes):
     )
 
 
+def assert_shares(table, *, mask, atol=1e-6):
+    """Shares of 1 and 0, whose limits differ by the rounding of float32."""
+    assert len(table)
+    for name, share in (("share_mask", mask), ("share_residual", 1 - mask)):
+        for limit in ("", "_low", "_high"):
+            assert table[name + limit].to_numpy() == pytest.approx(share, abs=atol)
+
+
 def test_normalizer_only(tmp_path):
     """Scores of 0: a row's weights are 1 / (number of keys), whatever the residual stream."""
     model = tiny.tiny_model("llama", dtype=torch.float32)
@@ -47,23 +55,7 @@ def test_normalizer_only(tmp_path):
         keys = np.add.outer([1, 4, 12, 32], rows + 1)
         expected = -np.log(keys / keys[-1]).mean(1)
         np.testing.assert_allclose(effects.mask[0, :, 0, 0], expected, atol=1e-5)
-        found = effects.variances()
-        assert (found["V_M"] + found["C_MR"]) / found["V_T"] == pytest.approx(1, abs=1e-4)
-        assert (found["V_R"] + found["C_MR"]) / found["V_T"] == pytest.approx(0, abs=1e-4)
-
-
-def test_residual_only(tmp_path):
-    """Behind a window shorter than every position the mask is the same at all of them."""
-    types = ["full_attention", "sliding_attention", "full_attention"]
-    built = tiny.tiny_model("gemma3", dtype=torch.float32, layer_types=types, sliding_window=4)
-    store = split(ObservableModel(built, name="hand-built"), tmp_path, prefixes=(5, 12, 32))
-    windowed, full = (channel_effects(store, layer) for layer in (1, 2))
-    assert np.abs(windowed.mask).max() < 1e-5
-    assert np.abs(windowed.residual).max() > 0.01
-    np.testing.assert_allclose(windowed.total, windowed.residual, atol=1e-5)
-    assert np.abs(full.mask).max() > 0.1
-    found = windowed.variances()
-    assert (found["V_R"] + found["C_MR"]) / found["V_T"] == pytest.approx(1, abs=0.02)
+    assert_shares(decompose(store).by_head, mask=1)
 
 
 # A model of two layers without position encoding. In layer 0 all keys are alike, and only BOS has
@@ -80,10 +72,10 @@ def numbers(vocabulary=97):
     return np.random.default_rng(5).normal(0, 0.5, vocabulary)
 
 
-def built_with_both_channels():
+def built_with_both_channels(**changes):
     model = tiny.tiny_model(
         "nope", dtype=torch.float32, num_hidden_layers=2, no_rope_layers=[0, 0],
-        num_key_value_heads=4, attention_bias=True,
+        num_key_value_heads=4, attention_bias=True, rms_norm_eps=1e-12, **changes,
     )  # fmt: skip
     width, size = 32, 8
     with torch.no_grad():
@@ -119,41 +111,63 @@ def scores_of_keys(tokens, head):
     return WRITTEN[head] * stream[..., TRACE] + OWN * stream[..., NUMBER]
 
 
+def built_effects(tokens, head):
+    """T, M and R by the construction, from the tokens behind each prefix: (3, item, P, D)."""
+    late = scores_of_keys(tokens[-1], head)
+    found = np.zeros((3, len(late), len(PREFIXES), len(SEEN)))
+    for p, d in np.ndindex(found.shape[2:]):
+        early, offset = scores_of_keys(tokens[p], head), SEEN[d]
+        for row in range(offset, WINDOW):
+            here, there = PREFIXES[p] + row, PREFIXES[-1] + row
+            hidden = slice(1, there - here + 1)  # keys that the mask of the earlier row leaves out
+            whole, end = np.exp(late[:, : there + 1]), late[:, there - offset]
+            own = early[:, here - offset] - np.log(np.exp(early[:, : here + 1]).sum(1))
+            last = end - np.log(whole.sum(1))
+            masked = end - np.log(whole.sum(1) - whole[:, hidden].sum(1))
+            found[..., p, d] += np.array([own - last, masked - last, own - masked])
+        found[..., p, d] /= WINDOW - offset
+    return found
+
+
 def built_shares(head, n=4000):
     """Shares of mask and residual channel by the construction, over tokens drawn anew."""
-    rng = np.random.default_rng(7)
-    drawn = rng.choice(child.CORPUS, (n, LENGTH))
-    total, mask = np.zeros((2, len(SEEN), len(PREFIXES)))
-    late = scores_of_keys(np.insert(drawn[:, 1:], 0, FIRST, axis=1), head)
-    for p, prefix in enumerate(PREFIXES):
-        kept = drawn[:, LENGTH - WINDOW - prefix + 1 :]  # a shorter prefix is the end of a longer
-        early = scores_of_keys(np.insert(kept, 0, FIRST, axis=1), head)
-        for d, offset in enumerate(SEEN):
-            for row in range(offset, WINDOW):
-                here, there = prefix + row, LENGTH - WINDOW + row
-                seen = np.exp(late[:, there - here + 1 : there + 1]).sum(1) + np.exp(late[:, 0])
-                z_early, z_late = (
-                    np.log(np.exp(part[:, : end + 1]).sum(1))
-                    for part, end in ((early, here), (late, there))
-                )
-                moved = early[:, here - offset] - late[:, there - offset] - z_early + z_late
-                total[d, p] += moved.mean() / (WINDOW - offset)
-                mask[d, p] += (z_late - np.log(seen)).mean() / (WINDOW - offset)
-    by_mask = np.mean([np.cov(t, m)[0, 1] for t, m in zip(total, mask, strict=True)])
-    share = by_mask / total.var(axis=1, ddof=1).mean()
-    return {"share_mask": share, "share_residual": 1 - share}
+    drawn = np.random.default_rng(7).choice(child.CORPUS, (n, LENGTH))
+    tokens = [drawn[:, LENGTH - WINDOW - prefix :].copy() for prefix in PREFIXES]
+    for each in tokens:
+        each[:, 0] = FIRST
+    total, mask, residual = (part - part.mean(0) for part in built_effects(tokens, head).mean(1))
+    by_mask, by_residual = ((total * part).sum() / (total**2).sum() for part in (mask, residual))
+    return {"share_mask": by_mask, "share_residual": by_residual}
 
 
-def test_shares_are_those_that_the_model_was_built_with(tmp_path):
+@pytest.fixture(scope="module")
+def both_channels(tmp_path_factory):
     stimulus = make_stimulus(
         "shifted", child.CORPUS, n=48, length=LENGTH, window=WINDOW, prefixes=PREFIXES, seed=3,
         bos="force", bos_id=FIRST,
     )  # fmt: skip
-    store = capture_stimulus(
-        observable(built_with_both_channels()), stimulus, tmp_path / "a.h5", offsets=SEEN,
-        progress=False, dtype="float32",
+    return capture_stimulus(
+        observable(built_with_both_channels()), stimulus,
+        tmp_path_factory.mktemp("built") / "a.h5", offsets=SEEN, progress=False, dtype="float32",
     )  # fmt: skip
-    table = decompose(store).by_head.set_index(["layer", "head"])
+
+
+def test_effects_are_those_that_the_model_was_built_with(both_channels):
+    store = both_channels
+    effects = channel_effects(store, 1)
+    tokens = []
+    for prefix in PREFIXES:
+        rows = np.flatnonzero(store.prefix_length == prefix)
+        tokens.append(store.tokens[rows[np.argsort(store.item[rows])], : prefix + WINDOW])
+    for head in range(4):
+        built = built_effects(tokens, head)
+        parts = (effects.total, effects.mask, effects.residual)
+        for part, expected in zip(parts, built, strict=True):
+            np.testing.assert_allclose(part[:, :, head], expected, atol=1e-5)
+
+
+def test_shares_are_those_that_the_model_was_built_with(both_channels):
+    table = decompose(both_channels).by_head.set_index(["layer", "head"])
     built = [built_shares(head) for head in range(4)]
     assert [round(found["share_mask"], 1) for found in built] == [0.9, 0.1, 0.8, 0.0]
     for head, expected in enumerate(built):
@@ -162,3 +176,24 @@ def test_shares_are_those_that_the_model_was_built_with(tmp_path):
         for name, share in expected.items():
             assert row[name] == pytest.approx(share, abs=0.02)
             assert row[f"{name}_low"] <= share <= row[f"{name}_high"]
+
+
+def test_constant_keys_and_a_bos_value_open_the_mask_alone(both_channels):
+    """Layer 0 of the same model: all scores are 0, and what is written is BOS's share, 1/t."""
+    store = both_channels
+    written = BROUGHT / (1 + np.add.outer(store.prefix_length, np.arange(WINDOW)))
+    np.testing.assert_allclose(store.read("residual", 1)[..., TRACE], written, rtol=1e-5)
+    assert_shares(decompose(store).by_head.query("layer == 0"), mask=1)
+
+
+def test_residual_only(tmp_path):
+    """Behind a window shorter than every position the mask is the same at all of them."""
+    types = ["full_attention", "sliding_attention"]
+    model = built_with_both_channels(layer_types=types, use_sliding_window=True, sliding_window=4)
+    store = split(observable(model), tmp_path, prefixes=(5, 12, 32), bos="force", bos_id=FIRST)
+    assert store.layer_window == (0, 4)
+    effects = channel_effects(store, 1)
+    assert np.abs(effects.mask).max() < 1e-5
+    table = decompose(store).by_head.query("layer == 1 and head > 0")  # head 0 reads nothing
+    assert_shares(table, mask=0, atol=1e-5)
+    assert_shares(decompose(store).by_head.query("layer == 0"), mask=1)
