@@ -109,14 +109,15 @@ def make(tmp_path):
     """
     count = iter(range(100))
 
-    def function(scales, cut, *, n=15, items=None):
+    def function(scales, cut, *, n=15, items=None, turned=False):
         rng = np.random.default_rng(0)
         noise = 0.05 * rng.normal(size=(n, 4))
         hidden = np.zeros(SHAPE[1], bool)
         hidden[[head for _, head in cut] if cut != "all" else slice(None)] = True
         heads = []
         for scale, gone in zip(scales, hidden, strict=True):
-            residual = scale * (EFFECT + noise)
+            sign = np.where(turned & (np.arange(n) % 2 == 1), -1, 1)[:, None]
+            residual = scale * (EFFECT + noise) * sign
             arrays = synthetic.effect_arrays(np.zeros((n, 4)), residual, window=WINDOW)
             place = np.repeat(np.arange(4), n)
             body = arrays["normalizer"][0] - (0.0 if gone else np.log(2))
@@ -159,6 +160,18 @@ def test_cut_heads_themselves_are_not_counted(make):
     assert row["fraction_removed"] == pytest.approx(0.81 - 0.25, abs=1e-5)
     assert row["n_heads_cut"] == 1
     assert np.isnan(row["V_R_cut"])
+
+
+@pytest.mark.parametrize(("size", "method"), [(1.0, "fieller: unbounded"), (0.0, "undefined")])
+def test_nothing_is_removed_of_a_variance_at_or_below_0(size, method, make):
+    native = make([size] * 4, [], n=14, turned=True)
+    cuts = [make([0, 0.5, 0.5, 0.5], [[0, 0]], n=14), make([0.5] * 4, [[0, 1]], n=14)]
+    table = cut_table(native, cuts, [(0, 0)])
+    for heads in ("sink-reading", "sink-reading minus random"):
+        row = at(table, heads)
+        assert row["V_R_native"] < 0 or size == 0
+        assert row["method"] == method
+        assert np.isnan([row["low"], row["high"]]).all()
 
 
 def test_a_set_that_no_draw_matches_is_measured_over_all_other_heads(make):

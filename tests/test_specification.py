@@ -144,6 +144,14 @@ def test_no_limits_where_the_native_effect_is_not_there(make, rng):
     assert rows["high"].isna().all()
 
 
+def test_no_limits_where_the_native_variance_is_below_0(make, rng):
+    turned = np.where(np.arange(12) % 2, 1, -1)[:, None] * EFFECT  # of every item alike, below 0
+    table = specification_curve(make([turned]), [make(effects(rng, n=12), treatment="mean")])
+    row = pick(table, metric="V_R", positions="all", offsets="all", layers="all")
+    assert row["method"] == "fieller: unbounded"
+    assert np.isnan([row["low"], row["high"]]).all()
+
+
 def test_nothing_to_remove_is_said_in_a_word(make, rng):
     hidden = dict(layer_window=(2,), offsets=(1,))  # no row sees key 0: the sink has no part
     pair = [make(effects(rng), treatment=t, **hidden) for t in ("native", "mean")]
