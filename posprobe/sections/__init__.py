@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from posprobe.analysis import Analysis
+from posprobe.analysis.probing import N_RESAMPLES
 from posprobe.isolation_claims import WHY_LAYER_0
 from posprobe.sections import findings
 from posprobe.sections.facts import commands, kind, model_facts
@@ -196,8 +197,8 @@ SECTIONS = (
         "from both (J). Unique and shared parts are contrasts of R² on the same folds.",
         unit="The sequence, for folds and for resampling; position 0 is left out.",
         interval="{level}. fixed_probe: these probes held fixed, cluster bootstrap of sequence "
-        "scores, percentiles. refit: the average probe at this n, fitted anew in each bootstrap "
-        "sample, t.",
+        "scores, percentiles. refit: the average probe at this n, fitted anew in each of "
+        f"{N_RESAMPLES['refit']} bootstrap samples, t.",
         n=_natural,
         note="5 folds; the penalty is chosen on the same folds, one per group in the joint probe. "
         "A random guess among n positions is off by (n² − 1)/(3n) tokens.",
@@ -249,7 +250,7 @@ SECTIONS = (
         "the latter. Spread: mean distance of an input's position 0 to the mean input's, relative "
         "to its norm.",
         unit="The sequence; items in the shifted design.",
-        interval="None in these figures, which describe. The claims' are cluster bootstrap.",
+        interval="None in these figures, which describe. The claims' are Student's t over units.",
         n=_both,
         missing=NATURAL,
     ),
@@ -263,7 +264,7 @@ SECTIONS = (
         "makes all hidden states equal, so that R must be 0 to float precision; a BOS in front "
         "opens the residual channel.",
         unit="The repeated token.",
-        interval="None here: a largest value. The claim's: cluster bootstrap of the tokens.",
+        interval="None here: a largest value. The claim's: Student's t over tokens.",
         n=_repeated,
         missing="a capture of one repeated token (posprobe capture MODEL --design repeated)",
     ),
