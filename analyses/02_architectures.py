@@ -45,6 +45,7 @@ from posprobe.bundled import list_zoo, zoo_folder
 from posprobe.captures import QUANTITIES
 from posprobe.errors import ModelError
 from posprobe.figures import to_svg
+from posprobe.sections.words import number
 from posprobe.variants import parse_variant
 
 HERE = Path(__file__).resolve().parent
@@ -135,17 +136,12 @@ def draw_training(curves: pd.DataFrame, path: Path) -> None:
     path.write_text(to_svg(figure, "training"), encoding="utf-8")
 
 
-def shown_number(value: float | None) -> str:
-    """Three significant digits."""
-    return "" if value is None else f"{value:.3g}"
-
-
 def claim_line(claim: dict) -> str:
     """A claim as one line: verdict, number with interval, statement."""
-    number = shown_number(claim["estimate"])
+    shown = number(claim["estimate"])
     if claim["ci_low"] is not None:
-        number += f" [{shown_number(claim['ci_low'])}, {shown_number(claim['ci_high'])}]"
-    return f"- **{claim['verdict'].replace('_', ' ')}** {number}: {claim['statement']}"
+        shown += f" [{number(claim['ci_low'])}, {number(claim['ci_high'])}]"
+    return f"- **{claim['verdict'].replace('_', ' ')}** {shown}: {claim['statement']}"
 
 
 def contribution_cell(row: pd.Series) -> str:
@@ -155,9 +151,9 @@ def contribution_cell(row: pd.Series) -> str:
     for unit, word in (("models", ""), ("items", "items: ")):
         low, high = row[f"low_{unit}"], row[f"high_{unit}"]
         if not (pd.isna(low) or pd.isna(high)):
-            interval = f"[{shown_number(low)}, {shown_number(high)}]"
-            return f"{shown_number(row['estimate'])} {word}{interval}"
-    return f"{shown_number(row['estimate'])} (interval unbounded)"
+            interval = f"[{number(low)}, {number(high)}]"
+            return f"{number(row['estimate'])} {word}{interval}"
+    return f"{number(row['estimate'])} (interval unbounded)"
 
 
 def contribution_table(folder: Path) -> list[str]:
@@ -190,17 +186,17 @@ def sink_sentences(folder: Path) -> list[str]:
         f"{len(usual)} of {len(table)} models have a sink"
         + (f": {', '.join(usual['model'])}." if len(usual) else "."),
         f"Over queries 1 to {queries}, which see key 0 in every model, the strongest head attends "
-        f"to it with {shown_number(table['attention'].min())} to "
-        f"{shown_number(table['attention'].max())} (evenly spread: "
-        f"{shown_number(table['even'].iloc[0])}); that is above even in {len(above)} of "
+        f"to it with {number(table['attention'].min())} to "
+        f"{number(table['attention'].max())} (evenly spread: "
+        f"{number(table['even'].iloc[0])}); that is above even in {len(above)} of "
         f"{len(table)} models, and above {SINK} in {len(early)}"
         + (f" ({', '.join(early['model'])})." if len(early) else "."),
     ]
     if table["norm_ratio"].notna().any():
         lines.append(
             "The norm of position 0, where in the depth it is largest, is "
-            f"{shown_number(table['norm_ratio'].min())} to "
-            f"{shown_number(table['norm_ratio'].max())} times that of the others, by model."
+            f"{number(table['norm_ratio'].min())} to "
+            f"{number(table['norm_ratio'].max())} times that of the others, by model."
         )
     return lines
 
@@ -214,8 +210,7 @@ def replacement_sentences(folder: Path) -> list[str]:
     table = table[table["primary"]]
     ranges = table.groupby("architecture")["fraction_removed"].agg(["min", "max"])
     shown = ", ".join(
-        f"{name} {shown_number(row['min'])} to {shown_number(row['max'])}"
-        for name, row in ranges.iterrows()
+        f"{name} {number(row['min'])} to {number(row['max'])}" for name, row in ranges.iterrows()
     )
     removed, grown = (table["low"] > 0).sum(), (table["high"] < 0).sum()
     return [

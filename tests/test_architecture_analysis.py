@@ -98,5 +98,5 @@ def test_replacement_counts_what_is_removed_and_what_grows(script, tmp_path):
     (tmp_path / "tables").mkdir()
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "tables" / "replacement.csv", index=False)
     (text,) = script.replacement_sentences(tmp_path)
-    assert "rope 0.1 to 0.8, window -4 to -4" in text
+    assert "rope 0.1 to 0.8, window −4 to −4" in text
     assert "Of 3 models V_R gets smaller in 1 and larger in 1" in text

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from posprobe.channels import MAX_UNITS
 from posprobe.errors import DesignError
 from posprobe.features import feature_blocks, features
 from posprobe.gram import Block, ClusterGram
@@ -22,7 +23,6 @@ __all__ = ["REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
 
 REFIT_LAYERS = 5
 FIXED: Estimand = "fixed_probe"
-MAX_UNITS = 200
 N_RESAMPLES: dict[Estimand, int] = {FIXED: 2000, "refit": 40}
 
 
