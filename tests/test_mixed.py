@@ -497,6 +497,8 @@ def test_tables_are_tidy_and_agree_with_the_result():
     assert tests["primary"].tolist() == [True] + [False] * 5
     assert tests["method"].tolist()[:4] == ["two-stage F"] * 2 + ["Welch F"] * 2
     assert tests.loc[0, "p_value"] == found.test.p_value
+    assert np.isnan(tests.loc[0, "p_holm"])
+    assert tests.loc[1, "p_holm"] == found.slope_test.p_value
     assert found.table("contrasts")["p_bh"].tolist() == [one.p_bh for one in found.contrasts]
     assert len(found.table("models")) == 9
     mixed = found.table("mixed")

@@ -28,7 +28,7 @@ from posprobe.mixed import (
     paired_contrasts,
     planned_contrasts,
 )
-from posprobe.mixed.two_stage import adjust
+from posprobe.mixed.comparison import adjust_secondary
 from posprobe.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "kind_of"]
@@ -301,10 +301,7 @@ def _tables_of(found: Mapping[str, ArchitectureComparison]) -> dict[str, pd.Data
         tables[name] = pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()
     tests = tables["tests"]
     if not tests.empty:
-        tests["primary"] &= tests["value"] == PRIMARY
-        secondary = (tests["method"] == "two-stage F") & ~tests["primary"]
-        tests["p_holm"] = np.nan
-        tests.loc[secondary, "p_holm"] = adjust(tests.loc[secondary, "p_value"].tolist())
+        tables["tests"] = adjust_secondary(tests, tests["primary"] & (tests["value"] == PRIMARY))
     return tables
 
 

@@ -14,7 +14,7 @@ from posprobe.mixed.result import MixedFit
 from posprobe.mixed.summaries import ModelSummary
 from posprobe.mixed.two_stage import RESPONSES, Contrast, FTest, adjust, welch_f
 
-__all__ = ["ArchitectureComparison", "ContrastResult", "fixed_weights"]
+__all__ = ["ArchitectureComparison", "ContrastResult", "adjust_secondary", "fixed_weights"]
 
 PARTS = ("estimates", "tests", "contrasts", "models", "mixed")
 
@@ -154,10 +154,8 @@ class ArchitectureComparison:
         rows += self._welch_tests()
         rows += _mixed_tests(self.mixed, list(self.means))
         table = pd.DataFrame(rows, columns=columns)
-        two_stage = adjust([test.p_value for test in found])
-        table["p_holm"] = two_stage + [float("nan")] * (len(table) - len(found))
-        table["primary"] = (table["method"] == "two-stage F") & (table["response"] == "intercept")
-        return table
+        primary = (table["method"] == "two-stage F") & (table["response"] == "intercept")
+        return adjust_secondary(table, primary)
 
     def _welch_tests(self) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
@@ -206,6 +204,26 @@ class ArchitectureComparison:
 
     def _mixed(self) -> pd.DataFrame:
         return pd.DataFrame() if self.mixed is None else self.mixed.table(level=self.level)
+
+
+def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFrame:
+    """Add `p_holm` and `primary` to a table of tests; the primary one stands by itself.
+
+    Parameters
+    ----------
+    tests : DataFrame
+        Columns `method` and `p_value`.
+    primary : Series of bool
+        The row of the primary test.
+
+    Returns
+    -------
+    DataFrame
+        `p_holm` is adjusted over the two-stage F tests that are not primary, NaN elsewhere.
+    """
+    secondary = (tests["method"] == "two-stage F") & ~primary
+    p_values = tests["p_value"].where(secondary)
+    return tests.assign(p_holm=adjust(p_values.tolist()), primary=primary)
 
 
 def fixed_weights(weights: NDArray[np.float64], response: str, size: int) -> NDArray[np.float64]:
