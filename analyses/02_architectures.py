@@ -55,6 +55,7 @@ VARIANTS = "standard,ntk,linear,yarn,window,no_causal"
 STUDIED = ("ntk", "rope", "window")
 SINK = 0.3
 STABLE = 0.05
+LAST = 1000
 NOT_RUN = "not_run.json"
 
 
@@ -222,20 +223,26 @@ def replacement_sentences(folder: Path) -> list[str]:
 
 def stability_sentence(curves: pd.DataFrame, folder: Path) -> str:
     """Which models of a comparison still changed their attention to key 0 when training ended."""
-    models = pd.read_csv(folder / "tables" / "models.csv")["model"]
-    changes = {}
-    for model, one in curves.groupby("model"):
-        if model in set(models):
-            attention = one.set_index("step")["early_max"]
-            before = attention[attention.index <= attention.index[-1] - 1000].iloc[-1]
-            changes[model] = attention.iloc[-1] - before
-    moved = {name: change for name, change in changes.items() if abs(change) > STABLE}
-    shown = ", ".join(f"{name} {change:+.2f}" for name, change in moved.items())
+    models = set(pd.read_csv(folder / "tables" / "models.csv")["model"])
+    changes = {model: last_change(one) for model, one in curves.groupby("model") if model in models}
+    moved = {model: change for model, change in changes.items() if abs(change) > STABLE}
+    shown = ", ".join(f"{model} {change:+.2f}" for model, change in moved.items())
     return (
-        "Over the last 1,000 steps of training the strongest head's attention to key 0 (queries 1 "
-        f"to 31) changed by more than {STABLE} in {len(moved)} of {len(changes)} models"
-        + (f", so that their sinks were not stable when training ended: {shown}." if moved else ".")
-    )
+        f"Over the last {LAST:,} steps of training (learning rate at the end "
+        f"{number(float(curves['learning_rate'].iloc[-1]))}) the attention of a head to key 0 "
+        f"(queries 1 to 31) changed by more than {STABLE} in {len(moved)} of {len(changes)} models"
+        + (f", so that their sinks were not stable when training ended: {shown}."
+           if moved else f", and by {number(max(map(abs, changes.values())))} at most: sinks, and "
+           "their absence, were stable.")
+    )  # fmt: skip
+
+
+def last_change(curve: pd.DataFrame) -> float:
+    """Of the head whose attention to key 0 changed most over the last steps of one model."""
+    heads = curve.set_index("step").filter(like="early_L")
+    before = heads[heads.index <= heads.index[-1] - LAST].iloc[-1]
+    change = heads.iloc[-1] - before
+    return float(change[change.abs().idxmax()])
 
 
 def agreement(parts: dict[str, dict]) -> list[str]:

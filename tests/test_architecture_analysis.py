@@ -20,10 +20,12 @@ def script():
     return module
 
 
-def curves():
+def curves(growth=6e-5):
+    """Of the heads of rope-1 the second grows a sink, and the first loses a little of its own."""
     rows = [
         dict(architecture="rope", model=f"rope-{k}", step=step, held_out_loss=5 - step / 1000,
-             early_max=0.1 + 6 * k * step / 1e5)
+             learning_rate=6e-4, early_max=0.5, early_L0H0=0.5 - 1e-5 * step,
+             early_L0H1=0.1 + k * growth * step)
         for k in range(2)
         for step in (1000, 2000, 3000)
     ]  # fmt: skip
@@ -50,9 +52,19 @@ def test_the_summary_says_where_comparisons_agree_and_where_not(script, report):
     assert "Paired over items; no test of architecture." in text
     assert "Primary test, V_R at mean depth: F(2, 3) = " in text
     assert "Without equal variances (Welch): F(2, " in text
+    assert "(learning rate at the end 6.0e−4)" in text
     assert "changed by more than 0.05 in 1 of 2 models" in text
     assert "when training ended: rope-1 +0.06." in text
     assert "nan" not in text.lower()
+
+
+def test_sinks_are_stable_where_no_head_changed(script, tmp_path):
+    (tmp_path / "tables").mkdir()
+    pd.DataFrame({"model": ["rope-1"]}).to_csv(tmp_path / "tables" / "models.csv")
+    text = script.stability_sentence(curves(growth=-2e-5), tmp_path)
+    assert text.endswith(
+        "in 0 of 1 models, and by 0.02 at most: sinks, and their absence, were stable."
+    )
 
 
 def test_an_undecided_hypothesis_is_no_disagreement(script):

@@ -3,7 +3,7 @@
 import collections
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -209,17 +209,17 @@ def test_tokenizer_puts_bos_first_and_loses_nothing(tmp_path):
 # training
 
 
-def test_learning_rate_rises_stays_and_falls_to_zero():
-    settings = training.Settings()
-    rates = [training.learning_rate(step, settings) for step in range(settings.steps)]
+def test_learning_rate_rises_stays_falls_and_stays_on_its_floor():
+    settings = training.Settings(warm_up=100, fall=(300, 500), floor=0.1)
+    rates = [training.learning_rate(step, settings) for step in range(700)]
     assert rates[0] == pytest.approx(settings.peak / 100)
-    assert rates[99] == rates[settings.steps * 8 // 10] == settings.peak
-    assert rates[settings.steps * 9 // 10] == pytest.approx(settings.peak / 2)
-    assert 0 < rates[-1] < settings.peak / 500
+    assert rates[98] < rates[99] == rates[299] == settings.peak
+    assert rates[399] == pytest.approx(settings.peak * 0.55)
+    assert rates[498] > rates[499] == rates[-1] == settings.peak / 10
 
 
 def test_training_learns(make_run):
-    settings = replace(SETTINGS, steps=40, every=20, batch=4, decay=0.5)
+    settings = replace(SETTINGS, steps=40, every=20, batch=4, fall=(20, 40))
     run = make_run(settings=settings)
     run.data.train[:] = np.arange(len(run.data.train)) % 7 + 1
     first, last = run.advance(), run.advance()
@@ -254,10 +254,26 @@ def test_a_killed_run_goes_on_to_the_same_weights(make_run, monkeypatch):
     assert resumed.curve.read_text() == whole.curve.read_text()
 
 
-def test_a_checkpoint_of_another_budget_or_corpus_is_refused(make_run, data):
+def test_a_finished_run_is_continued_to_the_weights_of_a_longer_one(make_run, tmp_path):
+    longer = replace(SETTINGS, steps=8)
+    once = train.train(make_run(work="once", settings=longer), tmp_path / "once" / "out", None)
+    folder = train.train(make_run(), tmp_path / "out", None)
+    assert training.is_finished(folder, SETTINGS)
+    assert not training.is_finished(folder, longer)
+    continued = make_run(settings=longer)
+    assert continued.step == SETTINGS.steps
+    assert train.train(continued, tmp_path / "out", None) == folder
+    assert training.is_finished(folder, longer)
+    digests = {training.sha256(one / "model.safetensors") for one in (once, folder)}
+    assert len(digests) == 1
+    with pytest.raises(ValueError, match="at step 8, past the 6 wanted"):
+        make_run()
+
+
+def test_a_checkpoint_of_another_schedule_or_corpus_is_refused(make_run, data):
     make_run().advance()
     with pytest.raises(ValueError, match="made with other settings"):
-        make_run(settings=replace(SETTINGS, steps=8))
+        make_run(settings=replace(SETTINGS, peak=1e-3))
     with pytest.raises(ValueError, match="made with other data"):
         make_run(source=replace(data, source={"sha256": "another"}))
 
@@ -285,7 +301,6 @@ def test_export_loads_through_plain_transformers(architecture, make_run, tmp_pat
     run = make_run(architecture, settings=replace(SETTINGS, steps=2))
     folder = train.train(run, tmp_path / "out", None)
     check_shipped(folder)
-    assert not run.checkpoint.exists()
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert loaded.config.model_type == run.model.config.model_type
     written = json.loads((folder / "provenance.json").read_text())
@@ -339,7 +354,8 @@ def test_all_skips_what_is_finished(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "Settings", lambda: replace(SETTINGS, steps=2))
     monkeypatch.setattr(training, "TOKENIZER_FILES", ())
     (tmp_path / "out" / "ntk-0").mkdir(parents=True)
-    (tmp_path / "out" / "ntk-0" / "provenance.json").write_text("{}")
+    text = json.dumps({"settings": asdict(train.Settings())})
+    (tmp_path / "out" / "ntk-0" / "provenance.json").write_text(text)
     where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     train.main(["--all", "--seeds", "1", "--device", "cpu", *where])
     written = capsys.readouterr().out

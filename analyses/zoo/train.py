@@ -5,7 +5,8 @@
     python analyses/zoo/train.py --status             how far each model is
 
 It may be killed or stopped at any time: the same command goes on from the last checkpoint, on one
-machine's CPU to the very same weights. Finished models are skipped. See README.md.
+machine's CPU to the very same weights. Finished models are skipped. Checkpoints stay: with more
+steps in `Settings` the same command continues every model. See README.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import corpus
 import family
 import numpy as np
 import torch
-from training import Data, Run, Settings, sha256
+from training import Data, Run, Settings, is_finished, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "held_out")
@@ -71,9 +72,7 @@ def train(run: Run, out: Path, tokenizer: Path | None) -> Path:
             f"({run.cpu_seconds / run.step:.3f} s a step)",
             flush=True,
         )
-    folder = run.export(out, tokenizer)
-    run.checkpoint.unlink(missing_ok=True)
-    return folder
+    return run.export(out, tokenizer)
 
 
 def last_norm(row: dict) -> str:
@@ -115,7 +114,7 @@ def status(out: Path, work: Path, seeds: int) -> None:
     """Print the last row of every model's curve."""
     for architecture, seed in queue(seeds):
         name = f"{architecture}-{seed}"
-        finished = (out / name / "training.csv").exists()
+        finished = is_finished(out / name, Settings())
         path = out / name / "training.csv" if finished else work / f"{name}.csv"
         if not path.exists():
             print(f"{name:10s} not started")
@@ -149,7 +148,7 @@ def train_all(names: list[tuple[str, int]], out: Path, work: Path, device: torch
     """Train what is not finished, one model after another."""
     data = load_data(out, work)
     for architecture, seed in names:
-        if not (out / f"{architecture}-{seed}" / "provenance.json").exists():
+        if not is_finished(out / f"{architecture}-{seed}", Settings()):
             run = Run(architecture, seed, Settings(), data, work, device)
             print(f"finished {train(run, out, out / 'tokenizer')}", flush=True)
 

@@ -40,20 +40,24 @@ class Settings:
         Peak learning rate, AdamW's decay of matrices, largest norm of the gradient.
     warm_up : int
         Steps over which the learning rate rises.
-    decay : float
-        Share of the steps, at the end, over which it falls to zero.
+    fall : tuple of int
+        Steps between which it falls to its floor, where it stays: a run may be continued with more
+        `steps`, until its sinks are stable.
+    floor : float
+        Share of the peak.
     held_out : int
         Held-out sequences on which the curve is measured.
     """
 
-    steps: int = 4000
+    steps: int = 5000
     batch: int = 16
     every: int = 250
     peak: float = 6e-3
     weight_decay: float = 0.1
     clip: float = 1.0
     warm_up: int = 100
-    decay: float = 0.2
+    fall: tuple[int, int] = (3000, 4000)
+    floor: float = 0.1
     held_out: int = 32
     shape: family.Shape = field(default_factory=family.Shape)
 
@@ -68,10 +72,10 @@ class Data:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Return the rate of one step: linear rise, constant, linear fall over the last share."""
-    rise = (step + 1) / settings.warm_up
-    fall = (settings.steps - step) / (settings.steps * settings.decay)
-    return settings.peak * min(rise, 1.0, fall)
+    """Return the rate of one step: linear rise, constant, linear fall to the floor, constant."""
+    corners = (0, settings.warm_up, *settings.fall)
+    shares = (0.0, 1.0, 1.0, settings.floor)
+    return settings.peak * float(np.interp(step + 1, corners, shares))
 
 
 def sha256(path: Path) -> str:
@@ -98,7 +102,7 @@ class Run:
     Raises
     ------
     ValueError
-        If the checkpoint found belongs to other settings or data.
+        If the checkpoint found belongs to other settings or data, or is past the steps wanted.
     """
 
     def __init__(
@@ -136,8 +140,10 @@ class Run:
         ]
 
     def _identity(self) -> dict:
+        settings = asdict(self.settings)
+        del settings["steps"]
         return {
-            "settings": json.dumps(asdict(self.settings), sort_keys=True),
+            "settings": json.dumps(settings, sort_keys=True),
             "data": json.dumps(self.data.source, sort_keys=True),
         }
 
@@ -151,6 +157,11 @@ class Run:
                 )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        if saved["step"] > self.settings.steps:
+            raise ValueError(
+                f"checkpoint {self.checkpoint} is at step {saved['step']}, past the "
+                f"{self.settings.steps} wanted: delete it, or ask for more steps"
+            )
         self.step, self.rows = saved["step"], saved["rows"]
         self.cpu_seconds = saved["cpu_seconds"]
 
@@ -254,6 +265,14 @@ class Run:
                 "numpy": np.__version__,
             },
         }
+
+
+def is_finished(folder: Path, settings: Settings) -> bool:
+    """Say whether a folder holds a model that was trained with these settings to the end."""
+    path = folder / "provenance.json"
+    if not path.exists():
+        return False
+    return json.loads(path.read_text())["settings"] == json.loads(json.dumps(asdict(settings)))
 
 
 def write_curve(path: Path, rows: list[dict]) -> None:
