@@ -49,7 +49,7 @@ class Settings:
         Held-out sequences on which the curve is measured.
     """
 
-    steps: int = 5000
+    steps: int = 6000
     batch: int = 16
     every: int = 250
     peak: float = 6e-3
