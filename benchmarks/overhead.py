@@ -1,6 +1,7 @@
 """Cost of observing: a forward pass with all that a capture records, against plain SDPA.
 
     python benchmarks/overhead.py [--quick] [--lengths 512 2048] [--repeats 9] [--out FILE.md]
+    python benchmarks/overhead.py --device cuda --model-dtype bfloat16       where there is a GPU
 
 Time: the median, with its range, of the ratios of runs paired back to back in one process, in
 alternating order, on the same weights and tokens, as many sequences to a pass as a capture takes.
@@ -12,7 +13,7 @@ written pass over that of a plain one; the first tokens, which run alone, are in
 Memory: the peak of a fresh process less what it held once the model was loaded and used; and, in
 brackets, the peak of the whole process less the bytes of the weights. Before any of it, the
 observed log-normalizers are compared with explicit softmax sums in float64, the last residual
-stream with that of the plain run.
+stream with that of the plain run. On a GPU every clock waits for it, and memory is not measured.
 """
 
 import argparse
@@ -42,13 +43,15 @@ WINDOW = 32
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 PARTS = {"wall": time.perf_counter, "processor": time.thread_time}
 TIME_TARGET, MEMORY_TARGET = 1.05, 1.3
+LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def draw(model, length):
     """Tokens of one pass of a default capture: (sequence, token)."""
     vocabulary = model.model.get_input_embeddings().num_embeddings
     shape = max(1, BATCH_TOKENS // length), length
-    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
+    return ids.to(model.model.device)
 
 
 def default_observation(length):
@@ -73,7 +76,7 @@ class Written:
 
     def __init__(self, model, ids, n_batches, folder):
         batch, length = ids.shape
-        corpus = ids.repeat(n_batches + 2, 1).flatten().numpy()
+        corpus = ids.repeat(n_batches + 2, 1).flatten().cpu().numpy()
         stimulus = make_stimulus(
             "natural", corpus, n=batch * n_batches, length=length, window=WINDOW
         )
@@ -105,6 +108,7 @@ def parts(model, ids, written, clock):
             # of this thread alone: what the other one does meanwhile is counted there
             start = PARTS[clock]()
             result = function(*args, **keywords)
+            wait()
             spent[name] = spent.get(name, 0.0) + PARTS[clock]() - start
             return result
 
@@ -147,10 +151,10 @@ def parts(model, ids, written, clock):
 def explicit_error(query, key, normalizer, visibility, scoring):
     """Largest error, in nats, of some rows' normalizers against explicit sums in float64."""
     length = query.shape[2]
-    rows = torch.linspace(0, length - 1, min(length, 9)).long()
+    rows = torch.linspace(0, length - 1, min(length, 9), device=query.device).long()
     key = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = query[:, :, rows].double() @ key.transpose(-1, -2) * scoring.scaling
-    hidden = ~visibility.mask(rows, torch.arange(length))
+    hidden = ~visibility.mask(rows, torch.arange(length, device=query.device))
     exact = scores.masked_fill(hidden, -torch.inf).logsumexp(-1)
     return float((normalizer[:, :, rows] - exact).abs().max())
 
@@ -184,9 +188,16 @@ def check(model, ids):
     return max(errors), float(gap)
 
 
+def wait():
+    """Until the GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def seconds(function, clock):
     start = CLOCKS[clock]()
     function()
+    wait()
     return CLOCKS[clock]() - start
 
 
@@ -246,7 +257,8 @@ def rows(model, length, repeats, folder, weighed, clock):
     ids = draw(model, length)
     error, gap = check(model, ids)
     print(f"T = {length}: z within {error:.1e} nats, residual within {gap:.1e}", file=sys.stderr)
-    if not (error < 1e-4 and gap < 1e-4):
+    limit = LARGEST_ERROR[str(model.model.dtype).removeprefix("torch.")]
+    if not (error < limit and gap < limit):
         raise SystemExit(f"T = {length}: what is observed is wrong, so its cost is not measured")
     written = Written(model, ids, repeats + 2, folder)
     observed = {
@@ -275,6 +287,8 @@ def rows(model, length, repeats, folder, weighed, clock):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N")
+    parser.add_argument("--model-dtype", choices=LARGEST_ERROR, default="float32")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument(
         "--quick", action="store_true", help="a short run that only proves it works"
@@ -288,7 +302,9 @@ def main():
     if options.weigh:
         weigh(options.model, options.weigh[0], int(options.weigh[1]))
         return
-    model = load_model(options.model)
+    model = load_model(options.model, device=options.device, dtype=options.model_dtype)
+    on_gpu = model.model.device.type == "cuda"
+    machine = torch.cuda.get_device_name(model.model.device) if on_gpu else platform.machine()
     lengths = [128] if options.quick else options.lengths
     repeats = 2 if options.quick else options.repeats
     lines = []
@@ -298,14 +314,14 @@ def main():
         print(line, flush=True)
 
     say(
-        f"{options.model}, float32, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{options.model}, {options.model_dtype}, {machine}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads; torch {torch.__version__}; "
         f"medians of {repeats} pairs; {options.clock} time.\n"
     )
     say("| T | what | ratio to plain SDPA | range | plain SDPA |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for length in lengths:
-            weighed = not options.no_memory
+            weighed = not (options.no_memory or on_gpu)
             for line in rows(model, length, repeats, Path(folder), weighed, options.clock):
                 say(line)
     if options.out is not None:
