@@ -150,7 +150,8 @@ def observed_attention(
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     if observer.by_row:
         rows = [temperature if at == layer else 1.0 for at, temperature in change.temperature]
-        query = query * query.new_tensor(rows).view(-1, 1, 1, 1)
+        factors = torch.tensor(rows, dtype=query.dtype, device=query.device)
+        query = query * factors.view(-1, 1, 1, 1)
     else:
         factor *= change.factor(layer)
     scoring = Scoring(factor, softcap, s_aux)

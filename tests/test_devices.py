@@ -1,16 +1,23 @@
 """Where a model computes: what is not there is refused, and a GPU gives the numbers of a CPU."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import capture_child as child
+import device_child
 import numpy as np
 import pytest
 import tiny
 import torch
 import transformers
+from torch.utils import backend_registration
 
 from posprobe.captures import capture_stimulus
 from posprobe.errors import ModelError
 from posprobe.models import ObservableModel, load_model
 from posprobe.planning import BATCH_TOKENS, plan_capture
+from posprobe.store import ActivationStore
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -27,17 +34,22 @@ def take(model, path, **options):
     return capture_stimulus(model, child.stimulus(), path, progress=False, **options)
 
 
+def assert_close(found, expected, tolerance):
+    """Every quantity of one file against that of another, in units of its largest value."""
+    for name in expected.header.quantities:
+        one, other = found.read(name), expected.read(name)
+        np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+        scale = np.nanmax(np.abs(other))
+        assert np.nanmax(np.abs(one - other)) <= tolerance * scale, name
+
+
 def assert_like_cpu(folder, tmp_path, tolerance, **loading):
-    """Every quantity of a capture against that of the CPU in float32."""
+    """A capture against that of the CPU in float32."""
     with (
         take(load_model(folder, device="cpu"), tmp_path / "cpu.h5") as expected,
         take(load_model(folder, **loading), tmp_path / "other.h5", batch_tokens=2048) as found,
     ):
-        for name in expected.header.quantities:
-            one, other = found.read(name), expected.read(name)
-            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
-            scale = np.nanmax(np.abs(other))
-            assert np.nanmax(np.abs(one - other)) <= tolerance * scale, name
+        assert_close(found, expected, tolerance)
 
 
 def test_auto_leaves_the_places_of_layers_to_transformers(folder, tmp_path, monkeypatch):
@@ -94,6 +106,37 @@ def test_a_pass_takes_what_fits_into_a_gpu():
 def test_a_wider_model_takes_fewer_tokens():
     narrow, wide = child.model(), child.model(intermediate_size=480)
     assert batch_tokens(wide, 2**30) < batch_tokens(narrow, 2**30)
+
+
+FAMILIES = ("llama", "mistral", "gemma2", "nope")
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """Captures on emulated accelerators, which refuse operands of different devices."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch has no back ends in Python")
+    out = tmp_path_factory.mktemp("emulated")
+    folders = [out / family for family in FAMILIES]
+    for folder in folders:
+        tiny.tiny_model(folder.name, dtype=torch.float32).save_pretrained(folder)
+        device_child.take(device_child.observable(folder), out, f"{folder.name}-cpu")
+    command = [sys.executable, Path(__file__).parent / "device_child.py", out, *folders]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "aten::add got tensors on emulated:0 and emulated:1"
+    return out
+
+
+@pytest.mark.parametrize("case", device_child.CASES)
+@pytest.mark.parametrize("places", ["one", "two"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_devices_are_never_mixed(family, places, case, emulated):
+    with (
+        ActivationStore(emulated / f"{family}-cpu-{case}.h5") as expected,
+        ActivationStore(emulated / f"{family}-{places}-{case}.h5") as found,
+    ):
+        assert_close(found, expected, 2e-5)
 
 
 @gpu

@@ -1,0 +1,67 @@
+"""Captures on emulated accelerators, in a process: `python device_child.py OUT FOLDER...`.
+
+Of each folder's model, on one device and over two, into OUT; prints what mixed operands raise.
+"""
+
+import sys
+from pathlib import Path
+
+import accelerate
+import capture_child as child
+import emulated
+import torch
+import transformers
+
+from posprobe.captures import capture_stimulus
+from posprobe.interventions import Intervention
+from posprobe.models import ObservableModel
+
+CASES = {
+    "plain": {},
+    "mean": dict(position0="mean"),
+    "cut": dict(intervention=Intervention(cut_sink=((0, 1), (1, 0), (1, 2), (2, 3)))),
+    "fixed": dict(intervention=Intervention(fixed_denominator=((0, 1, 2.0), (1, 2, 2.0)))),
+    "open": dict(intervention=Intervention(causal=False)),
+}
+
+
+def observable(folder, *places):
+    """A model on a device, or its first block and all else on one and the other blocks on another.
+
+    Without a place: on the CPU.
+    """
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    if len(places) > 1:
+        near, far = places
+        rest = [name for name, _ in model.model.named_children() if name != "layers"]
+        where = {"lm_head": near} | {f"model.{name}": near for name in rest}
+        blocks = range(len(model.model.layers))
+        where |= {f"model.layers.{block}": far if block else near for block in blocks}
+        model = accelerate.dispatch_model(model, where)
+    elif places:
+        model = model.to(*places)
+    return ObservableModel(model, name="tiny")
+
+
+def take(model, out, name):
+    """Every case of a model, into files of their own."""
+    for case, changes in CASES.items():
+        path = Path(out) / f"{name}-{case}.h5"
+        capture_stimulus(model, child.stimulus(), path, progress=False, **changes).close()
+
+
+def main(out, *folders):
+    libraries = emulated.register()
+    try:
+        torch.ones(2, device="emulated:1") + torch.ones(2, device="emulated:0")
+    except RuntimeError as error:
+        print(error)
+    for folder in folders:
+        name = Path(folder).name
+        take(observable(folder, "emulated:1"), out, f"{name}-one")
+        take(observable(folder, "emulated:0", "emulated:1"), out, f"{name}-two")
+    del libraries
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
