@@ -248,6 +248,9 @@ def compare(
     for name, _, pattern in pairs:
         if not (name and pattern):
             raise click.BadParameter("write NAME=PATTERN", param_hint="--architecture")
+    if twice := {name for name, _, _ in pairs if [one for one, _, _ in pairs].count(name) > 1}:
+        said = f"{min(twice)} is given twice: write one PATTERN that fits all of its models"
+        raise click.BadParameter(said, param_hint="--architecture")
     report = run(
         files,
         out,

@@ -11,12 +11,13 @@ from click.testing import CliRunner
 
 from posprobe.cli import main
 from posprobe.comparing import compare
-from posprobe.comparison.architectures import VALUES, compare_lineup
+from posprobe.comparison.architectures import VALUES, _share_rows, compare_lineup
 from posprobe.comparison.hypotheses import answers, hypothesis_claims
 from posprobe.comparison.lineup import line_up
 from posprobe.errors import DesignError, StoreError
 from posprobe.figures import COMPARISON_PANELS, draw
 from posprobe.store import ActivationStore
+from posprobe.variances import Variances
 
 MASK = np.array([1.0, 0.4, 0.0])
 RESIDUAL = np.array([-1.0, -0.2, 0.0])
@@ -111,6 +112,74 @@ def test_architectures_may_be_said(models):
         "rest": "zoo/[nw]*"})  # fmt: skip
     assert list(lineup.architectures) == ["rest", "rotary"]
     assert len(lineup.architectures["rest"]) == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cut_sink": "all"},
+        {"fixed_denominator": [[0, 0, 2.0]]},
+        {"temperature": [[0, 0.5]]},
+        {"window": 3},
+        {"causal": False},
+    ],
+)
+def test_a_change_of_attention_is_no_architecture(change, tmp_path):
+    files = family(tmp_path, seeds=2, interventions=[{"causal": True, "cut_sink": None} | change])
+    refuses(f"with attention changed \\({min(change)}\\), which is no architecture", files)
+
+
+def test_natural_captures_of_other_lengths_are_refused(models, tmp_path):
+    def natural(name, length, **fields):
+        path = tmp_path / name / f"{length}.h5"
+        path.parent.mkdir()
+        header = dict(model=f"zoo/{name}", weights_digest=name, **fields)
+        return synthetic.write(path, {"normalizer": np.zeros((3, 6, length, 2))}, **header)
+
+    pair = [natural("rope-0", 8), natural("rope-1", 6)]
+    refuses("has sequences of 6 tokens and rope-0/8.h5 of 8: make all natural", [*models, *pair])
+
+
+def test_naturals_with_and_without_a_bos_are_noted(models, tmp_path):
+    def natural(name, bos):
+        path = tmp_path / name / "natural.h5"
+        path.parent.mkdir()
+        header = dict(model=f"zoo/{name}", weights_digest=name, stimulus={"bos_token": bos})
+        return synthetic.write(path, {"normalizer": np.zeros((3, 6, 8, 2))}, **header)
+
+    mixed = line_up([*models, natural("rope-0", None), natural("rope-1", 1)])
+    assert any("natural captures of rope-0 begin with text" in note for note in mixed.notes)
+
+
+def test_models_without_a_causal_mask_have_no_part_in_what_needs_one(tmp_path):
+    found = compare_lineup(line_up(family(tmp_path, seeds=2, variant="no_causal")))
+    assert not [c for c in hypothesis_claims(found) if c.statement.startswith("H3: the")]
+    said = [note for note in found.lineup.notes if "without a causal mask" in note]
+    assert len(said) == 1
+    assert "rope-0 [no_causal]" in said[0]
+
+
+def test_shares_of_a_total_that_may_be_zero_are_not_shown():
+    def part(total, mask, residual, interplay):
+        names = ("V_T", "V_M", "V_R", "C_MR")
+        values = (total, mask, residual, interplay)
+        found = {k: np.array([[v]]) for k, v in zip(names, values, strict=True)}
+        return Variances(found, {}, {})
+
+    apart = [part(0.06, 0.03, 0.01, 0.01), part(-0.05, 0.01, 0.02, -0.04)]
+    assert np.isnan([row["estimate"] for row in _share_rows(apart, None, 0.95)]).all()
+    alike = [part(0.06, 0.03, 0.01, 0.01), part(0.05, 0.03, 0.0, 0.01)] * 2
+    rows = _share_rows(alike, None, 0.95)
+    assert [row["estimate"] for row in rows] == pytest.approx([8 / 11, 3 / 11])
+    assert all(row["low_models"] < row["estimate"] < row["high_models"] for row in rows)
+
+
+def test_an_architecture_is_given_once(models, tmp_path):
+    twice = ["--architecture", "a=*0*", "--architecture", "a=*1*"]
+    files = [str(store.path) for store in models]
+    done = CliRunner().invoke(main, ["compare", "-o", str(tmp_path / "out"), *twice, *files])
+    assert done.exit_code != 0
+    assert "a is given twice: write one PATTERN" in done.output
 
 
 def test_a_model_without_an_architecture_is_refused(models):

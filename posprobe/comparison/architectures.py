@@ -31,7 +31,7 @@ from posprobe.mixed import (
 from posprobe.mixed.comparison import adjust_secondary
 from posprobe.variances import Variances, gather_variances, shares, variance_table
 
-__all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "kind_of"]
+__all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup"]
 
 Array = NDArray[np.float64]
 Step = Callable[[str], None]
@@ -71,7 +71,7 @@ class Comparison:
     level: float
 
 
-def kind_of(architecture: str) -> str:
+def _kind_of(architecture: str) -> str:
     """An architecture without its number: ``ntk`` of ``ntk(8)``."""
     return architecture.partition("(")[0].strip()
 
@@ -257,12 +257,17 @@ def _share_rows(
         inside = over_items.get(name)
         if inside is not None and not inside.unbounded:
             row |= {"low_items": inside.low, "high_items": inside.high}
-        defined = total.mean() > 0 and (pooled is None or not np.isnan(row["low_items"]))
-        if defined:
-            row["estimate"] = float(part.mean() / total.mean())
-        if defined and len(parts) > 1:
+        found = None
+        if len(parts) > 1 and total.mean() > 0:
             found = fieller_ratio(total, part, quantity="ratio", level=level, estimand="share")
-            row |= {"low_models": found.low, "high_models": found.high}
+        if pooled is None:
+            known = found is None or not found.unbounded
+        else:
+            known = not np.isnan(row["low_items"])
+        if known and total.mean() > 0:
+            row["estimate"] = float(part.mean() / total.mean())
+            if found is not None:
+                row |= {"low_models": found.low, "high_models": found.high}
         rows.append(row)
     return rows
 
@@ -359,7 +364,7 @@ def _planned(names: list[str]) -> tuple[Contrast, ...]:
     """The study's contrasts, where each kind of variant is there exactly once."""
     by_kind: dict[str, list[str]] = {}
     for name in names:
-        by_kind.setdefault(kind_of(name), []).append(name)
+        by_kind.setdefault(_kind_of(name), []).append(name)
     ntk, window, middle = (by_kind.get(kind, []) for kind in ("ntk", "window", "standard"))
     if not (len(ntk) == len(window) == len(middle) == 1):
         return ()

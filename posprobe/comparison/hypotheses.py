@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from posprobe.comparison.architectures import PRIMARY, RELATIVE, VALUES, Comparison, kind_of
+from posprobe.comparison.architectures import PRIMARY, RELATIVE, VALUES, Comparison
 from posprobe.intervals import Interval
 from posprobe.mixed import Contrast, ContrastResult
 from posprobe.verdicts import (
@@ -152,7 +152,7 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
     stores = {member.name: member.shifted for member in comparison.lineup.members}
     claims = []
     for architecture, rows in table.groupby("architecture", sort=False):
-        if kind_of(str(architecture)) == "no_causal":
+        if any(stores[model].header.variant == "no_causal" for model in rows["model"]):
             continue
         for channel, value in (("mask", "V_M"), ("residual", "V_R")):
             worst = rows.loc[rows[f"{value}_low"].idxmin()]

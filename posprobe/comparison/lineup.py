@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posprobe.analysis.roles import Files, sort_files
+from posprobe.analysis.roles import ISOLATIONS, Files, sort_files
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 from posprobe.verdicts import listed
@@ -152,7 +152,9 @@ def line_up(
     homes = _architectures(names, sorted_files, architectures, paired)
     members = [Member(*row) for row in zip(names, homes, sorted_files, strict=True)]
     members.sort(key=lambda m: (paired and m.architecture != "standard", m.architecture, m.name))
+    _check_own_attention(members)
     _check_same_design([member.shifted for member in members])
+    _check_same_naturals(members)
     items = _common_items(members)
     same = _same_tokens([member.shifted for member in members], items, different_tokens)
     return Lineup(tuple(members), paired, items, same, _notes(members, items, same))
@@ -259,6 +261,33 @@ def _asked(name: str, store: ActivationStore, asked: Mapping[str, str]) -> str:
     return fitting[0]
 
 
+def _check_own_attention(members: Sequence[Member]) -> None:
+    """Refuse a change of attention that is not the variant's: it is no architecture."""
+    for member in members:
+        header = member.shifted.header
+        own = {"window": "window", "no_causal": "causal"}.get(header.variant.partition("(")[0])
+        changes = [(k, v) for change in header.interventions for k, v in change.items()]
+        for name, value in changes:
+            changed = not value if name == "causal" else value not in (None, [])
+            if name in (*ISOLATIONS, "temperature") and name != own and changed:
+                raise DesignError(
+                    f"{_place(member.shifted)} was captured with attention changed ({name}), which "
+                    "is no architecture: give the capture without it"
+                )
+
+
+def _check_same_naturals(members: Sequence[Member]) -> None:
+    """Sinks are averages over all queries: they compare at one length only."""
+    stores = [member.files.natural for member in members if member.files.natural is not None]
+    for store in stores[1:]:
+        here, there = (s.tokens.shape[1] for s in (store, stores[0]))
+        if here != there:
+            raise DesignError(
+                f"{_place(store)} has sequences of {here} tokens and {_place(stores[0])} of "
+                f"{there}: make all natural captures with the same --length"
+            )
+
+
 def _check_same_design(stores: Sequence[ActivationStore]) -> None:
     first = stores[0]
     for store in stores[1:]:
@@ -332,6 +361,19 @@ def _notes(
                 f"{member.name}: its window of {min(windows)} tokens hides some of the offsets "
                 f"{listed(member.shifted.offsets)}, which are left out for it"
             )
+    naturals = [m for m in members if m.files.natural is not None]
+    bare = [m.name for m in naturals if m.files.natural and _leads(m.files.natural) == "text"]
+    if 0 < len(bare) < len(naturals):
+        notes.append(
+            f"natural captures of {', '.join(bare)} begin with text, the others with a BOS: "
+            "attention to key 0 is attention to another kind of token there"
+        )
+    blind = [m.name for m in members if m.shifted.header.variant == "no_causal"]
+    if blind:
+        notes.append(
+            f"{', '.join(blind)}: without a causal mask V_M = 0 by construction, and V_R holds the "
+            "length of the sequence, no residual channel; left out of H3"
+        )
     windowed = dict.fromkeys(m.architecture for m in members if any(m.shifted.layer_window))
     if windowed:
         notes.append(
