@@ -221,6 +221,13 @@ def replacement_sentences(folder: Path) -> list[str]:
     ]
 
 
+SHARED_SEEDS = (
+    "Models of one seed share initial weights and the order of the data across architectures, "
+    "while the F test takes all models for independent draws; three seeds cannot show what that "
+    "does to it."
+)
+
+
 def stability_sentence(curves: pd.DataFrame, folder: Path) -> str:
     """Which models of a comparison still changed their attention to key 0 when training ended."""
     models = set(pd.read_csv(folder / "tables" / "models.csv")["model"])
@@ -289,6 +296,7 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
         if name in ("family", "controls") and len(curves):
             lines += ["", *sink_sentences(report / name), *replacement_sentences(report / name)]
             lines.append(stability_sentence(curves, report / name))
+            lines.append(SHARED_SEEDS)
         lines.append("")
     if len(curves):
         lines += ["## Training", "", "![Training curves](figures/training.svg)", ""]
