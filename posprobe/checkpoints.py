@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from posprobe.errors import ModelError
 __all__ = ["Checkpoint", "find_checkpoint"]
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+# Of what a conversion does; raised when it changes, since conversions are kept in the cache.
+CONVERSION = 2
+# What a GGUF file may say of its rotary embedding that transformers' reader drops.
+SCALING_KEYS = re.compile(r"[^.]+\.rope\.(scaling\.(?!original|finetuned).+|scale_.+)")
+SCALING_TENSORS = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
+INERT = ("none", 1.0, False)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def _from_gguf(name: str, parts: list[Path], expected: str | None = None) -> Che
         raise ModelError(
             f"bundled model {name!r}: {parts[0].name} is damaged (SHA-256); install it again"
         )
-    target = _cache_folder() / digest[:16]
+    target = _cache_folder() / f"{digest[:16]}-{CONVERSION}"
     if not target.is_dir():
         _convert(name, parts, digest, target)
     notes = json.loads((target / "posprobe.json").read_text())
@@ -123,6 +130,8 @@ def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
         except OSError:
             if not target.is_dir():  # else another process converted the same file meanwhile
                 raise
+    except ModelError as error:
+        raise ModelError(f"model {name!r}: {error}") from error
     except Exception as error:  # every failure of the reader means: not a usable GGUF file
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
@@ -142,6 +151,25 @@ def _join(parts: list[Path], target: Path) -> Path:
     return target
 
 
+def _refuse_scaled_rotation(path: Path) -> None:
+    """Refuse a file that scales its rotary embedding, which the reader would leave unscaled."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    keys = [
+        f"{key} = {field.contents()}"
+        for key, field in reader.fields.items()
+        if SCALING_KEYS.fullmatch(key) and field.contents() not in INERT
+    ]
+    tensors = [tensor.name for tensor in reader.tensors if SCALING_TENSORS.fullmatch(tensor.name)]
+    found = [*keys, *tensors]
+    if found:
+        raise ModelError(
+            f"{path.name} scales its rotary embedding ({', '.join(found[:3])}), "
+            "which its conversion would lose; give the model's folder with config.json instead"
+        )
+
+
 def _quantization(path: Path) -> str:
     """The file type that the GGUF header declares, for example Q4_1."""
     from gguf import GGUFReader, LlamaFileType
@@ -154,6 +182,7 @@ def _quantization(path: Path) -> str:
 
 def _rewrite(path: Path, folder: Path) -> None:
     """Save a GGUF model as safetensors: a model loaded from GGUF refuses to save itself."""
+    _refuse_scaled_rotation(path)
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.float32, output_loading_info=True
