@@ -39,7 +39,7 @@ from pathlib import Path
 
 import click
 
-from posprobe.study import audit
+from posprobe.workflows.audit import audit
 
 HERE = Path(__file__).resolve().parent
 REPORT = HERE / "reports" / "01_two_channels"

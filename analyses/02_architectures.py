@@ -19,8 +19,8 @@ In all of them: windows of 32 tokens, each behind prefixes of several lengths wi
 the late row would change if it saw only the keys of the early one; the rest is the residual
 channel; variances over positions by a U-statistic over pairs of different windows. Sequences are
 256 tokens long for SmolLM2 and 128 for the family, the length at which it was trained. Hypotheses
-and contrasts were fixed in `posprobe.mixed.planned_contrasts` before any model of the family was
-measured; the test of V_R is primary.
+and contrasts were fixed in `posprobe.architectures.planned_contrasts` before any model of the
+family was measured; the test of V_R is primary.
 
 `--gemma` adds SmolLM2 beside Gemma-3-270M, if that is installed (its licence is not open): two
 models that differ in everything, with different tokenizers, as a description. Sequences there are
@@ -41,12 +41,12 @@ import click
 import pandas as pd
 
 import posprobe
-from posprobe.bundled import list_zoo, zoo_folder
 from posprobe.captures import QUANTITIES
 from posprobe.errors import ModelError
 from posprobe.figures import to_svg
-from posprobe.sections.words import number
-from posprobe.variants import parse_variant
+from posprobe.models import list_zoo, parse_variant
+from posprobe.models.bundled import zoo_folder
+from posprobe.report.words import number
 
 HERE = Path(__file__).resolve().parent
 REPORT = HERE / "reports" / "02_architectures"

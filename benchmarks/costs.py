@@ -18,8 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from posprobe.captures import OFFSETS, QUANTITIES
-from posprobe.stimuli import default_prefixes
+from posprobe.captures import QUANTITIES
+from posprobe.captures.plan import OFFSETS
+from posprobe.stimuli.stimulus import default_prefixes
 from posprobe.store import Header
 
 MILLION, WINDOW = 1_000_000, 32
@@ -114,9 +115,9 @@ def measured_seconds(name, length, n):
     import torch
     from tqdm import tqdm
 
-    from posprobe.captures import draw, fill
+    from posprobe.captures.plan import plan_capture
+    from posprobe.captures.run import draw, fill
     from posprobe.models import load_model
-    from posprobe.planning import plan_capture
     from posprobe.store import StoreWriter
 
     model = load_model(name)

@@ -29,9 +29,9 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from threadpoolctl import threadpool_limits
 
 from posprobe import GroupRidgeCV, PositionProbe, VariancePartition
-from posprobe.gram import ClusterGram
 from posprobe.intervals import cluster_weights
-from posprobe.ridge.refit import weighted_fits
+from posprobe.probes import ClusterGram
+from posprobe.probes.ridge.refit import weighted_fits
 
 
 @dataclass(frozen=True)

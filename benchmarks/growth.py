@@ -73,8 +73,8 @@ def make_model(folder):
 
 
 def plan(folder, n):
+    from posprobe.captures.plan import plan_capture
     from posprobe.models import load_model
-    from posprobe.planning import plan_capture
     from posprobe.stimuli import make_stimulus
 
     model = load_model(str(folder / "model"))
@@ -86,7 +86,7 @@ def capture(folder, n):
     """One capture, from the plan to the complete file."""
     from tqdm import tqdm
 
-    from posprobe.captures import fill
+    from posprobe.captures.run import fill
     from posprobe.store import StoreWriter
 
     for count in (16, n):  # the first warms up
@@ -129,7 +129,7 @@ def merge(folder, n):
 
 def stream(folder, n):
     """One layer as blocks of 16 sequences, summed into one Gram for each of five folds."""
-    from posprobe.gram import ClusterGram
+    from posprobe.probes import ClusterGram
     from posprobe.store import ActivationStore
 
     store = ActivationStore(folder / f"{n}.h5")
@@ -146,7 +146,7 @@ def stream(folder, n):
 
 def probe(folder, n):
     """`posprobe analyze`'s probes of one layer, intervals by refitting included."""
-    from posprobe.analysis.probing import probe_layers
+    from posprobe.analysis.probes import probe_layers
     from posprobe.store import ActivationStore
 
     store = ActivationStore(folder / f"{n}.h5")

@@ -50,8 +50,8 @@ def take(model, length, path):
     """Capture one sequence; seconds of it."""
     from tqdm import tqdm
 
-    from posprobe.captures import draw, fill
-    from posprobe.planning import plan_capture
+    from posprobe.captures.plan import plan_capture
+    from posprobe.captures.run import draw, fill
     from posprobe.store import StoreWriter
 
     kept = dict(residual_layers="last", residual_positions="all/64", past_training=True)
@@ -88,7 +88,7 @@ def warm_up():
     """Some tokens, and nobody who looks."""
     import torch
 
-    from posprobe.observation import Observer
+    from posprobe.models import Observer
 
     return torch.zeros(1, 64, dtype=torch.long), Observer()
 

@@ -31,12 +31,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from posprobe import observation
-from posprobe.captures import _Alone, _Stream
-from posprobe.models import ATTENTION, load_model
-from posprobe.observation import Observation, Observer
-from posprobe.planning import ALONE, BATCH_TOKENS, OFFSETS, plan_capture
-from posprobe.stimuli import default_prefixes, make_stimulus
+from posprobe.captures.plan import ALONE, BATCH_TOKENS, OFFSETS, plan_capture
+from posprobe.captures.run import FirstTokens, Stream
+from posprobe.models import Observation, Observer, load_model, observation
+from posprobe.models.proofs import ATTENTION
+from posprobe.stimuli import make_stimulus
+from posprobe.stimuli.stimulus import default_prefixes
 from posprobe.store import BackgroundWriter, StoreWriter
 
 WINDOW = 32
@@ -84,8 +84,8 @@ class Written:
         path = folder / f"{length}.h5"
         self.writer = StoreWriter.create(path, self.plan.header, self.plan.index, overwrite=True)
         self.background = BackgroundWriter(self.writer)
-        self.stream = _Stream(self.background, self.plan.header, ())
-        self.alone = _Alone(model, self.plan)
+        self.stream = Stream(self.background, self.plan.header, ())
+        self.alone = FirstTokens(model, self.plan)
         self.batches = self.plan.batches()
         self.model, self.ids = model, ids
 

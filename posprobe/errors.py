@@ -1,5 +1,7 @@
 """Every refusal of posprobe: what was wrong, with which name, and what to do next."""
 
+from __future__ import annotations
+
 __all__ = [
     "ClusterError",
     "DesignError",

@@ -13,8 +13,7 @@ import torch
 import transformers
 
 from posprobe.captures import capture_stimulus
-from posprobe.interventions import Intervention
-from posprobe.models import ObservableModel
+from posprobe.models import Intervention, ObservableModel
 
 CASES = {
     "plain": {},

@@ -12,7 +12,8 @@ import sys
 
 import numpy as np
 
-from posprobe.store import QUANTITIES, Header, StoreWriter, hdf5
+from posprobe.store import Header, StoreWriter, hdf5
+from posprobe.store.layout import QUANTITIES
 
 N_SEQUENCES, BATCH = 11, 2
 ACTIVATIONS = tuple(name for name, quantity in QUANTITIES.items() if quantity.by_layer)

@@ -40,7 +40,7 @@ def save_model(folder, family="llama", **changes):
 
 def main(model, out, kill):
     from posprobe.models import ObservableModel
-    from posprobe.study import audit
+    from posprobe.workflows.audit import audit
 
     run, calls = ObservableModel.run, iter(range(1_000_000))
 

@@ -6,13 +6,13 @@ import capture_child as child
 import numpy as np
 import pytest
 
-from posprobe.accumulation import NEEDED, GramAccumulator
 from posprobe.captures import QUANTITIES, capture_stimulus
-from posprobe.channels import decompose
-from posprobe.effects import REQUIRED, channel_effects
+from posprobe.channels import channel_effects, decompose
+from posprobe.channels.reading import REQUIRED
 from posprobe.errors import DesignError, StoreError
-from posprobe.features import FEATURES, feature_blocks, features
-from posprobe.gram import ClusterGram
+from posprobe.probes import ClusterGram, feature_blocks, features
+from posprobe.probes.accumulation import NEEDED, GramAccumulator
+from posprobe.probes.feature_matrix import FEATURES
 from posprobe.store import HeldStore
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_comparing import TRUTH, family, variants
 
-from posprobe.comparing import compare
+from posprobe.workflows.compare import compare
 
 SCRIPT = Path(__file__).parents[1] / "analyses" / "02_architectures.py"
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from posprobe import attention
-from posprobe.attention import BLOCK, Scoring, Visibility, attend
+from posprobe.models import BLOCK, attention
+from posprobe.models.attention import Scoring, Visibility, attend
 
 CAUSAL, FULL = Visibility(), Visibility(causal=False)
 

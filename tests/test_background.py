@@ -9,8 +9,7 @@ import pytest
 import store_child as child
 
 from posprobe.errors import StoreError
-from posprobe.store import ActivationStore, StoreWriter
-from posprobe.store.background import BackgroundWriter
+from posprobe.store import ActivationStore, BackgroundWriter, StoreWriter
 
 INDEX = child.index(child.HEADER)
 

@@ -15,8 +15,8 @@ from scipy import stats
 
 from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights, fieller_ratio, max_t
-from posprobe.ridge import PositionProbe
-from posprobe.selfcheck import STUDIES, Study, gate, run, run_study, simulate_sequences
+from posprobe.probes import PositionProbe
+from posprobe.workflows.selfcheck import STUDIES, Study, gate, run, run_study, simulate_sequences
 
 
 def check(table):

@@ -16,19 +16,19 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from posprobe.captures import (
-    OFFSETS,
-    POSITION0,
-    QUANTITIES,
-    _Alone,
-    capture,
-    capture_stimulus,
-)
+from posprobe.captures import QUANTITIES, capture, capture_stimulus
+from posprobe.captures.plan import OFFSETS, plan_capture
+from posprobe.captures.position0 import POSITION0
+from posprobe.captures.run import FirstTokens
 from posprobe.errors import ModelError, StimulusError, StoreError
-from posprobe.models import ObservableModel
-from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
-from posprobe.planning import plan_capture
-from posprobe.variants import parse_variant
+from posprobe.models import (
+    NO_INTERVENTION,
+    Intervention,
+    ObservableModel,
+    Observation,
+    Observer,
+    parse_variant,
+)
 
 DESIGNS = ("natural", "shifted", "iid", "repeated")
 WORDS = [f"word{n}" for n in range(94)]
@@ -296,19 +296,19 @@ def test_consumers_see_all_or_nothing(llama, tmp_path, monkeypatch):
 
 def test_first_tokens_run_together_whatever_the_batch(take, llama, monkeypatch):
     """Always the same ones together, so that not even the last bits tell of batches or parts."""
-    monkeypatch.setattr("posprobe.captures.ALONE", 8)
+    monkeypatch.setattr("posprobe.captures.run.ALONE", 8)
     for position0 in ("native", "noise"):
         options = dict(position0=position0, quantities=("position0_alone",))
         one, many = (take(child.stimulus(), batch_tokens=n, **options) for n in (1, 10_000))
         assert one.read("position0_alone").tobytes() == many.read("position0_alone").tobytes()
     plan = plan_capture(llama, child.stimulus(), batch_tokens=50)
-    whole = _Alone(llama, plan).of(slice(0, 20))
+    whole = FirstTokens(llama, plan).of(slice(0, 20))
     for start in (0, 5, 7, 19):
         part = plan.part(slice(start, 20))
         assert part.start == start
         again = part.part(slice(0, 1))
         assert again.start == start
-        assert np.array_equal(_Alone(llama, part).of(slice(0, 1)), whole[:, start : start + 1])
+        assert np.array_equal(FirstTokens(llama, part).of(slice(0, 1)), whole[:, start : start + 1])
 
 
 def test_float16_refuses_to_overflow(take):

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe import channels
-from posprobe.channels import decompose
-from posprobe.effects import ChannelEffects, channel_effects, position_covariance
+from posprobe.channels import (
+    ChannelEffects,
+    channel_effects,
+    decompose,
+    gather_variances,
+    position_covariance,
+    shares,
+)
+from posprobe.channels import decomposition as channels
 from posprobe.errors import DesignError
 from posprobe.intervals import bootstrap_limits
-from posprobe.variances import gather_variances, shares
 
 GRID = np.linspace(1, 0, 5)  # an effect that shrinks towards the reference
 

@@ -9,11 +9,10 @@ import pytest
 import tiny
 import torch
 
-from posprobe import bundled, checkpoints
-from posprobe.bundled import PACKAGED, PackagedModel, file_digest, list_zoo
-from posprobe.checkpoints import Checkpoint, find_checkpoint
 from posprobe.errors import ModelError
-from posprobe.models import load_model
+from posprobe.models import PACKAGED, bundled, checkpoints, list_zoo, load_model
+from posprobe.models.bundled import PackagedModel, file_digest
+from posprobe.models.checkpoints import Checkpoint, find_checkpoint
 
 
 def one_line(error):
@@ -139,7 +138,7 @@ def test_family_without_models_says_so(zoo):
 
 def test_package_without_the_repository_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.delenv("POSPROBE_ZOO", raising=False)
-    monkeypatch.setattr(bundled, "__file__", str(tmp_path / "posprobe" / "bundled.py"))
+    monkeypatch.setattr(bundled, "__file__", str(tmp_path / "posprobe" / "models" / "bundled.py"))
     assert list_zoo() == []
     with pytest.raises(ModelError, match="clone it and set POSPROBE_ZOO to its folder data/zoo"):
         find_checkpoint("zoo/rope-0")
@@ -192,6 +191,12 @@ def test_truncated_gguf_is_refused_and_leaves_nothing(size, tmp_path, monkeypatc
 
 def write_gguf(path, keys, tensors=()):
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(2)
+    writer.add_vocab_size(11)
     for key, value in keys.items():
         add = writer.add_string if isinstance(value, str) else writer.add_float32
         add(f"llama.rope.{key}", value)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.analysis import Analysis, Files, analyze_files, sort_files
+from posprobe.analysis import Analysis, Files, analyze_files, n_units, sort_files
 from posprobe.claims import make_claims
 from posprobe.intervals import Interval
-from posprobe.verdicts import n_units
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
 FIELDS += ["n", "verdict", "reference", "protocol"]

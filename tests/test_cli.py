@@ -15,9 +15,9 @@ import synthetic
 from click.testing import CliRunner
 
 import posprobe
-from posprobe import selfcheck
 from posprobe.cli import main
 from posprobe.store import ActivationStore
+from posprobe.workflows import selfcheck
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 BLOCK = """
@@ -182,7 +182,7 @@ def test_selfcheck_writes_its_table(monkeypatch, tmp_path):
 
 
 def test_variant_that_no_length_of_the_audit_shows_is_refused_before_the_first(monkeypatch):
-    monkeypatch.setattr("posprobe.study.audit", None)
+    monkeypatch.setattr("posprobe.workflows.audit.audit", None)
     found = invoke("audit", "smollm2", "--length", "64", "--variants", "standard,window(64)")
     assert found.exit_code == 2
     assert "variant window(64) is inert at length 64" in found.stderr
@@ -197,7 +197,7 @@ def test_audit_of_several_variants_takes_a_folder_each(
         calls.append((out, options["variant"]))
         return out / "report.html"
 
-    monkeypatch.setattr("posprobe.study.audit", audit)
+    monkeypatch.setattr("posprobe.workflows.audit.audit", audit)
     out = tmp_path / "out"
     found = invoke("audit", model_folder, "--out", out, "--variants", "standard, ntk(2),ntk(2.0)")
     assert found.exit_code == 0, found.stderr

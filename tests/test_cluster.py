@@ -17,15 +17,13 @@ from distributed.comm import CommClosedError
 from test_captures import assert_same_bits, everything, make_tokenizer
 from test_partition import GROUPS, make_data
 
-from posprobe import cluster
-from posprobe.captures import capture, fill
+from posprobe.captures import capture, capture_distributed, cluster, connect
+from posprobe.captures.run import fill
 from posprobe.cli import main
-from posprobe.cluster import capture_distributed, connect
 from posprobe.errors import ClusterError, ModelError, StoreError
-from posprobe.gram import ClusterGram
 from posprobe.models import load_model
-from posprobe.partition import VariancePartition
-from posprobe.ridge import refit
+from posprobe.probes import ClusterGram, VariancePartition
+from posprobe.probes.ridge import refit
 from posprobe.store import ActivationStore
 
 OPTIONS = dict(n=12, length=24, window=5, batch_tokens=48, seed=2)  # six batches of two sequences

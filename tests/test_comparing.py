@@ -9,15 +9,15 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 
+from posprobe.channels import Variances
+from posprobe.claims import answers, hypothesis_claims
 from posprobe.cli import main
-from posprobe.comparing import compare
-from posprobe.comparison.architectures import VALUES, _share_rows, compare_lineup
-from posprobe.comparison.hypotheses import answers, hypothesis_claims
-from posprobe.comparison.lineup import line_up
+from posprobe.comparison import VALUES, compare_lineup, line_up
+from posprobe.comparison.tables import share_rows
 from posprobe.errors import DesignError, StoreError
 from posprobe.figures import COMPARISON_PANELS, draw
 from posprobe.store import ActivationStore
-from posprobe.variances import Variances
+from posprobe.workflows.compare import compare
 
 MASK = np.array([1.0, 0.4, 0.0])
 RESIDUAL = np.array([-1.0, -0.2, 0.0])
@@ -167,9 +167,9 @@ def test_shares_of_a_total_that_may_be_zero_are_not_shown():
         return Variances(found, {}, {})
 
     apart = [part(0.06, 0.03, 0.01, 0.01), part(-0.05, 0.01, 0.02, -0.04)]
-    assert np.isnan([row["estimate"] for row in _share_rows(apart, None, 0.95)]).all()
+    assert np.isnan([row["estimate"] for row in share_rows(apart, None, 0.95)]).all()
     alike = [part(0.06, 0.03, 0.01, 0.01), part(0.05, 0.03, 0.0, 0.01)] * 2
-    rows = _share_rows(alike, None, 0.95)
+    rows = share_rows(alike, None, 0.95)
     assert [row["estimate"] for row in rows] == pytest.approx([8 / 11, 3 / 11])
     assert all(row["low_models"] < row["estimate"] < row["high_models"] for row in rows)
 

@@ -8,8 +8,8 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
 from posprobe.errors import DesignError
-from posprobe.ridge import GroupRidgeCV, PositionProbe
-from posprobe.ridge.controls import permute_positions, shift_positions, with_controls
+from posprobe.probes import GroupRidgeCV, PositionProbe, permute_positions, shift_positions
+from posprobe.probes.controls import with_controls
 
 
 def make_positions(seed=0, sequences=40, rows=48, p=6, noise=0.3):

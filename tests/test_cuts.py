@@ -7,11 +7,11 @@ import sinks
 import synthetic
 
 from posprobe.analysis.cuts import MEASURES, cut_table
+from posprobe.analysis.sinks import sink_attention
 from posprobe.captures import capture_stimulus
-from posprobe.effects import channel_effects
+from posprobe.channels import channel_effects
 from posprobe.errors import DesignError
-from posprobe.interventions import NO_INTERVENTION, Intervention
-from posprobe.sinks import sink_attention
+from posprobe.models import NO_INTERVENTION, Intervention
 
 RANDOM = ((0, 3), (1, 0))
 CUTS = {"none": None, "sink": sinks.HEADS, "random": RANDOM, "all": "all"}

@@ -5,17 +5,13 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.analysis.denominator import (
-    CAVEAT,
-    fixed_denominator_probes,
-    fixed_forward_table,
-    mean_normalizers,
-)
+from posprobe.analysis import mean_normalizers
+from posprobe.analysis.denominator import CAVEAT, fixed_denominator_probes, fixed_forward_table
 from posprobe.analysis.precision import precision_table
 from posprobe.analysis.replacement import fraction_removed
 from posprobe.captures import capture_stimulus
 from posprobe.errors import DesignError
-from posprobe.interventions import Intervention
+from posprobe.models import Intervention
 
 LENGTH = 40
 
@@ -168,7 +164,7 @@ def test_gain_in_precision_is_the_ratio_of_standard_errors_at_equal_n(designs):
 
 def test_standard_error_is_that_of_the_mean_over_items(designs):
     natural, shifted = designs(2.0, n=(20, 20))
-    from posprobe.effects import channel_effects
+    from posprobe.channels import channel_effects
 
     total = channel_effects(shifted, 0).total[:, 1, 0, 0]
     row = precision_table(natural, shifted).iloc[1]

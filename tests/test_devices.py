@@ -14,9 +14,9 @@ import transformers
 from torch.utils import backend_registration
 
 from posprobe.captures import capture_stimulus
+from posprobe.captures.plan import BATCH_TOKENS, plan_capture
 from posprobe.errors import ModelError
 from posprobe.models import ObservableModel, load_model
-from posprobe.planning import BATCH_TOKENS, plan_capture
 from posprobe.store import ActivationStore
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,14 +9,14 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posprobe import effects
-from posprobe.effects import (
+from posprobe.channels import (
     ChannelEffects,
     channel_effects,
     cut_heads,
     position_covariance,
     score_shift,
 )
+from posprobe.channels import reading as effects
 from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights
 

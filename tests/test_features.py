@@ -5,7 +5,8 @@ import pytest
 import synthetic
 
 from posprobe.errors import DesignError, StoreError
-from posprobe.features import FEATURES, feature_blocks, features
+from posprobe.probes import feature_blocks, features
+from posprobe.probes.feature_matrix import FEATURES
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posprobe.errors import DesignError, StoreError
-from posprobe.gram import ClusterGram
+from posprobe.probes import ClusterGram
 
 
 def make_data(seed=0, sequences=6, rows=8, p=4, t=2, offset=100.0):

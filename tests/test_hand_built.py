@@ -8,18 +8,18 @@ import pytest
 import tiny
 import torch
 
-import posprobe.models
 from posprobe.captures import capture_stimulus
-from posprobe.channels import decompose
-from posprobe.effects import channel_effects
-from posprobe.models import ATTENTION, ObservableModel
+from posprobe.channels import channel_effects, decompose
+from posprobe.models import ObservableModel
+from posprobe.models import observable as observable_module
+from posprobe.models.proofs import ATTENTION
 from posprobe.stimuli import make_stimulus
 
 
 def observable(model):
     """Observe a model whose scores move nothing, which the proof at load would refuse."""
     with mock.patch.object(
-        posprobe.models,
+        observable_module,
         "prove_observable",
         lambda built: built.model.set_attn_implementation(ATTENTION),
     ):

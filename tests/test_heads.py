@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.analysis.heads import (
-    held_back_half,
-    random_heads,
-    sink_head_table,
-    sink_reading_heads,
-    strongest,
-    writing_table,
-)
+from posprobe.analysis import held_back_half, random_heads, sink_reading_heads, strongest
+from posprobe.analysis.heads import sink_head_table, writing_table
 from posprobe.errors import DesignError
 
 QUERIES = 5

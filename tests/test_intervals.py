@@ -14,13 +14,12 @@ from posprobe.intervals import (
     bootstrap_limits,
     cluster_weights,
     fieller_ratio,
-    jackknife_interval,
-    leave_one_out,
     log_ratio_bootstrap_t,
     max_t,
     mean_interval,
     pseudo_values,
 )
+from posprobe.intervals.student import jackknife_interval, leave_one_out
 
 # The sample of scipy's own comparison with R (scipy/stats/tests/test_resampling.py): limits of
 # boot.ci in R's package boot from a million resamples of the mean.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from posprobe.captures import capture_stimulus
 from posprobe.cli import main
 from posprobe.errors import ModelError
-from posprobe.interventions import NO_INTERVENTION, Intervention, parse_heads
+from posprobe.models import NO_INTERVENTION, Intervention, parse_heads
 from posprobe.store import ActivationStore
 
 number = st.integers(0, 50)

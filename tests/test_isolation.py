@@ -7,14 +7,19 @@ import pytest
 import sinks
 import synthetic
 
-from posprobe.analysis import Analysis, analyze_files, count_steps
-from posprobe.analysis.heads import sink_reading_heads
-from posprobe.analysis.roles import Files, sort_files
+from posprobe.analysis import (
+    Analysis,
+    Files,
+    analyze_files,
+    count_steps,
+    sink_reading_heads,
+    sort_files,
+)
 from posprobe.captures import QUANTITIES, capture_stimulus
+from posprobe.claims.interventions import isolation_claims
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval
-from posprobe.interventions import Intervention
-from posprobe.isolation_claims import isolation_claims
+from posprobe.models import Intervention
 from posprobe.store import ActivationStore
 
 PLAIN = {"causal": True, "cut_sink": None, "fixed_denominator": [], "window": None}

@@ -9,11 +9,10 @@ import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
 
-from posprobe import loading
-from posprobe.checkpoints import Checkpoint
 from posprobe.errors import ModelError
-from posprobe.loading import source
-from posprobe.models import load_model
+from posprobe.models import load_model, loading
+from posprobe.models.checkpoints import Checkpoint
+from posprobe.models.loading import source
 
 HUB = Checkpoint("org/model", "org/model")
 

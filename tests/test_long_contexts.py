@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from posprobe.captures import capture_stimulus
 from posprobe.errors import StimulusError
-from posprobe.models import ObservableModel
-from posprobe.variants import parse_variant
+from posprobe.models import ObservableModel, parse_variant
 
 SHORT, LONG = 512, 1024
 
@@ -41,7 +40,7 @@ def take(model, path, length, **options):
 @pytest.mark.parametrize("fused", [True, False])
 def test_no_tensor_grows_faster_than_the_length(family, variant, fused, tmp_path, monkeypatch):
     if not fused:
-        monkeypatch.setattr("posprobe.attention._fused_kernel_is_sound", lambda *_: False)
+        monkeypatch.setattr("posprobe.models.attention._fused_kernel_is_sound", lambda *_: False)
     changed = parse_variant(variant)
     config = tiny.tiny_config(family)
     changed.change_config(config)

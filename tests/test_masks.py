@@ -8,7 +8,7 @@ import synthetic
 from posprobe.analysis.masks import NATIVE, mask_name, mask_probes, mask_tables
 from posprobe.captures import capture_stimulus
 from posprobe.errors import DesignError
-from posprobe.interventions import Intervention
+from posprobe.models import Intervention
 
 N, PREFIXES, WINDOW = 12, (1, 4, 9, 20), 4
 GRID = (1, 8, 16, 28)

@@ -8,19 +8,19 @@ from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
 
-from posprobe.errors import DesignError
-from posprobe.mixed import (
+from posprobe.architectures import (
     Contrast,
     compare_architectures,
-    fit_mixed,
-    likelihood_ratio,
+    contrast_interval,
     paired_contrasts,
     planned_contrasts,
-    two_stage_f,
-    welch_f,
 )
-from posprobe.mixed.components import Components, boundary_term, gls, unidentified_term
-from posprobe.mixed.two_stage import adjust, contrast_interval, pooled_variance
+from posprobe.architectures.components import Components, boundary_term, gls, unidentified_term
+from posprobe.architectures.contrasts import adjust, pooled_variance
+from posprobe.architectures.mixed_fit import likelihood_ratio
+from posprobe.architectures.mixed_model import fit_mixed
+from posprobe.architectures.two_stage import two_stage_f, welch_f
+from posprobe.errors import DesignError
 
 NAMES = ("ntk", "standard", "window")
 SEED = 20260
@@ -320,7 +320,7 @@ def test_boundary_is_relative_and_names_the_term():
 
 
 def test_starting_points_that_disagree_fail(monkeypatch):
-    from posprobe.mixed import fit
+    from posprobe.architectures import mixed_model as fit
 
     answers = iter([1.0, 2.0, 3.0])
 

@@ -5,16 +5,11 @@ import types
 import pytest
 import torch
 
-from posprobe.attention import Scoring, Visibility
 from posprobe.errors import ModelError
-from posprobe.observation import (
-    NO_INTERVENTION,
-    Intervention,
-    Observation,
-    Observer,
-    observe_scores,
-    observed_attention,
-)
+from posprobe.models import NO_INTERVENTION, Intervention, Observation, Observer
+from posprobe.models.attention import Scoring, Visibility
+from posprobe.models.observation import observed_attention
+from posprobe.models.scores import observe_scores
 
 T, HEADS, GROUPS, WIDTH = 30, 4, 2, 8
 WINDOW = 6

@@ -80,7 +80,7 @@ def test_statistics_figures_report_and_command_line_import_with_torch_blocked():
         """
     run(blocked % without_torch())
     with pytest.raises(AssertionError, match="torch is blocked"):
-        run(blocked % ["posprobe.attention"])
+        run(blocked % ["posprobe.models.attention"])
 
 
 @pytest.mark.parametrize("name", posprobe.__all__)

@@ -12,11 +12,9 @@ from sklearn.model_selection import GroupKFold, PredefinedSplit, cross_val_predi
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from posprobe.errors import DesignError
-from posprobe.gram import ClusterGram
 from posprobe.intervals import cluster_weights, max_t
-from posprobe.partition import VariancePartition
-from posprobe.ridge import GroupRidgeCV
-from posprobe.selfcheck import gate
+from posprobe.probes import ClusterGram, GroupRidgeCV, VariancePartition
+from posprobe.workflows.selfcheck import gate
 
 GROUPS = {"N": slice(0, 3), "R": slice(3, 8)}
 

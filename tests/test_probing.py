@@ -5,13 +5,11 @@ import pandas as pd
 import pytest
 import synthetic
 
-import posprobe.features
-from posprobe.analysis import probing
-from posprobe.analysis.probing import Probes, probe_layers, spread_layers
+from posprobe.analysis import probes as probing
+from posprobe.analysis.probes import Probes, probe_layers, spread_layers
 from posprobe.errors import DesignError
-from posprobe.features import features
 from posprobe.intervals import cluster_weights
-from posprobe.partition import VariancePartition
+from posprobe.probes import VariancePartition, feature_matrix, features
 
 N, T = 12, 40
 
@@ -175,7 +173,7 @@ def test_pooled_probes_never_hold_a_whole_layer(store, monkeypatch):
         return found
 
     monkeypatch.setattr(probing, "MAX_UNITS", 6)
-    monkeypatch.setattr(posprobe.features, "features", watched)
-    monkeypatch.setattr(posprobe.features.feature_blocks, "__kwdefaults__", {"n_sequences": 5})
+    monkeypatch.setattr(feature_matrix, "features", watched)
+    monkeypatch.setattr(feature_matrix.feature_blocks, "__kwdefaults__", {"n_sequences": 5})
     probe_layers(store, layers=[0], refit_layers=[], n_jobs=1)
     assert sizes == [5] + 2 * [5, 5, 2]

@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.analysis.replacement import (
-    PRIMARY,
-    common_items,
-    fraction_removed,
-    ratio_of_variances,
-    replacement_table,
-)
-from posprobe.effects import early_limit
+from posprobe.analysis import PRIMARY, replacement_table
+from posprobe.analysis.replacement import common_items, fraction_removed, ratio_of_variances
+from posprobe.channels import early_limit
 from posprobe.errors import DesignError
 
 PREFIXES = (1, 8, 15, 57)

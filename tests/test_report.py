@@ -12,13 +12,16 @@ import pandas as pd
 import pytest
 import synthetic
 
-from posprobe import report as report_module
 from posprobe.analysis import Analysis, Files, analyze_files, sort_files
 from posprobe.claims import make_claims
 from posprobe.errors import StoreError
+from posprobe.report import study_page as report_module
 from posprobe.report import write_report
-from posprobe.sections import GLOSSARY, LIMITS, SECTIONS, commands, kind, model_facts, summary
-from posprobe.sections.words import VERDICTS, bounds, claim_interval, number, percent, removed
+from posprobe.report.facts import commands, kind, model_facts
+from posprobe.report.glossary import GLOSSARY, LIMITS
+from posprobe.report.sections import SECTIONS
+from posprobe.report.summary import summary
+from posprobe.report.words import VERDICTS, bounds, claim_interval, number, percent, removed
 
 CUT = dict(
     V_R_native=0.1, V_R_cut=0.05, n=8, n_heads_measured=2, attention_native=0.5, attention_left=0.0

@@ -23,15 +23,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from posprobe.errors import DesignError
-from posprobe.gram import ClusterGram
 from posprobe.intervals import cluster_weights
-from posprobe.partition import VariancePartition
-from posprobe.ridge import GroupRidgeCV, PositionProbe
-from posprobe.ridge.controls import with_controls
-from posprobe.ridge.design import Design
-from posprobe.ridge.probe import guess_error
-from posprobe.ridge.refit import refit_scores, weighted_fits
-from posprobe.ridge.scored import replicate_interval
+from posprobe.probes import ClusterGram, GroupRidgeCV, PositionProbe, VariancePartition, guess_error
+from posprobe.probes.controls import with_controls
+from posprobe.probes.ridge.design import Design
+from posprobe.probes.ridge.refit import refit_scores, weighted_fits
+from posprobe.probes.ridge.scored import replicate_interval
 
 ALPHAS = np.logspace(-1, 4, 12)
 MANY = np.logspace(-1, 4, 41)
@@ -177,7 +174,7 @@ def test_sequence_weights_are_repetitions_of_sequences():
 def test_many_weighted_fits_are_ridge_with_sample_weights(targets, monkeypatch):
     X, y, groups = make_data()
     y = np.c_[y, X[:, 0] ** 2, X[:, 1]][:, :targets]
-    monkeypatch.setattr("posprobe.ridge.refit._BATCH_BYTES", 5000)
+    monkeypatch.setattr("posprobe.probes.ridge.refit._BATCH_BYTES", 5000)
     gram = ClusterGram.from_arrays(X, y, groups)
     before, weights = gram.grams.copy(), cluster_weights(20, 12, 0)
     coef, intercept = weighted_fits(gram, weights, 3.0)
@@ -379,7 +376,7 @@ def test_replicates_do_not_depend_on_batches_or_processes(monkeypatch):
     X, y, groups = make_positions()
     probe = PositionProbe().fit(X, y, groups=groups)
     whole = probe.interval(n_resamples=12)
-    monkeypatch.setattr("posprobe.ridge.refit._BATCH_BYTES", 5000)
+    monkeypatch.setattr("posprobe.probes.ridge.refit._BATCH_BYTES", 5000)
     again = probe.interval(n_resamples=12, n_jobs=2)
     assert (again.low, again.high) == pytest.approx((whole.low, whole.high), rel=1e-9)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from posprobe.captures.selection import parse_layers, parse_positions
 from posprobe.errors import StimulusError
-from posprobe.selection import parse_layers, parse_positions
 
 
 @pytest.mark.parametrize(

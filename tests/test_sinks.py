@@ -7,14 +7,9 @@ import pandas as pd
 import pytest
 import synthetic
 
-from posprobe.sinks import (
-    closed_system_table,
-    closure,
-    fingerprint_spread,
-    share_of_sink_heads,
-    sink_attention,
-    sink_table,
-)
+from posprobe.analysis import closed_system_table, share_of_sink_heads
+from posprobe.analysis.position0 import closure, fingerprint_spread
+from posprobe.analysis.sinks import sink_attention, sink_table
 
 
 def attending(path, attention, *, index=None, **fields):

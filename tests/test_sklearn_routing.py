@@ -9,7 +9,7 @@ import synthetic
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from posprobe import PositionProbe
-from posprobe.features import features
+from posprobe.probes import features
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
 

@@ -8,9 +8,10 @@ import synthetic
 
 from posprobe.analysis.replacement import fraction_removed
 from posprobe.analysis.specification import METRICS, specification_curve
-from posprobe.effects import early_limit
+from posprobe.channels import early_limit
 from posprobe.errors import DesignError
-from posprobe.intervals import fieller_ratio, leave_one_out, pseudo_values
+from posprobe.intervals import fieller_ratio, pseudo_values
+from posprobe.intervals.student import leave_one_out
 
 PREFIXES = (1, 4, 7, 10)
 EFFECT = np.array([1.0, 0.5, 0.3, 0.0])

@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posprobe.errors import StimulusError
-from posprobe.stimuli import (
-    DESIGNS,
-    corpus_name,
-    default_corpus,
-    default_prefixes,
-    leading_token,
-    make_stimulus,
-    read_corpus,
-)
+from posprobe.stimuli import corpus_name, default_corpus, make_stimulus, read_corpus
+from posprobe.stimuli.stimulus import DESIGNS, default_prefixes, leading_token
 
 # Every token is its own place in the corpus, so that a token tells where it was taken from.
 PLACES = np.arange(20_000)

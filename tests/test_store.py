@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posprobe.errors import StoreError
-from posprobe.store import ATTRIBUTES, QUANTITIES, ActivationStore, Header, StoreWriter
+from posprobe.store import ActivationStore, Header, StoreWriter
+from posprobe.store.layout import ATTRIBUTES, QUANTITIES
 
 HEADER = child.header()
 INDEX = child.index(HEADER)

@@ -15,11 +15,13 @@ import study_child as child
 from numpy.testing import assert_allclose
 from tqdm import tqdm
 
-from posprobe import study
 from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import load_model
 from posprobe.store import ActivationStore
-from posprobe.study import analyze, audit
+from posprobe.workflows import analyze as analyze_module
+from posprobe.workflows import audit as study
+from posprobe.workflows.analyze import analyze
+from posprobe.workflows.audit import audit
 
 FILES = {"natural.h5", "shifted.h5", "replaced_mean.h5", "replaced_content.h5"}
 FILES |= {"repeated.h5", "bos_repeated.h5"}
@@ -98,7 +100,8 @@ def test_weights_are_digested_once_an_audit(model_folder, text, tmp_path, monkey
     counted = []
     sha256 = hashlib.sha256
     monkeypatch.setattr(
-        "posprobe.models.hashlib", mock.Mock(sha256=lambda: counted.append(1) or sha256())
+        "posprobe.models.observable.hashlib",
+        mock.Mock(sha256=lambda: counted.append(1) or sha256()),
     )
     monkeypatch.setattr(study, "analyze", lambda paths, *args, **keywords: paths)
     audit(model_folder, tmp_path / "out", text=text, **child.SIZES)
@@ -181,7 +184,7 @@ def test_progress_is_shown_and_ends_at_its_total(audited, tmp_path, monkeypatch,
             super().__init__(*args, **keywords | {"disable": False})
             bars.append(self)
 
-    monkeypatch.setattr(study, "tqdm", Bar)
+    monkeypatch.setattr(analyze_module, "tqdm", Bar)
     analyze([audited / "repeated.h5"], tmp_path / "out")
     (bar,) = bars
     assert bar.n == bar.total == 2
@@ -276,7 +279,7 @@ def test_analysis_that_fails_leaves_no_empty_folder(audited, tmp_path, monkeypat
     def fail(*args, **keywords):
         raise DesignError("no")
 
-    monkeypatch.setattr(study, "analyze_files", fail)
+    monkeypatch.setattr(analyze_module, "analyze_files", fail)
     with pytest.raises(DesignError, match="no"):
         analyze([audited / "repeated.h5"], tmp_path / "a" / "b", progress=False)
     assert not (tmp_path / "a").exists()

@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from transformers import AttentionInterface
 
-import posprobe.models
-from posprobe import checkpoints
 from posprobe.captures import capture, capture_stimulus
-from posprobe.channels import decompose
-from posprobe.effects import channel_effects, score_shift
-from posprobe.models import ObservableModel, load_model
-from posprobe.observation import Observation, Observer, observed_attention
+from posprobe.channels import channel_effects, decompose, score_shift
+from posprobe.models import ObservableModel, Observation, Observer, checkpoints, load_model
+from posprobe.models.observation import observed_attention
+from posprobe.models.proofs import ATTENTION
 
 ROTARY = ["llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt-neox", "phi", "gpt-oss"]
 LEARNED = ["gpt2", "opt"]
@@ -205,7 +204,7 @@ def test_a_constant_on_the_scores_of_a_query_moves_nothing(family, design, take,
 
     model, stimulus = child.model(family), child.stimulus(design, length=40, prefixes=(1, 5, 35))
     plain = take(model, stimulus)
-    monkeypatch.setitem(AttentionInterface._global_mapping, posprobe.models.ATTENTION, gauged)
+    monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION, gauged)
     moved = take(model, stimulus)
     for layer in range(3):
         assert np.abs(moved.normalizer(layer) - plain.normalizer(layer)).mean() > 0.5
@@ -223,9 +222,7 @@ def clock():
     Embeddings are +-(1, -1, 0, 0), which the first norm scales by sqrt(2).
     """
     config = tiny.tiny_config("gpt2", n_embd=4, n_head=1, n_layer=2, layer_norm_epsilon=1e-14)
-    model = posprobe.models.transformers.AutoModelForCausalLM.from_config(
-        config, dtype=torch.float64
-    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
     direction = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -243,7 +240,7 @@ def clock():
 def test_constant_keys_and_a_bos_write_one_over_t():
     model = object.__new__(ObservableModel)  # its first layer's scores move nothing: no proof
     model.model = clock().eval().requires_grad_(False)
-    model.model.set_attn_implementation(posprobe.models.ATTENTION)
+    model.model.set_attn_implementation(ATTENTION)
     model.blocks = list(model.model.transformer.h)
     ids = tiny.tokens(3, 50)
     ids[ids == 1] = 2

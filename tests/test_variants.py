@@ -11,14 +11,22 @@ import tiny
 import torch
 import transformers
 
-from posprobe import rotary
 from posprobe.captures import capture_stimulus
 from posprobe.errors import ModelError
-from posprobe.models import ObservableModel
-from posprobe.observation import NO_INTERVENTION, Intervention, Observation, Observer
-from posprobe.proof import prove_variant
-from posprobe.rotary import rotations
-from posprobe.variants import DEFAULTS, MIN_TURN, VARIANTS, Variant, parse_variant
+from posprobe.models import (
+    NO_INTERVENTION,
+    VARIANTS,
+    Intervention,
+    ObservableModel,
+    Observation,
+    Observer,
+    Variant,
+    parse_variant,
+    rotary,
+)
+from posprobe.models.rotary import rotations
+from posprobe.models.variant_proofs import prove_variant
+from posprobe.models.variants import DEFAULTS, MIN_TURN
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -30,8 +30,7 @@ def plain(folder, sink):
 
 def posprobe_memory(folder, sink):
     """posprobe records the three quantities and keeps them in memory."""
-    from posprobe.models import load_model
-    from posprobe.observation import Observation, Observer
+    from posprobe.models import Observation, Observer, load_model
 
     model = load_model(folder)
 
@@ -54,7 +53,8 @@ def posprobe_memory(folder, sink):
 
 def posprobe_file(folder, sink):
     """A whole default capture to a file, with all that it records; two sequences, one to a pass."""
-    from posprobe.captures import capture_stimulus, draw
+    from posprobe.captures import capture_stimulus
+    from posprobe.captures.run import draw
     from posprobe.models import load_model
     from posprobe.store import ActivationStore
 

@@ -1,18 +1,60 @@
-"""From stored files to tables: everything that claims, figures and report are made of.
+"""Stored files of one model -> tables: everything that claims, figures and report are made of.
 
-roles          which file answers what
+files          which file answers what
 tables         all tables of one model, and the numbers that claims rest on
-isolation      which of the interventions there are, each with its table
-probing        absolute position from features, layer by layer
-replacement    position 0 replaced
-specification  how much that removes, over all ways to say it, as one curve
+checks, exact  manipulation checks; what must hold exactly
+interventions  which interventions the files hold, each with its table
+probes         absolute position from features, layer by layer
+sinks          attention to key 0, head by head
+position0      whether position 0 is closed, and what fingerprint it leaves
 heads          who reads position 0, chosen on one half and measured on the other
 cuts, masks    key 0 hidden from heads; attention without its mask, or behind a window
 denominator    patterns and forward passes with a fixed denominator
+replacement    position 0 replaced
+specification  how much that removes, over all ways to say it, as one curve
 precision      shifted against natural design
+wording        a stored file in words
 """
 
-from posprobe.analysis.roles import Files, sort_files
+from posprobe.analysis.denominator import mean_normalizers
+from posprobe.analysis.files import ISOLATIONS, Files, sort_files
+from posprobe.analysis.heads import (
+    SINK_RATE,
+    Head,
+    held_back_half,
+    random_heads,
+    sink_reading_heads,
+    strongest,
+)
+from posprobe.analysis.position0 import closed_system_table
+from posprobe.analysis.probes import N_RESAMPLES
+from posprobe.analysis.replacement import PRIMARY, replacement_table
+from posprobe.analysis.sinks import share_of_sink_heads
 from posprobe.analysis.tables import Analysis, analyze_files, count_steps
+from posprobe.analysis.wording import first_token, listed, n_items, n_units, shifted_design
 
-__all__ = ["Analysis", "Files", "analyze_files", "count_steps", "sort_files"]
+__all__ = [
+    "ISOLATIONS",
+    "N_RESAMPLES",
+    "PRIMARY",
+    "SINK_RATE",
+    "Analysis",
+    "Files",
+    "Head",
+    "analyze_files",
+    "closed_system_table",
+    "count_steps",
+    "first_token",
+    "held_back_half",
+    "listed",
+    "mean_normalizers",
+    "n_items",
+    "n_units",
+    "random_heads",
+    "replacement_table",
+    "share_of_sink_heads",
+    "shifted_design",
+    "sink_reading_heads",
+    "sort_files",
+    "strongest",
+]

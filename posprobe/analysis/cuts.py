@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from posprobe.analysis.heads import Head
 from posprobe.analysis.replacement import common_items, ratio_of_variances
-from posprobe.effects import channel_effects, cut_heads, early_limit, position_covariance
+from posprobe.channels import channel_effects, cut_heads, early_limit, position_covariance
 from posprobe.errors import DesignError
 from posprobe.intervals import pseudo_values
 from posprobe.store import ActivationStore

@@ -14,9 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.analysis.replacement import fraction_removed
-from posprobe.effects import early_limit
+from posprobe.channels import early_limit
 from posprobe.errors import DesignError
-from posprobe.features import features
 from posprobe.intervals import (
     Interval,
     bootstrap_interval,
@@ -24,7 +23,7 @@ from posprobe.intervals import (
     cluster_weights,
     max_t,
 )
-from posprobe.ridge import PositionProbe
+from posprobe.probes import PositionProbe, features
 from posprobe.store import ActivationStore
 
 __all__ = [

@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from posprobe.analysis.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval, fieller_ratio, mean_interval
-from posprobe.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.store import ActivationStore
 
 __all__ = [

@@ -24,8 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.analysis.replacement import common_items
-from posprobe.effects import ChannelEffects, channel_effects
-from posprobe.features import features
+from posprobe.channels import ChannelEffects, Variances, channel_effects, gather_variances
 from posprobe.intervals import (
     Interval,
     bootstrap_interval,
@@ -34,9 +33,8 @@ from posprobe.intervals import (
     fieller_ratio,
     mean_interval,
 )
-from posprobe.ridge import PositionProbe
+from posprobe.probes import PositionProbe, features
 from posprobe.store import ActivationStore
-from posprobe.variances import Variances, gather_variances
 
 __all__ = ["NATIVE", "Masks", "mask_name", "mask_probes", "mask_tables"]
 

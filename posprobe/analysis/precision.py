@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.effects import channel_effects
+from posprobe.channels import channel_effects
 from posprobe.errors import DesignError
 from posprobe.intervals import bootstrap_interval, cluster_weights
 from posprobe.store import ActivationStore

@@ -9,20 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.effects import channel_effects, early_limit
+from posprobe.analysis.sinks import SINK_THRESHOLD, sink_attention
+from posprobe.channels import channel_effects, early_limit, gather_variances
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval, fieller_ratio
-from posprobe.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.store import ActivationStore
-from posprobe.variances import gather_variances
 
-__all__ = [
-    "PRIMARY",
-    "common_items",
-    "fraction_removed",
-    "ratio_of_variances",
-    "replacement_table",
-]
+__all__ = ["PRIMARY", "common_items", "fraction_removed", "ratio_of_variances", "replacement_table"]
 
 PRIMARY = "mean"
 

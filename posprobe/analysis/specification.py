@@ -19,12 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.analysis.replacement import PRIMARY, common_items, ratio_of_variances
-from posprobe.effects import (
-    ChannelEffects,
-    channel_effects,
-    early_limit,
-    position_covariance,
-)
+from posprobe.channels import ChannelEffects, channel_effects, early_limit, position_covariance
 from posprobe.intervals import pseudo_values
 from posprobe.store import ActivationStore
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from posprobe.analysis.isolation import isolation_steps
-from posprobe.analysis.probing import probe_layers
+from posprobe.analysis.checks import check
+from posprobe.analysis.exact import layer_0_table, repeated_table
+from posprobe.analysis.files import Files
+from posprobe.analysis.interventions import isolation_steps
+from posprobe.analysis.position0 import closed_system_table, closure, fingerprint_spread
+from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
-from posprobe.analysis.roles import Files
+from posprobe.analysis.sinks import share_of_sink_heads, sink_table
 from posprobe.channels import decompose
-from posprobe.effects import channel_effects, cut_heads, score_shift
-from posprobe.intervals import Interval, mean_interval
-from posprobe.sinks import (
-    closed_system_table,
-    closure,
-    fingerprint_spread,
-    share_of_sink_heads,
-    sink_table,
-)
+from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
 __all__ = ["Analysis", "analyze_files", "count_steps"]
@@ -104,7 +99,7 @@ def analyze_files(
             _channels(store, tables, level, seed)
     if files.shifted is not None:
         if _split(files.shifted):
-            tables["layer_0"], exact = _layer_0(files.shifted, level)
+            tables["layer_0"], exact = layer_0_table(files.shifted, level)
             intervals |= exact
         intervals["fingerprint_bos"], spread = fingerprint_spread(files.shifted, level=level)
         _append(tables, "fingerprint", spread, _first_token(files.shifted))
@@ -115,14 +110,14 @@ def analyze_files(
         if store is not None:
             step("repeated token")
             name = "repeated" if store is files.repeated else "bos_repeated"
-            table, intervals[name] = _repeated(store, level)
+            table, intervals[name] = repeated_table(store, level)
             _append(tables, "repeated", table, name)
     for name, make in isolation_steps(files):
         step(name)
         found = make(level, seed)
         tables |= found.tables
         intervals |= found.intervals
-    tables["checks"] = pd.DataFrame([_check(store) for store in files.all()])
+    tables["checks"] = pd.DataFrame([check(store) for store in files.all()])
     return Analysis(files, tables, intervals, level)
 
 
@@ -166,83 +161,3 @@ def _channels(
         ("channels_by_offset", result.by_offset.astype(each)),  # long, and scores are float32
     ):
         _append(tables, name, table, store.design)
-
-
-def _layer_0(store: ActivationStore, level: float) -> tuple[pd.DataFrame, dict[str, Interval]]:
-    """What must be 0 where the residual stream is the embedding: largest values, item by item."""
-    effects = channel_effects(store, 0)
-    largest = {
-        "layer_0_rest": np.abs(effects.residual - effects.sink).max((1, 2, 3)),
-        "scores_moved": score_shift(store, 0),
-    }
-    what = {
-        "layer_0_rest": "largest |R - S|, nats",
-        "scores_moved": "largest change of a score at a fixed offset, relative to their spread",
-    }
-    found = {k: mean_interval(v, estimand=what[k], level=level) for k, v in largest.items()}
-    rows = [
-        {"name": k, "quantity": what[k], "estimate": i.estimate, "low": i.low, "high": i.high}
-        | {"largest": float(largest[k].max()), "n": i.n}
-        for k, i in found.items()
-    ]
-    return pd.DataFrame(rows), found
-
-
-def _repeated(store: ActivationStore, level: float) -> tuple[pd.DataFrame, Interval]:
-    """Largest absolute residual and mask effect at each layer and position, over all items."""
-    rows, largest = [], []
-    for layer in range(store.n_layers):
-        effects = channel_effects(store, layer)
-        residual, mask = np.abs(effects.residual), np.abs(effects.mask)
-        largest.append(residual.max((1, 2, 3)))
-        for p, position in enumerate(effects.positions[:-1]):
-            rows.append(
-                {
-                    "layer": layer,
-                    "position": int(position),
-                    "residual": float(residual[:, p].max()),
-                    "mask": float(mask[:, p].max()),
-                }
-            )
-    interval = mean_interval(np.max(largest, axis=0), estimand="largest |R|", level=level)
-    return pd.DataFrame(rows), interval
-
-
-def _check(store: ActivationStore) -> dict[str, Any]:
-    """Manipulation checks of one file, in words that a table can show."""
-    header = store.header
-    first = np.unique(store.tokens[:, 0])
-    windows = [w for w in header.layer_window if w]
-    return {
-        "file": store.path.name,
-        "design": store.design,
-        "variant": header.variant,
-        "position0": header.position0_treatment,
-        "heads_without_sink": sum(
-            int(cut_heads(store, layer).sum()) for layer in range(store.n_layers)
-        ),
-        "sequences": store.n_sequences,
-        "items": len(np.unique(store.item)),
-        "tokens": store.length,
-        "first_token": str(first[0]) if len(first) == 1 else f"{len(first)} different",
-        "mask": "none" if any(c.get("causal") is False for c in header.interventions) else "causal",
-        "windowed_layers": f"{len(windows)} of {store.n_layers}",
-        "rope": _rotations(header.config, "rope_type"),
-        "rope_theta": _rotations(header.config, "rope_theta"),
-    }
-
-
-def _rotations(config: Mapping[str, Any], name: str) -> str:
-    """One value of the rotary embedding, by type of layer where these differ (Gemma 3)."""
-    rope = config.get("rope_parameters") or {}
-    if not any(isinstance(value, dict) for value in rope.values()):
-        return _plain(rope.get(name, "none"))
-    nested = {kind: v for kind, v in rope.items() if isinstance(v, dict)}
-    values = {kind: _plain(v.get(name, "none")) for kind, v in nested.items()}
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
-    return "; ".join(f"{kind.replace('_', ' ')}: {value}" for kind, value in values.items())
-
-
-def _plain(value: Any) -> str:
-    return f"{value:,.0f}" if isinstance(value, float) else str(value)

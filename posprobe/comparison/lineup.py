@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posprobe.analysis.roles import ISOLATIONS, Files, sort_files
+from posprobe.analysis import ISOLATIONS, Files, listed, sort_files
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
-from posprobe.verdicts import listed
 
 __all__ = ["Lineup", "Member", "line_up"]
 

@@ -13,12 +13,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
-from posprobe.figures import architectures, channels, isolations, position0, probes
+from posprobe.figures import architectures, channels, interventions, position0, probes
 from posprobe.figures.style import STYLE, Panel, Tables
 
-__all__ = ["COMPARISON_PANELS", "PANELS", "Panel", "draw", "to_svg"]
+__all__ = ["COMPARISON_PANELS", "PANELS", "draw", "to_svg"]
 
-PANELS: dict[str, Panel] = channels.PANELS | probes.PANELS | position0.PANELS | isolations.PANELS
+PANELS: dict[str, Panel] = channels.PANELS | probes.PANELS | position0.PANELS | interventions.PANELS
 COMPARISON_PANELS: dict[str, Panel] = architectures.PANELS
 UNUSED_IDS = re.compile(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"')
 
@@ -31,7 +31,7 @@ def draw(name: str, tables: Tables) -> Figure | None:
     name : str
         Of `PANELS` or `COMPARISON_PANELS`.
     tables : dict of str to pandas.DataFrame
-        As in `posprobe.analysis.Analysis`, or in `posprobe.comparison.architectures.Comparison`.
+        As in `posprobe.analysis.Analysis`, or in `posprobe.comparison.tables.Comparison`.
 
     Returns
     -------

@@ -27,7 +27,7 @@ from posprobe.figures.style import (
     reference_line,
 )
 
-__all__ = ["PANELS"]
+__all__ = ["PANELS", "heatmap", "map_height"]
 
 EFFECTS = {
     "T": ("total T", TOTAL),

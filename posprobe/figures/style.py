@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 Tables = dict[str, pd.DataFrame]
-
 TOTAL, MASK, RESIDUAL, BOTH = "#222222", "#0072b2", "#d55e00", "#009e73"
 SINK, OTHER = "#b0569a", "#858585"
 NOTE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}

@@ -13,7 +13,12 @@ statistics share their draws. The intervals are
 
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
-from posprobe.intervals.resampling import bootstrap_interval, bootstrap_limits, cluster_weights
+from posprobe.intervals.resampling import (
+    bootstrap_interval,
+    bootstrap_limits,
+    cluster_weights,
+    standard_error,
+)
 from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, max_t
 from posprobe.intervals.student import (
     jackknife_interval,
@@ -36,4 +41,5 @@ __all__ = [
     "max_t",
     "mean_interval",
     "pseudo_values",
+    "standard_error",
 ]

@@ -107,8 +107,8 @@ def log_ratio_bootstrap_t(
     :math:`\exp(\lambda - q_{1-\alpha/2} s)` and :math:`\exp(\lambda - q_{\alpha/2} s)`.
     If a share of :math:`\alpha / 2` or more of the replicates has a ratio that is not positive,
     the logarithm is out of reach of the data and the result is unbounded.
-    With noisy baselines and few items it covers less than `fieller_ratio`; `posprobe.selfcheck`
-    measures by how much.
+    With noisy baselines and few items it covers less than `fieller_ratio`;
+    `posprobe selfcheck` measures by how much.
 
     Parameters
     ----------

@@ -12,12 +12,7 @@ from posprobe.errors import DesignError
 from posprobe.intervals.checks import check_level, check_replicates, check_units
 from posprobe.intervals.interval import Interval
 
-__all__ = [
-    "bootstrap_interval",
-    "bootstrap_limits",
-    "cluster_weights",
-    "standard_error",
-]
+__all__ = ["bootstrap_interval", "bootstrap_limits", "cluster_weights", "standard_error"]
 
 Floats = NDArray[np.float64]
 Method = Literal["percentile", "basic", "normal", "t", "bca"]

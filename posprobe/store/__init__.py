@@ -7,8 +7,9 @@ written down in ``docs/format.md``, whose tables come from `posprobe.store.layou
 """
 
 from posprobe.store.background import BackgroundWriter
+from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
-from posprobe.store.layout import ATTRIBUTES, QUANTITIES, Header, Quantity
+from posprobe.store.layout import ATTRIBUTES, QUANTITIES, Header, Quantity, difference
 from posprobe.store.reader import ActivationStore
 from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
@@ -16,6 +17,7 @@ from posprobe.store.writer import StoreWriter
 __all__ = [
     "ATTRIBUTES",
     "QUANTITIES",
+    "RESUME",
     "ActivationStore",
     "BackgroundWriter",
     "Header",
@@ -23,6 +25,7 @@ __all__ = [
     "Quantity",
     "ShardFolder",
     "StoreWriter",
+    "difference",
     "missing_parts",
     "write_shard",
 ]

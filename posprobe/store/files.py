@@ -10,6 +10,17 @@ from pathlib import Path
 
 from posprobe.errors import StoreError
 
+__all__ = [
+    "RESUME",
+    "journal_path",
+    "lock",
+    "partial_path",
+    "refusing",
+    "replace_file",
+    "suffixed",
+    "sync",
+]
+
 RESUME = "run the same capture again with --resume"
 
 

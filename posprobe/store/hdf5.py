@@ -14,6 +14,8 @@ from posprobe.errors import StoreError
 from posprobe.store.files import RESUME, partial_path, refusing, sync
 from posprobe.store.layout import FORMAT, VERSION, Header, difference
 
+__all__ = ["Place", "compare", "create_file", "locate", "open_complete"]
+
 # Metadata of 1.8 have checksums, and no "open for writing" mark that a killed process would leave.
 _LIBVER = ("v108", "v108")
 _ALIGNMENT = 64

@@ -18,7 +18,6 @@ from posprobe.store.layout import QUANTITIES, Header
 
 __all__ = ["ActivationStore"]
 
-
 _READ_AHEAD = 64 * 2**20
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from posprobe.errors import StoreError
 from posprobe.store.layout import QUANTITIES, Header
 
+__all__ = ["checked_index", "checked_values"]
+
 
 def checked_index(header: Header, index: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the per-sequence data sets in their stored type.

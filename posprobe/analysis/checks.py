@@ -1,0 +1,53 @@
+"""Manipulation checks: what each file says of the model, the mask and the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from posprobe.channels import cut_heads
+from posprobe.store import ActivationStore
+
+__all__ = ["check"]
+
+
+def check(store: ActivationStore) -> dict[str, Any]:
+    """Manipulation checks of one file, in words that a table can show."""
+    header = store.header
+    first = np.unique(store.tokens[:, 0])
+    windows = [w for w in header.layer_window if w]
+    return {
+        "file": store.path.name,
+        "design": store.design,
+        "variant": header.variant,
+        "position0": header.position0_treatment,
+        "heads_without_sink": sum(
+            int(cut_heads(store, layer).sum()) for layer in range(store.n_layers)
+        ),
+        "sequences": store.n_sequences,
+        "items": len(np.unique(store.item)),
+        "tokens": store.length,
+        "first_token": str(first[0]) if len(first) == 1 else f"{len(first)} different",
+        "mask": "none" if any(c.get("causal") is False for c in header.interventions) else "causal",
+        "windowed_layers": f"{len(windows)} of {store.n_layers}",
+        "rope": _rotations(header.config, "rope_type"),
+        "rope_theta": _rotations(header.config, "rope_theta"),
+    }
+
+
+def _rotations(config: Mapping[str, Any], name: str) -> str:
+    """One value of the rotary embedding, by type of layer where these differ (Gemma 3)."""
+    rope = config.get("rope_parameters") or {}
+    if not any(isinstance(value, dict) for value in rope.values()):
+        return _plain(rope.get(name, "none"))
+    nested = {kind: v for kind, v in rope.items() if isinstance(v, dict)}
+    values = {kind: _plain(v.get(name, "none")) for kind, v in nested.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return "; ".join(f"{kind.replace('_', ' ')}: {value}" for kind, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,52 @@
+"""What must hold exactly: layer 0, and one token repeated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from posprobe.channels import channel_effects, score_shift
+from posprobe.intervals import Interval, mean_interval
+from posprobe.store import ActivationStore
+
+__all__ = ["layer_0_table", "repeated_table"]
+
+
+def layer_0_table(store: ActivationStore, level: float) -> tuple[pd.DataFrame, dict[str, Interval]]:
+    """What must be 0 where the residual stream is the embedding: largest values, item by item."""
+    effects = channel_effects(store, 0)
+    largest = {
+        "layer_0_rest": np.abs(effects.residual - effects.sink).max((1, 2, 3)),
+        "scores_moved": score_shift(store, 0),
+    }
+    what = {
+        "layer_0_rest": "largest |R - S|, nats",
+        "scores_moved": "largest change of a score at a fixed offset, relative to their spread",
+    }
+    found = {k: mean_interval(v, estimand=what[k], level=level) for k, v in largest.items()}
+    rows = [
+        {"name": k, "quantity": what[k], "estimate": i.estimate, "low": i.low, "high": i.high}
+        | {"largest": float(largest[k].max()), "n": i.n}
+        for k, i in found.items()
+    ]
+    return pd.DataFrame(rows), found
+
+
+def repeated_table(store: ActivationStore, level: float) -> tuple[pd.DataFrame, Interval]:
+    """Largest absolute residual and mask effect at each layer and position, over all items."""
+    rows, largest = [], []
+    for layer in range(store.n_layers):
+        effects = channel_effects(store, layer)
+        residual, mask = np.abs(effects.residual), np.abs(effects.mask)
+        largest.append(residual.max((1, 2, 3)))
+        for p, position in enumerate(effects.positions[:-1]):
+            rows.append(
+                {
+                    "layer": layer,
+                    "position": int(position),
+                    "residual": float(residual[:, p].max()),
+                    "mask": float(mask[:, p].max()),
+                }
+            )
+    interval = mean_interval(np.max(largest, axis=0), estimand="largest |R|", level=level)
+    return pd.DataFrame(rows), interval

@@ -1,0 +1,181 @@
+"""Which question each stored file answers, by its header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from posprobe.errors import DesignError
+from posprobe.store import ActivationStore
+
+__all__ = ["ISOLATIONS", "Files", "sort_files"]
+
+ISOLATIONS = {"cut_sink": "cut", "fixed_denominator": "fixed", "causal": "masked"}
+ISOLATIONS |= {"window": "masked"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Captures of one model, by the question that each answers.
+
+    Attributes
+    ----------
+    natural, shifted : ActivationStore or None
+        Native position 0.
+    repeated, bos_repeated : ActivationStore or None
+        One token all along; the same behind a BOS.
+    replaced : list of ActivationStore
+        The shifted stimulus with another embedding at position 0.
+    cut : list of ActivationStore
+        The shifted stimulus with key 0 hidden from some heads.
+    fixed : ActivationStore or None
+        The shifted stimulus under fixed denominators.
+    masked : list of ActivationStore
+        The shifted stimulus under another mask, none or a window; the natural one under none.
+    """
+
+    natural: ActivationStore | None = None
+    shifted: ActivationStore | None = None
+    repeated: ActivationStore | None = None
+    bos_repeated: ActivationStore | None = None
+    replaced: list[ActivationStore] = field(default_factory=list)
+    cut: list[ActivationStore] = field(default_factory=list)
+    fixed: ActivationStore | None = None
+    masked: list[ActivationStore] = field(default_factory=list)
+
+    def all(self) -> list[ActivationStore]:
+        """Every file there is."""
+        named = [self.natural, self.shifted, self.repeated, self.bos_repeated, self.fixed]
+        there = [store for store in named if store is not None]
+        return there + self.replaced + self.cut + self.masked
+
+    def isolated(self) -> list[ActivationStore]:
+        """The files under a change of attention that the others are without."""
+        return [*self.cut, *([] if self.fixed is None else [self.fixed]), *self.masked]
+
+
+def sort_files(stores: Iterable[ActivationStore]) -> Files:
+    """Recognise each file by its header.
+
+    A cut sink, fixed denominators, no causal mask or a smaller window make a file answer a question
+    of its own; where all files have the same change of attention, it belongs to the model, as a
+    variant does.
+
+    Raises
+    ------
+    DesignError
+        If files are of different models, variants or other changes of attention, or two answer the
+        same question.
+    """
+    stores = list(stores)
+    if not stores:
+        raise DesignError("no file was given; make one with: posprobe capture MODEL -o FILE.h5")
+    weakest = _weakest(stores)
+    first = next((s for s in stores if not _isolation(s, weakest)), stores[0])
+    found: dict[str, Any] = {"replaced": [], "cut": [], "masked": []}
+    for store in stores:
+        _check_same(store, first)
+        role = _role(store, _isolation(store, weakest))
+        if role in ("replaced", "cut", "masked"):
+            _check_new(store, found[role])
+            found[role].append(store)
+        elif role in found:
+            raise DesignError(
+                f"{store.path.name} and {found[role].path.name} are both {role} captures; give one"
+            )
+        else:
+            found[role] = store
+    for role in (
+        "replaced",
+        "cut",
+        "masked",
+    ):  # the same report, in whatever order files were given
+        found[role].sort(key=lambda store: store.path.name)
+    return Files(**found)
+
+
+def _check_same(store: ActivationStore, first: ActivationStore) -> None:
+    for name in ("weights_digest", "variant", "interventions"):
+        values = [getattr(s.header, name) for s in (store, first)]
+        if name == "interventions":
+            values = [
+                [{k: v for k, v in change.items() if k not in ISOLATIONS} for change in changes]
+                for changes in values
+            ]
+        if values[0] != values[1]:
+            raise DesignError(
+                f"{store.path.name} differs from {first.path.name} in {name}; analyze one "
+                "model and one change of its attention at a time"
+            )
+
+
+def _check_new(store: ActivationStore, others: list[ActivationStore]) -> None:
+    for other in others:
+        treatment = store.header.position0_treatment
+        if treatment != other.header.position0_treatment or store.design != other.design:
+            continue
+        if store.header.interventions == other.header.interventions:
+            what = (
+                f"replace position 0 by {treatment!r}"
+                if treatment != "native"
+                else "change attention in the same way"
+            )
+            raise DesignError(f"{store.path.name} and {other.path.name} both {what}; give one")
+
+
+def _changes(store: ActivationStore) -> dict[str, Any]:
+    """What a file says of its attention, field by field of `ISOLATIONS`."""
+    values: dict[str, Any] = dict.fromkeys(ISOLATIONS) | {"causal": True}
+    for change in store.header.interventions:
+        values |= {k: v for k, v in change.items() if k in ISOLATIONS and v not in (None, [])}
+    return values
+
+
+def _weakest(stores: list[ActivationStore]) -> dict[str, Any]:
+    """The attention of the model itself: what all files share, or the least change of any."""
+    found = [_changes(store) for store in stores]
+    weakest: dict[str, Any] = {}
+    for name in ISOLATIONS:
+        values = [changes[name] for changes in found]
+        if all(value == values[0] for value in values):
+            weakest[name] = values[0]
+        elif name == "window" and None not in values:
+            weakest[name] = max(values)
+        else:
+            weakest[name] = True if name == "causal" else None
+    return weakest
+
+
+def _isolation(store: ActivationStore, weakest: dict[str, Any]) -> str | None:
+    """The kind of isolation that a file's interventions make, beside what the model has."""
+    kinds = [name for name, value in _changes(store).items() if value != weakest[name]]
+    if len(kinds) > 1:
+        raise DesignError(
+            f"{store.path.name} changes attention in two ways at once ({', '.join(kinds)}), which "
+            "no analysis uses; capture one change at a time"
+        )
+    return kinds[0] if kinds else None
+
+
+def _role(store: ActivationStore, kind: str | None) -> str:
+    if kind:
+        designs = ("shifted", "natural") if kind == "causal" else ("shifted",)
+        if store.design not in designs or store.header.position0_treatment != "native":
+            raise DesignError(
+                f"{store.path.name} changes attention ({kind}) in the {store.design} design with "
+                f"position 0 {store.header.position0_treatment!r}, which no analysis uses; capture "
+                "it with --design shifted and --position0 native"
+            )
+        return ISOLATIONS[kind]
+    if store.header.position0_treatment != "native":
+        return "replaced"
+    if store.design == "repeated":
+        has_bos = store.header.stimulus.get("bos_token") is not None
+        return "bos_repeated" if has_bos else "repeated"
+    if store.design in ("natural", "shifted"):
+        return store.design
+    raise DesignError(
+        f"{store.path.name} is of design {store.design!r}, which no analysis uses; read it with "
+        "posprobe.ActivationStore"
+    )

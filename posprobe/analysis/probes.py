@@ -1,0 +1,172 @@
+"""Position probes and variance partitions of every layer of a stored file, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.channels import MAX_UNITS
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
+from posprobe.probes import (
+    Block,
+    ClusterGram,
+    Estimand,
+    VariancePartition,
+    feature_blocks,
+    features,
+    guess_error,
+)
+from posprobe.store import ActivationStore
+
+__all__ = ["N_RESAMPLES", "REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
+
+REFIT_LAYERS = 5
+FIXED: Estimand = "fixed_probe"
+N_RESAMPLES: dict[Estimand, int] = {FIXED: 2000, "refit": 40}
+
+
+def spread_layers(n_layers: int, count: int) -> list[int]:
+    """`count` layers spread evenly from the first to the last."""
+    return sorted({int(x) for x in np.linspace(0, n_layers - 1, count).round()})
+
+
+class Probes(NamedTuple):
+    """Probes and partitions of every layer.
+
+    Attributes
+    ----------
+    probes : pandas.DataFrame
+        layer, features, n_features, r2, low, high, estimand, method, mae, mae_guess (tokens), n.
+    partition : pandas.DataFrame
+        layer, quantity, group, estimate, low, high, estimand, method, n_features, n.
+    mean : dict of str to Interval
+        Mean R2 over layers by features, of the probes as fitted.
+    """
+
+    probes: pd.DataFrame
+    partition: pd.DataFrame
+    mean: dict[str, Interval]
+
+
+def probe_layers(
+    store: ActivationStore,
+    *,
+    layers: Iterable[int] | None = None,
+    refit_layers: Iterable[int] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    n_jobs: int | None = -1,
+) -> Probes:
+    """Probe position from normalizers (N), residual stream (R) and both (J), layer by layer.
+
+    Ridge of position, folds by sequence, position 0 left out. At every layer the
+    interval is that of the probe as fitted (`fixed_probe`); at `refit_layers` also that of the
+    average probe at this number of sequences (`refit`), which costs a hundred times as much.
+
+    More than 200 sequences are pooled into 200 units of neighbouring ones, which folds and
+    bootstrap then take as a whole; memory does not grow beyond that.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Of the natural design, with normalizers and residual stream.
+    layers : iterable of int or None
+        None: all layers whose residual stream was kept.
+    refit_layers : iterable of int or None
+        None: five, spread evenly.
+    level : float
+    seed : int
+    n_jobs : int or None
+        Processes that refit.
+
+    Returns
+    -------
+    Probes
+
+    Raises
+    ------
+    DesignError
+        If the file has fewer than five sequences, the number of folds, or there is no layer.
+    """
+    if len(np.unique(store.item)) < 5:
+        raise DesignError(
+            f"{store.path.name} has {len(np.unique(store.item))} sequences; probes need 5 folds, "
+            "so capture with a larger --n"
+        )
+    kept = set(store.header.residual_layers or ())
+    chosen = [k for k in range(store.n_layers) if k in kept] if layers is None else list(layers)
+    if not chosen:
+        raise DesignError(
+            f"{store.path.name} keeps the residual stream of no layer that was asked for; capture "
+            "it with residual_layers"
+        )
+    spread = spread_layers(store.n_layers, REFIT_LAYERS)
+    refit = set(spread if refit_layers is None else refit_layers)
+    n_groups = min(len(np.unique(store.item)), MAX_UNITS)
+    weights = {
+        kind: cluster_weights(n_groups, count, seed).astype(float)
+        for kind, count in N_RESAMPLES.items()
+    }
+    probes, partitions = [], []
+    draws: dict[str, list[np.ndarray]] = {}
+    for layer in chosen:
+        kinds = list(weights) if layer in refit else [FIXED]
+        model, y = _fit(store, layer)
+        table = pd.concat(
+            [
+                model.intervals(kind, level=level, weights=weights[kind], n_jobs=n_jobs)
+                for kind in kinds
+            ]
+        ).drop(columns="mc_se")  # 0: with two groups nothing is sampled
+        table.insert(0, "layer", layer)
+        partitions.append(table[table["quantity"] != "R2"])
+        r2 = table[table["quantity"] == "R2"].rename(
+            columns={"estimate": "r2", "group": "features"}
+        )
+        mae = dict(zip(r2["features"].unique(), model.mae_, strict=True))
+        r2 = r2.assign(mae=r2["features"].map(mae), mae_guess=guess_error(y))
+        probes.append(r2.drop(columns="quantity"))
+        replicates = model.replicates(FIXED, weights=weights[FIXED])
+        for column, name in enumerate(r2["features"].unique()):
+            draws.setdefault(name, []).append(replicates[:, column])
+    table = pd.concat(probes, ignore_index=True)
+    mean = {name: _mean_r2(table, name, replicates, level) for name, replicates in draws.items()}
+    return Probes(table, pd.concat(partitions, ignore_index=True), mean)
+
+
+def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, NDArray[np.float64]]:
+    """The fitted models of a layer, and the positions that they were fitted to."""
+    items = np.unique(store.item)
+    if len(items) <= MAX_UNITS:
+        X, y, groups, feature_groups = features(store, layer)
+        return VariancePartition(feature_groups).fit(X, y, groups=groups), y
+
+    def blocks() -> Iterator[Block]:
+        for block in feature_blocks(store, layer):
+            units = np.searchsorted(items, block.groups) * MAX_UNITS // len(items)
+            yield block.X, block.y, units
+
+    model = VariancePartition(next(feature_blocks(store, layer)).feature_groups)
+    model.fit_gram(ClusterGram.from_blocks(blocks()), verify=blocks())
+    positions = store.residual_positions
+    return model, positions[positions > 0].astype(float)
+
+
+def _mean_r2(
+    probes: pd.DataFrame, features: str, replicates: list[np.ndarray], level: float
+) -> Interval:
+    """Mean R2 over layers; the replicates of all layers share their weights."""
+    rows = probes[(probes["features"] == features) & (probes["estimand"] == FIXED)]
+    return bootstrap_interval(
+        np.mean(replicates, axis=0),
+        float(rows["r2"].mean()),
+        n=int(rows["n"].iloc[0]),
+        level=level,
+        method="percentile",
+        estimand="mean R2 over layers, fixed probe",
+    )

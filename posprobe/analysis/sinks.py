@@ -1,0 +1,83 @@
+"""Attention to key 0, head by head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.channels import cut_heads
+from posprobe.intervals import Interval, bootstrap_interval, bootstrap_limits, cluster_weights
+from posprobe.store import ActivationStore
+
+__all__ = ["SINK_THRESHOLD", "Array", "share_of_sink_heads", "sink_attention", "sink_table"]
+
+Array = NDArray[np.float64]
+SINK_THRESHOLD = 0.3
+N_RESAMPLES = 2000
+
+
+def sink_attention(store: ActivationStore, layer: int) -> Array:
+    """Attention to key 0, averaged over the stored queries: (sequence, head), from 0 to 1.
+
+    In the shifted design only the sequences with the longest prefix are taken. Queries from whose
+    sight a window or an intervention hides key 0 count as 0.
+    """
+    late = store.prefix_length == store.prefix_length.max()
+    weight = store.read("sink_score", layer)[late] - store.normalizer(layer)[late]
+    limit = store.layer_window[layer] or np.inf
+    # hidden before exp: the score of a hidden key may exceed the normalizer by any amount
+    seen = (store.positions[late, :, None] < limit) & ~cut_heads(store, layer)
+    return np.exp(np.where(seen, weight, -np.inf), dtype=np.float64).mean(1)
+
+
+def sink_table(
+    store: ActivationStore,
+    *,
+    threshold: float = SINK_THRESHOLD,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Sink rate of every head: share of sequences whose mean attention to key 0 is > threshold.
+
+    Returns
+    -------
+    pandas.DataFrame
+        layer, head, sink_rate, attention (mean over sequences) with cluster bootstrap limits.
+
+    References
+    ----------
+    Gu et al. (2024), When attention sink emerges in language models, arXiv 2410.10781.
+    """
+    attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
+    mean = attention.mean(0)
+    low, high = bootstrap_limits(_means(attention, seed), mean, n=len(attention), level=level)
+    layers, heads = np.indices(mean.shape)
+    return pd.DataFrame(
+        {
+            "layer": layers.ravel(),
+            "head": heads.ravel(),
+            "sink_rate": (attention > threshold).mean(0).ravel(),
+            "attention": mean.ravel(),
+            "attention_low": low.ravel(),
+            "attention_high": high.ravel(),
+        }
+    )
+
+
+def share_of_sink_heads(
+    store: ActivationStore, *, threshold: float = SINK_THRESHOLD, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Share of heads whose mean attention to key 0 is > threshold, by cluster bootstrap."""
+    attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
+    estimate = float((attention.mean(0) > threshold).mean())
+    replicates = (_means(attention, seed) > threshold).mean((1, 2))
+    return bootstrap_interval(
+        replicates, estimate, n=len(attention), level=level, estimand="share of heads that sink"
+    )
+
+
+def _means(values: Array, seed: int) -> Array:
+    """Bootstrap means over sequences: (B, ...)."""
+    weights = cluster_weights(len(values), N_RESAMPLES, np.random.default_rng(seed))
+    return np.tensordot(weights, values, 1) / len(values)

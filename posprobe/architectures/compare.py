@@ -1,0 +1,271 @@
+"""Compare architectures on one table: group means, F tests, planned contrasts, mixed model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from posprobe.architectures.contrasts import Contrast, adjust, contrast_interval, planned_contrasts
+from posprobe.architectures.mixed_fit import MixedFit
+from posprobe.architectures.mixed_model import fit_mixed
+from posprobe.architectures.result import ArchitectureComparison, ContrastResult, fixed_weights
+from posprobe.architectures.summaries import (
+    ModelSummary,
+    check_table,
+    reference_depth,
+    summarise_models,
+)
+from posprobe.architectures.two_stage import FTest, two_stage_f
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval
+
+__all__ = ["compare_architectures"]
+
+UNEVEN = 0.01  # p-value of equal variances (Bartlett) below which limits come with a warning
+
+
+def compare_architectures(
+    table: pd.DataFrame,
+    *,
+    value: str = "value",
+    contrasts: Sequence[Contrast] | None = None,
+    level: float = 0.95,
+    mixed_model: bool = True,
+) -> ArchitectureComparison:
+    """Compare architectures, with models (not layers, not sequences) as the sample.
+
+    Every model gives its value at the reference depth (the mean depth) and its slope over depth.
+    The primary test is F(A - 1, M - A) on the values; it assumes that models of one architecture
+    are independent draws with the same variance in every architecture. Where no architecture has
+    two models, or there is one architecture, the test is refused with the reason and the
+    description is given alone.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns architecture, model, layer, depth (0 first layer, 1 last) and the value; one row
+        per model and layer. With a column sequence, one row per model, layer and sequence:
+        sequences are averaged, and each model gets an interval over them.
+    value : str
+        Column to compare; its unit is the unit of the means.
+    contrasts : sequence of Contrast, optional
+        By default `planned_contrasts` for H1 and H2, where the table has the architectures ntk,
+        window, and standard or rope.
+    level : float
+        Confidence level of all intervals.
+    mixed_model : bool
+        Fit ``value ~ architecture * depth + (1 + depth | model)`` beside the test. With one row
+        per model and layer the residual is the layer component, so the model has no other.
+
+    Returns
+    -------
+    ArchitectureComparison
+
+    Raises
+    ------
+    DesignError
+        If the table is unusable: see `posprobe.architectures.summaries.check_table`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = [
+    ...     (kind, f"{kind}-{seed}", layer, layer / 2, shift + 0.1 * seed + 0.3 * layer)
+    ...     for kind, shift in [("rope", 0.0), ("window", 1.0)]
+    ...     for seed in range(3)
+    ...     for layer in range(3)
+    ... ]
+    >>> table = pd.DataFrame(rows, columns=["architecture", "model", "layer", "depth", "value"])
+    >>> found = compare_architectures(table, mixed_model=False)
+    >>> found.sentence()
+    'Architectures differ in value at depth 0.50: F(1, 4) = 150.0, p = 0.00026 on 6 models of 2
+    architectures.'
+    >>> print(found.means["window"])
+    1.40 [1.24, 1.56]
+    """
+    if not 0 < level < 1:
+        raise DesignError(f"level {level!r} is no confidence level: give one between 0 and 1")
+    clean = check_table(table, value)
+    depth = reference_depth(clean)
+    models = summarise_models(clean, at=depth, level=level)
+    labels = np.array([model.architecture for model in models])
+    names, counts = np.unique(labels, return_counts=True)
+    stage = _responses(models)
+    reason = _refusal(stage["intercept"], labels)
+    mixed = _fit(clean, depth, len(models) - len(names), value) if mixed_model else None
+    planned, remark = _choose(contrasts, [str(name) for name in names])
+    return ArchitectureComparison(
+        value=value,
+        status="refused" if reason else "tested",
+        reason=reason,
+        architectures={str(n): int(c) for n, c in zip(names, counts, strict=True)},
+        depth=depth,
+        level=level,
+        test=None if reason else _test(stage, "intercept", labels),
+        slope_test=None if reason else _test(stage, "slope", labels),
+        means=_describe(stage, "intercept", labels, value, level),
+        slopes=_describe(stage, "slope", labels, value, level),
+        contrasts=_contrast(planned, stage, labels, level, mixed),
+        models=models,
+        mixed=mixed,
+        notes=(*_notes(clean, models, labels, stage), *remark),
+    )
+
+
+def _responses(models: Sequence[ModelSummary]) -> dict[str, NDArray[np.float64]]:
+    stage = {"intercept": np.array([model.intercept for model in models])}
+    slopes = [model.slope for model in models if model.slope is not None]
+    return stage | ({"slope": np.array(slopes)} if slopes else {})
+
+
+def _refusal(summaries: NDArray[np.float64], labels: NDArray[np.str_]) -> str:
+    try:
+        statistic, *_ = two_stage_f(summaries, labels)
+    except DesignError as error:
+        return str(error)
+    if np.isnan(statistic):
+        return (
+            "the models of each architecture agree to rounding, so there is no spread to test "
+            "against: are they copies of one model?"
+        )
+    return ""
+
+
+def _test(
+    stage: dict[str, NDArray[np.float64]], response: str, labels: NDArray[np.str_]
+) -> FTest | None:
+    if response not in stage:
+        return None
+    statistic, p_value, between, within = two_stage_f(stage[response], labels)
+    if np.isnan(statistic):
+        return None
+    return FTest(response, float(statistic), between, within, float(p_value))
+
+
+def _describe(
+    stage: dict[str, NDArray[np.float64]],
+    response: str,
+    labels: NDArray[np.str_],
+    value: str,
+    level: float,
+) -> dict[str, Interval]:
+    if response not in stage:
+        return {}
+    names = np.unique(labels)
+    what = "mean" if response == "intercept" else "depth slope"
+    return {
+        str(name): contrast_interval(
+            stage[response], labels, weights, estimand=f"{what} of {value}, {name}", level=level
+        )[0]
+        for name, weights in zip(names, np.eye(len(names)), strict=True)
+    }
+
+
+def _choose(
+    contrasts: Sequence[Contrast] | None, names: list[str]
+) -> tuple[tuple[Contrast, ...], tuple[str, ...]]:
+    if contrasts is None:
+        middle = next((name for name in ("standard", "rope") if name in names), None)
+        if middle and {"ntk", "window"} <= set(names):
+            return planned_contrasts(standard=middle), ()
+        return (), ("no planned contrasts: the table lacks ntk, window, or standard (rope)",)
+    labels = [contrast.name for contrast in contrasts]
+    if len(set(labels)) < len(labels):
+        raise DesignError(f"two contrasts have the same name among {labels}: rename one")
+    return tuple(contrasts), ()
+
+
+def _contrast(
+    planned: tuple[Contrast, ...],
+    stage: dict[str, NDArray[np.float64]],
+    labels: NDArray[np.str_],
+    level: float,
+    mixed: MixedFit | None,
+) -> tuple[ContrastResult, ...]:
+    names = [str(name) for name in np.unique(labels)]
+    vectors = [(one, one.vector(names)) for one in planned]
+    asked = [(one, weights) for one, weights in vectors if one.response in stage]
+    found = [
+        contrast_interval(stage[one.response], labels, weights, estimand=one.name, level=level)
+        for one, weights in asked
+    ]
+    p_values = [p for _, p in found]
+    return tuple(
+        ContrastResult(one, interval, p, holm, bh, _beside(mixed, one, weights, level))
+        for (one, weights), (interval, p), holm, bh in zip(
+            asked, found, adjust(p_values), adjust(p_values, "fdr_bh"), strict=True
+        )
+    )
+
+
+def _fit(clean: pd.DataFrame, depth: float, df: int, value: str) -> MixedFit | None:
+    keys = ["architecture", "model", "layer", "depth"]
+    cells = clean.groupby(keys, as_index=False, observed=True)["value"].mean()
+    if len(cells) < 2:
+        return None
+    cells = cells.assign(z=cells["depth"] - depth)
+    # One intercept and one slope per architecture: contrasts of means are contrasts of these.
+    formula, random = "value ~ 0 + C(architecture) + C(architecture):z", "1 + z"
+    if cells["depth"].groupby(cells["model"]).nunique().max() == 1:
+        formula, random = "value ~ 0 + C(architecture)", "1"
+    return fit_mixed(formula, cells, "model", re_formula=random, df=df)
+
+
+def _beside(
+    mixed: MixedFit | None, contrast: Contrast, weights: NDArray[np.float64], level: float
+) -> Interval | None:
+    if mixed is None or not mixed.usable:
+        return None
+    row = fixed_weights(weights, contrast.response, len(mixed.names))
+    return mixed.contrast(row, estimand=contrast.name, level=level)
+
+
+def _notes(
+    clean: pd.DataFrame,
+    models: Sequence[ModelSummary],
+    labels: NDArray[np.str_],
+    stage: dict[str, NDArray[np.float64]],
+) -> tuple[str, ...]:
+    notes = []
+    names, counts = np.unique(labels, return_counts=True)
+    if counts.min() == 1 < counts.max():
+        lonely = ", ".join(names[counts == 1])
+        notes.append(f"one model only of {lonely}: its interval borrows the others' spread")
+    if counts.min() != counts.max():
+        notes.append(
+            "unequal numbers of models: the F test then leans on equal variances in all "
+            "architectures"
+        )
+    notes += _uneven_spread(stage["intercept"], labels)
+    if "slope" in stage and not _refusal(stage["intercept"], labels):
+        flat = _refusal(stage["slope"], labels)
+        notes += [f"no test of slopes: {flat}"] if flat else []
+    grids = {tuple(sorted(rows.unique())) for _, rows in clean.groupby("model")["depth"]}
+    if "slope" not in stage:
+        depths = "" if len(grids) == 1 else ", and not at the same depth in every model"
+        notes.append(f"one layer per model: no slope over depth, means only{depths}")
+    elif len(grids) > 1:
+        notes.append("layers lie at different depths in different models: models weigh equally")
+    if len({model.n_sequences for model in models}) > 1:
+        notes.append("models differ in their number of sequences: models weigh equally")
+    return tuple(notes)
+
+
+def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> list[str]:
+    """A warning where one architecture's models spread far more widely than another's."""
+    groups = {name: part for name, part in pd.Series(values).groupby(labels) if len(part) > 1}
+    spread = pd.Series({name: part.std(ddof=1) for name, part in groups.items()})
+    if len(spread) < 2 or spread.max() == 0:
+        return []
+    if spread.min() > 0 and stats.bartlett(*groups.values()).pvalue > UNEVEN:
+        return []
+    wide, narrow = spread.idxmax(), spread.idxmin()
+    return [
+        f"models of {wide} spread more widely than those of {narrow} (standard deviations "
+        f"{spread.max():.2g} and {spread.min():.2g}): limits with pooled spread are too wide for "
+        f"{narrow} and too narrow for {wide}; Welch's F stands beside"
+    ]

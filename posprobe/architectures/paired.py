@@ -1,0 +1,122 @@
+"""Variants of one checkpoint, item by item: what changes with the variant, over other items.
+
+The same weights run on the same items under several variants are one model. Differences between
+variants are then paired over items, and say how this model would differ on other items of the
+same text; they say nothing about models of other architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from posprobe.architectures.contrasts import Contrast, adjust
+from posprobe.architectures.result import ContrastResult
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval, bootstrap_limits, standard_error
+
+__all__ = ["paired_contrasts"]
+
+Array = NDArray[np.float64]
+
+
+def paired_contrasts(
+    estimate: Array,
+    replicates: Array,
+    names: Sequence[str],
+    contrasts: Sequence[Contrast],
+    *,
+    n: int,
+    level: float = 0.95,
+) -> tuple[ContrastResult, ...]:
+    """Estimate contrasts between variants from bootstrap samples of the items that they share.
+
+    Each variant is reduced to its mean over layers and its slope over depth (0 the first layer, 1
+    the last), by least squares; a contrast is a weighted sum of these. Limits and p-values are of
+    t(n - 1) with the bootstrap's standard error; because all variants share the resampled items,
+    what items do to all of them cancels.
+
+    Parameters
+    ----------
+    estimate : ndarray, shape (V, L)
+        A quantity of each variant and layer.
+    replicates : ndarray, shape (B, V, L)
+        The same in B bootstrap samples, with one set of item weights for all variants.
+    names : sequence of str
+        The V variants.
+    contrasts : sequence of Contrast
+        Those on the slope are left out where there is one layer.
+    n : int
+        Items.
+    level : float
+        Of each interval, not adjusted for the other contrasts.
+
+    Returns
+    -------
+    tuple of ContrastResult
+        P-values adjusted over all contrasts given; no mixed model.
+
+    Raises
+    ------
+    DesignError
+        If shapes do not agree, or a contrast weighs a variant that is not there.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> items = rng.normal(size=(20, 1, 1)) + np.array([[1.0, 1.0], [3.0, 5.0]])
+    >>> items = items + 0.1 * rng.normal(size=items.shape)
+    >>> draws = rng.multinomial(20, [1 / 20] * 20, size=500) / 20
+    >>> replicates = np.tensordot(draws, items, 1)
+    >>> (found,) = paired_contrasts(
+    ...     items.mean(0), replicates, ["standard", "window"],
+    ...     [Contrast("window - standard", "intercept", {"standard": -1, "window": 1})], n=20,
+    ... )
+    >>> bool(2.9 < found.interval.low < 3 < found.interval.high < 3.1)
+    True
+    """
+    if estimate.shape != replicates.shape[1:] or len(names) != len(estimate):
+        raise DesignError(
+            f"{len(names)} variants came with values of shape {estimate.shape} and replicates of "
+            f"shape {replicates.shape}: give (V, L) and (B, V, L)"
+        )
+    design = _responses(estimate.shape[1])
+    asked = [one for one in contrasts if one.response in design]
+    found = [
+        _estimate(one, estimate @ design[one.response], replicates @ design[one.response],
+                  one.vector(names), n, level)
+        for one in asked
+    ]  # fmt: skip
+    p_values = [p for _, p in found]
+    return tuple(
+        ContrastResult(one, interval, p, holm, bh, None)
+        for one, (interval, p), holm, bh in zip(
+            asked, found, adjust(p_values), adjust(p_values, "fdr_bh"), strict=True
+        )
+    )
+
+
+def _responses(n_layers: int) -> dict[str, Array]:
+    """Weights over layers that give the mean and the slope over depth."""
+    if n_layers == 1:
+        return {"intercept": np.ones(1)}
+    z = np.linspace(0, 1, n_layers) - 0.5
+    return {"intercept": np.full(n_layers, 1 / n_layers), "slope": z / (z @ z)}
+
+
+def _estimate(
+    contrast: Contrast, values: Array, draws: Array, weights: Array, n: int, level: float
+) -> tuple[Interval, float]:
+    estimate, resampled = float(values @ weights), draws @ weights
+    size = max(float(np.abs(resampled).max()), float(np.abs(values * weights).max()))
+    error = float(standard_error(resampled, n))
+    if error <= 1e-12 * size:
+        none = Interval(estimate, None, None, level, "the same in all items", contrast.name, n)
+        return none, float("nan")
+    low, high = (float(v) for v in bootstrap_limits(resampled, estimate, n=n, level=level))
+    method = f"bootstrap of items, t({n - 1})"
+    interval = Interval(estimate, low, high, level, method, contrast.name, n)
+    return interval, 2 * float(stats.t.sf(abs(estimate) / error, n - 1))

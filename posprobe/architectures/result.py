@@ -1,0 +1,269 @@
+"""What a comparison of architectures found: frozen numbers, tidy tables, one plain sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.architectures.contrasts import RESPONSES, Contrast, adjust
+from posprobe.architectures.mixed_fit import MixedFit
+from posprobe.architectures.summaries import ModelSummary
+from posprobe.architectures.two_stage import FTest, welch_f
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval
+
+__all__ = ["ArchitectureComparison", "ContrastResult", "adjust_secondary", "fixed_weights"]
+
+PARTS = ("estimates", "tests", "contrasts", "models", "mixed")
+
+
+@dataclass(frozen=True)
+class ContrastResult:
+    """A planned contrast with its interval.
+
+    Attributes
+    ----------
+    contrast : Contrast
+    interval : Interval
+        Pooled t(M - A), not adjusted for the other contrasts.
+    p_value : float
+        Two-sided, not adjusted.
+    p_holm, p_bh : float
+        Adjusted for all contrasts of the comparison: by Holm (chance of any false positive) and by
+        Benjamini-Hochberg (share of false positives among those found).
+    mixed : Interval or None
+        The same contrast by the mixed model, where it has estimates.
+    """
+
+    contrast: Contrast
+    interval: Interval
+    p_value: float
+    p_holm: float
+    p_bh: float
+    mixed: Interval | None
+
+
+@dataclass(frozen=True)
+class ArchitectureComparison:
+    """What `compare_architectures` found.
+
+    Attributes
+    ----------
+    value : str
+        Name of the value compared.
+    status : str
+        `"tested"`, or `"refused"` where the design carries no test; the description stands then.
+    reason : str
+        Why the test was refused, else empty.
+    architectures : dict of str to int
+        Number of models of each.
+    depth : float
+        Depth at which means are taken, 0 the first layer and 1 the last.
+    test : FTest or None
+        The primary test: equal means at `depth`.
+    slope_test : FTest or None
+        Equal slopes over depth.
+    means, slopes : dict of str to Interval
+        Per architecture, over its models; no slopes where one layer was measured.
+    contrasts : tuple of ContrastResult
+    models : tuple of ModelSummary
+    mixed : MixedFit or None
+    notes : tuple of str
+        What a reader should know before believing the numbers, one line each.
+    """
+
+    value: str
+    status: str
+    reason: str
+    architectures: dict[str, int]
+    depth: float
+    level: float
+    test: FTest | None
+    slope_test: FTest | None
+    means: dict[str, Interval]
+    slopes: dict[str, Interval]
+    contrasts: tuple[ContrastResult, ...]
+    models: tuple[ModelSummary, ...]
+    mixed: MixedFit | None
+    notes: tuple[str, ...]
+
+    def table(self, part: str = "estimates") -> pd.DataFrame:
+        """Give one part of the result as a tidy table.
+
+        Parameters
+        ----------
+        part : str
+            `"estimates"` (per architecture), `"tests"`, `"contrasts"`, `"models"` or `"mixed"`.
+
+        Returns
+        -------
+        DataFrame
+
+        Raises
+        ------
+        DesignError
+            If there is no such part.
+        """
+        if part not in PARTS:
+            raise DesignError(f"there is no table {part!r}: use one of {', '.join(PARTS)}")
+        makers = {
+            "estimates": self._estimates,
+            "tests": self._tests,
+            "contrasts": self._contrasts,
+            "models": self._models,
+            "mixed": self._mixed,
+        }
+        return makers[part]()
+
+    def sentence(self) -> str:
+        """Say the result in one line of plain English."""
+        counts = f"{_count(len(self.models), 'model')} of {_count(len(self.means), 'architecture')}"
+        if self.test is None:
+            means = ", ".join(f"{name} {mean.estimate:.3g}" for name, mean in self.means.items())
+            return (
+                f"No test of architecture on {self.value} ({self.reason}), so the claim is about "
+                f"these {counts}; means at depth {self.depth:.2f}: {means}."
+            )
+        found = "differ" if self.test.p_value < 1 - self.level else "are not shown to differ"
+        text = (
+            f"Architectures {found} in {self.value} at depth {self.depth:.2f}: "
+            f"{_show_test(self.test)} on {counts}"
+        )
+        if self.slope_test is not None:
+            text += f"; in its slope over depth: {_show_test(self.slope_test)}"
+        if self.mixed is not None:
+            why = f" ({self.mixed.reason})" if self.mixed.reason else ""
+            text += f"; mixed model: {self.mixed.status}{why}"
+        return text + "."
+
+    def _estimates(self) -> pd.DataFrame:
+        rows = [
+            {"architecture": name, "models": self.architectures[name], "response": response}
+            | interval.asdict()
+            for response, found in zip(RESPONSES, (self.means, self.slopes), strict=True)
+            for name, interval in found.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def _tests(self) -> pd.DataFrame:
+        columns = ["method", "response", "statistic", "df_between", "df_within", "p_value"]
+        found = [test for test in (self.test, self.slope_test) if test is not None]
+        rows: list[dict[str, object]] = [{"method": "two-stage F", **vars(t)} for t in found]
+        rows += self._welch_tests()
+        rows += _mixed_tests(self.mixed, list(self.means))
+        table = pd.DataFrame(rows, columns=columns)
+        primary = (table["method"] == "two-stage F") & (table["response"] == "intercept")
+        return adjust_secondary(table, primary)
+
+    def _welch_tests(self) -> list[dict[str, object]]:
+        rows: list[dict[str, object]] = []
+        labels = [model.architecture for model in self.models]
+        for response in RESPONSES:
+            values = [getattr(model, response) for model in self.models]
+            found = None if None in values else welch_f(values, labels)
+            if found is not None:
+                names = ("statistic", "p_value", "df_between", "df_within")
+                row = dict(zip(names, found, strict=True))
+                rows.append({"method": "Welch F", "response": response, **row})
+        return rows
+
+    def _contrasts(self) -> pd.DataFrame:
+        rows = []
+        for one in self.contrasts:
+            beside = one.mixed
+            rows.append(
+                {"contrast": one.contrast.name, "response": one.contrast.response}
+                | one.interval.asdict()
+                | {"p_value": one.p_value, "p_holm": one.p_holm, "p_bh": one.p_bh}
+                | {
+                    "mixed_estimate": beside.estimate if beside else float("nan"),
+                    "mixed_low": beside.low if beside else float("nan"),
+                    "mixed_high": beside.high if beside else float("nan"),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _models(self) -> pd.DataFrame:
+        rows = []
+        for model in self.models:
+            row = {
+                "architecture": model.architecture,
+                "model": model.model,
+                "n_layers": model.n_layers,
+                "n_sequences": model.n_sequences,
+            }
+            for name in RESPONSES:
+                interval = getattr(model, f"{name}_interval")
+                row[name] = getattr(model, name)
+                row[f"{name}_low"] = interval.low if interval else None
+                row[f"{name}_high"] = interval.high if interval else None
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def _mixed(self) -> pd.DataFrame:
+        return pd.DataFrame() if self.mixed is None else self.mixed.table(level=self.level)
+
+
+def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFrame:
+    """Add `p_holm` and `primary` to a table of tests; the primary one stands by itself.
+
+    Parameters
+    ----------
+    tests : DataFrame
+        Columns `method` and `p_value`.
+    primary : Series of bool
+        The row of the primary test.
+
+    Returns
+    -------
+    DataFrame
+        `p_holm` is adjusted over the two-stage F tests that are not primary, NaN elsewhere.
+    """
+    secondary = (tests["method"] == "two-stage F") & ~primary
+    p_values = tests["p_value"].where(secondary)
+    return tests.assign(p_holm=adjust(p_values.tolist()), primary=primary)
+
+
+def fixed_weights(weights: NDArray[np.float64], response: str, size: int) -> NDArray[np.float64]:
+    """Put weights of architectures on the fixed effects, which are all intercepts, then all slopes.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (..., A)
+    response : str
+        `"intercept"` or `"slope"`.
+    size : int
+        Number of fixed effects, A or 2 A.
+
+    Returns
+    -------
+    ndarray, shape (..., size)
+    """
+    row = np.zeros((*weights.shape[:-1], size))
+    start = weights.shape[-1] * RESPONSES.index(response)
+    row[..., start : start + weights.shape[-1]] = weights
+    return row
+
+
+def _mixed_tests(mixed: MixedFit | None, names: list[str]) -> list[dict[str, object]]:
+    if mixed is None or not mixed.usable or len(names) < 2:
+        return []
+    differences = np.diff(np.eye(len(names)), axis=0)
+    rows: list[dict[str, object]] = []
+    for response in RESPONSES[: len(mixed.names) // len(names)]:
+        statistic, p_value = mixed.wald(fixed_weights(differences, response, len(mixed.names)))
+        test = FTest(response, statistic, len(names) - 1, int(mixed.df or 0), p_value)
+        rows.append({"method": f"mixed model F ({mixed.status})", **vars(test)})
+    return rows
+
+
+def _show_test(test: FTest) -> str:
+    p = "p < 0.0001" if test.p_value < 1e-4 else f"p = {test.p_value:.2g}"
+    return f"F({test.df_between}, {test.df_within}) = {test.statistic:.1f}, {p}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number > 1 else "")

@@ -1,0 +1,237 @@
+"""Stage one across architectures: every model becomes one value and one slope over depth.
+
+Layers are exhausted within a model and are no replicates of it, so a model with twice the layers
+counts no more than another. `posprobe.architectures.two_stage` compares these summaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from posprobe.errors import DesignError
+from posprobe.intervals import Interval
+
+__all__ = ["ModelSummary", "check_table", "reference_depth", "summarise_models"]
+
+KEYS = ("architecture", "model", "layer", "depth")
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What stage one keeps of one model.
+
+    Attributes
+    ----------
+    architecture, model : str
+        Names.
+    n_layers : int
+        Layers measured.
+    n_sequences : int or None
+        Sequences, where the table told them apart.
+    intercept : float
+        Fitted value at the reference depth, in the unit of the value.
+    slope : float or None
+        Change of the value from the first layer to the last; None where one layer was measured.
+    intercept_interval, slope_interval : Interval or None
+        Over sequences, for this model only: they say nothing about its architecture.
+    """
+
+    architecture: str
+    model: str
+    n_layers: int
+    n_sequences: int | None
+    intercept: float
+    slope: float | None
+    intercept_interval: Interval | None = None
+    slope_interval: Interval | None = None
+
+
+def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Check a tidy table and give a copy with the columns that count, the value as `value`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns architecture, model, layer, depth (0 first layer, 1 last), the value, and
+        optionally sequence. One row per model x layer (x sequence).
+    value : str
+        Name of the value's column.
+
+    Returns
+    -------
+    DataFrame
+        Sorted by model, layer (and sequence).
+
+    Raises
+    ------
+    DesignError
+        If a column is missing, a number is missing or not finite, a depth lies outside [0, 1], a
+        model stands under two architectures, or a row is given twice.
+    """
+    missing = [name for name in (*KEYS, value) if name not in table.columns]
+    if missing:
+        raise DesignError(
+            f"the table lacks column {missing[0]!r}: it needs {', '.join((*KEYS, value))}"
+        )
+    if table.empty:
+        raise DesignError("the table has no rows: give one row per model and layer")
+    keys = [*KEYS, "sequence"] if "sequence" in table.columns else list(KEYS)
+    clean = table[keys].assign(value=table[value])
+    _check_names(clean, keys)
+    _check_numbers(clean, value)
+    _check_replication(clean, [k for k in keys if k not in ("architecture", "depth")])
+    return clean.sort_values(["model", "layer"], kind="stable").reset_index(drop=True)
+
+
+def _check_names(clean: pd.DataFrame, keys: Iterable[str]) -> None:
+    for key in keys:
+        if key != "depth" and clean[key].isna().any():
+            row = int(np.flatnonzero(clean[key].isna())[0])
+            raise DesignError(f"row {row} has no {key}: name it or drop the row")
+
+
+def _check_numbers(clean: pd.DataFrame, value: str) -> None:
+    for column, shown in (("depth", "depth"), ("value", value)):
+        if not pd.api.types.is_numeric_dtype(clean[column]):
+            raise DesignError(f"column {shown!r} is not numeric: convert it first")
+        bad = ~np.isfinite(clean[column].to_numpy(dtype=float, na_value=np.nan))
+        if bad.any():
+            row = clean.loc[bad].iloc[0]
+            raise DesignError(
+                f"model {row.model!r} layer {row.layer} has {shown} {row[column]}: "
+                "measure it again or drop the layer from every model"
+            )
+    outside = ~clean["depth"].between(0.0, 1.0)
+    if outside.any():
+        row = clean.loc[outside].iloc[0]
+        raise DesignError(
+            f"model {row.model!r} layer {row.layer} has depth {row.depth:g}: depth runs from 0 "
+            "(first layer) to 1 (last), so divide the layer by the number of layers less one"
+        )
+
+
+def _check_replication(clean: pd.DataFrame, keys: list[str]) -> None:
+    homes = clean.groupby("model")["architecture"].nunique()
+    if (homes > 1).any():
+        model = homes.index[homes > 1][0]
+        names = sorted(map(str, clean.loc[clean["model"] == model, "architecture"].unique()))
+        raise DesignError(
+            f"model {model!r} stands under the architectures {' and '.join(names)}: give every "
+            "model one architecture and a name of its own"
+        )
+    twice = clean.duplicated(keys)
+    if twice.any():
+        row = clean.loc[twice].iloc[0]
+        raise DesignError(
+            f"model {row.model!r} layer {row.layer} is given twice: keep one row per "
+            f"{' x '.join(keys)}"
+        )
+    depths = clean.groupby(["model", "layer"])["depth"].nunique()
+    if (depths > 1).any():
+        model, layer = depths.index[depths > 1][0]
+        raise DesignError(f"model {model!r} layer {layer} has two depths: give it one")
+
+
+def reference_depth(clean: pd.DataFrame) -> float:
+    """Give the depth at which intercepts are taken: the mean over models of their mean depth."""
+    layers = clean.drop_duplicates(["model", "layer"])
+    return float(layers.groupby("model")["depth"].mean().mean())
+
+
+def summarise_models(
+    clean: pd.DataFrame, *, at: float, level: float = 0.95
+) -> tuple[ModelSummary, ...]:
+    """Reduce every model to the value at depth `at` and the slope over depth.
+
+    Least squares of the value on (1, depth - `at`) within each model; with sequences, within each
+    (model, sequence), then the mean over sequences with a t(S - 1) interval.
+
+    Parameters
+    ----------
+    clean : DataFrame
+        From `check_table`.
+    at : float
+        Reference depth, in [0, 1].
+    level : float
+        Confidence level of the intervals over sequences.
+
+    Returns
+    -------
+    tuple of ModelSummary
+        Sorted by model.
+
+    Raises
+    ------
+    DesignError
+        If some models have one layer (or one depth) and others several, or if the layers of a
+        model were not measured on the same sequences.
+    """
+    depths = clean.groupby("model")["depth"].nunique()
+    flat = depths.index[depths == 1]
+    if 0 < len(flat) < len(depths):
+        raise DesignError(
+            f"model {flat[0]!r} has one layer while {depths.idxmax()!r} has {depths.max()}: "
+            "measure the same layers in every model, or drop it"
+        )
+    return tuple(_summarise(str(model), rows, at, level) for model, rows in clean.groupby("model"))
+
+
+def _summarise(model: str, rows: pd.DataFrame, at: float, level: float) -> ModelSummary:
+    values, depth = _layers_by_sequences(model, rows)
+    sloped = np.ptp(depth) > 0
+    columns = [np.ones_like(depth), depth - at] if sloped else [np.ones_like(depth)]
+    fits = np.linalg.lstsq(np.column_stack(columns), values, rcond=None)[0]
+    # A slope of rounding errors would give the F test a spread of rounding errors.
+    fits[1:][np.abs(fits[1:]) < 1e-12 * np.abs(values).max()] = 0.0
+    replicated = "sequence" in rows.columns
+    intervals = [
+        _sequence_interval(fit, f"{name} of model {model}", level) if replicated else None
+        for fit, name in zip(fits, ("intercept", "slope"), strict=False)
+    ]
+    return ModelSummary(
+        architecture=str(rows["architecture"].iloc[0]),
+        model=model,
+        n_layers=len(depth),
+        n_sequences=values.shape[1] if replicated else None,
+        intercept=float(fits[0].mean()),
+        slope=float(fits[1].mean()) if sloped else None,
+        intercept_interval=intervals[0],
+        slope_interval=intervals[1] if sloped else None,
+    )
+
+
+def _layers_by_sequences(
+    model: str, rows: pd.DataFrame
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give the values, shape (layers, sequences), and the depths, shape (layers,)."""
+    depth = rows.groupby("layer")["depth"].first()
+    if "sequence" not in rows.columns:
+        values = rows.set_index("layer")["value"].loc[depth.index].to_frame()
+    else:
+        values = rows.pivot(index="layer", columns="sequence", values="value").loc[depth.index]
+    gaps = values.isna().to_numpy()
+    if gaps.any():
+        layer, sequence = (int(k) for k in np.argwhere(gaps)[0])
+        raise DesignError(
+            f"model {model!r} layer {values.index[layer]} lacks sequence "
+            f"{values.columns[sequence]}: measure all layers of a model on the same sequences"
+        )
+    return values.to_numpy(dtype=float), depth.to_numpy(dtype=float)
+
+
+def _sequence_interval(fits: NDArray[np.float64], estimand: str, level: float) -> Interval:
+    n = len(fits)
+    if n < 2:
+        return Interval(float(fits.mean()), None, None, level, "one sequence", estimand, n)
+    half = stats.t.ppf(0.5 + level / 2, n - 1) * fits.std(ddof=1) / np.sqrt(n)
+    mean = float(fits.mean())
+    return Interval(
+        mean, float(mean - half), float(mean + half), level, f"t({n - 1}) over sequences",
+        estimand, n,
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""Treatments of position 0: which token or embedding stands there instead of the native one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posprobe.errors import StimulusError
+from posprobe.models import ObservableModel
+from posprobe.stimuli import Stimulus
+
+__all__ = ["POSITION0", "item_rng", "replace_token", "replaced_embedding"]
+
+POSITION0 = {
+    "native": "the token that stands there",
+    "special": "another special token of the tokenizer",
+    "content": "a random token of the text, drawn per item",
+    "mean": "the mean of all token embeddings",
+    "noise": "Gaussian noise with the norm of the native embedding, drawn per item",
+    "zero": "a vector of zeros",
+}
+
+
+def replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) -> Stimulus:
+    """Put another token at position 0, for the treatments that are tokens."""
+    if position0 == "special":
+        others = [t for t in model.special_ids if t not in stimulus.first_token]
+        if not others:
+            raise StimulusError(
+                f"position0 'special': model {model.name!r} has no other special token"
+            )
+        chosen = np.full(len(stimulus.tokens), others[0])
+    elif position0 == "content":
+        text = stimulus.tokens[stimulus.tokens >= 0]
+        content = np.setdiff1d(text, model.special_ids)
+        choices = [content[content != native] for native in stimulus.first_token]
+        if not all(len(tokens) for tokens in choices):
+            raise StimulusError(
+                "position0 'content': the text holds no other token; pass more text"
+            )
+        chosen = np.array(
+            [item_rng(stimulus, i).choice(o) for i, o in zip(stimulus.item, choices, strict=True)]
+        )
+    else:
+        return stimulus
+    tokens = stimulus.tokens.copy()
+    tokens[:, 0] = chosen
+    return dataclasses.replace(stimulus, tokens=tokens)
+
+
+def item_rng(stimulus: Stimulus, item: int) -> np.random.Generator:
+    """Randomness that belongs to an item: all of its sequences get the same draw."""
+    return np.random.default_rng([stimulus.seed, int(item), 1])
+
+
+def replaced_embedding(
+    model: ObservableModel, stimulus: Stimulus, batch: slice, position0: str
+) -> Tensor | None:
+    """Embeddings that replace those at position 0 of a batch: the treatments that are no token."""
+    if position0 not in ("zero", "mean", "noise"):
+        return None
+    first = torch.from_numpy(stimulus.tokens[batch, 0].astype(np.int64))
+    native = model.embed(first).float().cpu()
+    if position0 == "zero":
+        return torch.zeros_like(native)
+    if position0 == "mean":
+        return model.mean_embedding.expand_as(native)
+    draws = [item_rng(stimulus, i).standard_normal(native.shape[-1]) for i in stimulus.item[batch]]
+    noise = torch.from_numpy(np.stack(draws)).to(native)
+    return noise * (native.norm(dim=-1) / noise.norm(dim=-1)).unsqueeze(-1)

@@ -1,0 +1,27 @@
+"""T = M + R: position effects on log attention weights, split into mask and residual channel.
+
+effects        the split itself, and its variances by a U-statistic: pure functions of arrays
+reading        from a stored file to effects, layer by layer
+variances      V_T, V_M, V_R, C_MR and shares with their intervals
+decomposition  tables by layer, head and offset: `posprobe.decompose`
+"""
+
+from posprobe.channels.decomposition import MAX_UNITS, decompose
+from posprobe.channels.effects import ChannelEffects, position_covariance
+from posprobe.channels.reading import channel_effects, cut_heads, early_limit, score_shift
+from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
+
+__all__ = [
+    "MAX_UNITS",
+    "ChannelEffects",
+    "Variances",
+    "channel_effects",
+    "cut_heads",
+    "decompose",
+    "early_limit",
+    "gather_variances",
+    "position_covariance",
+    "score_shift",
+    "shares",
+    "variance_table",
+]

@@ -1,0 +1,119 @@
+"""Claims about the two channels: their variances, their shares, and one repeated token."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from posprobe.analysis import Analysis, listed, n_items, n_units, shifted_design
+from posprobe.claims.verdicts import (
+    TOLERANCE,
+    Claim,
+    above,
+    below_everywhere,
+    make_claim,
+    not_applicable,
+    row_interval,
+)
+from posprobe.intervals import Interval
+from posprobe.store import ActivationStore
+
+__all__ = ["channel_claims", "repeated_claims"]
+
+CHANNELS = {"mask": "residual stream", "residual": "mask"}  # each with what makes the rest
+
+
+def channel_claims(analysis: Analysis) -> list[Claim]:
+    """V_T, V_M, V_R and C_MR against 0, and the share of each channel."""
+    statements = {
+        "position_in_attention": "Attention distinguishes absolute position: at a fixed offset and "
+        "fixed content, log attention weights change with position (V_T > 0).",
+        "mask_channel": "The causal mask's softmax denominator carries absolute position "
+        "(V_M > 0).",
+        "residual_channel": "The residual stream carries absolute position (V_R > 0).",
+        "channels_add": "Our own question: the two channels reinforce each other (C_MR > 0).",
+    }
+    store, table = analysis.files.shifted, analysis.tables.get("channels", pd.DataFrame())
+    if store is None or "shifted" not in set(table.get("stimulus", ())):
+        reason = "needs a capture of the shifted design (--design shifted) with all scores"
+        everything = statements | {f"share_{k}": _share_statement(k) for k in CHANNELS}
+        return [not_applicable(name, text, reason) for name, text in everything.items()]
+    row = table[table["stimulus"] == "shifted"].iloc[0]
+    protocol = (
+        f"{shifted_design(store)} Mean over {store.n_layers} layers, {store.n_heads} heads and "
+        f"offsets {listed(store.offsets)}. Variance over positions by a U-statistic over pairs of "
+        "different items."
+    )
+    quantities = dict(zip(statements, ("V_T", "V_M", "V_R", "C_MR"), strict=True))
+    claims = []
+    for name, text in statements.items():
+        interval = row_interval(row, quantities[name], store, analysis.level)
+        claims.append(make_claim(name, text, interval, "nats^2", above(interval, 0.0), protocol))
+    return [*claims, *_share_claims(row, store, protocol, analysis.level)]
+
+
+def _share_statement(channel: str) -> str:
+    return (
+        f"The {channel} channel accounts for a positive share of the effect of position (the rest "
+        f"is the {CHANNELS[channel]}'s; shares add to 1, and one is negative where the channels "
+        "oppose each other)."
+    )
+
+
+def _share_claims(
+    row: pd.Series, store: ActivationStore, protocol: str, level: float
+) -> list[Claim]:
+    claims = []
+    for channel in CHANNELS:
+        name, statement = f"share_{channel}", _share_statement(channel)
+        if row["status"] != "ok":
+            reason = "undefined: the total effect V_T is not distinguishable from 0"
+            claims.append(not_applicable(name, statement, reason))
+            continue
+        interval = Interval(
+            float(row[name]),
+            float(row[f"{name}_low"]),
+            float(row[f"{name}_high"]),
+            level,
+            "fieller",
+            f"share of the {channel} channel in V_T",
+            n_units(store),
+        )
+        text = f"{protocol} Share (V + C)/V_T with Fieller's interval on jackknife pseudo-values."
+        claims.append(make_claim(name, statement, interval, "1", above(interval, 0.0), text))
+    return claims
+
+
+def repeated_claims(analysis: Analysis) -> list[Claim]:
+    """One token repeated: the residual channel is closed, and a BOS opens it."""
+    closed = (
+        "With one token repeated, and so all hidden states equal, nothing but the mask is left: "
+        f"the residual channel is 0 (|R| < {TOLERANCE:g} nats everywhere)."
+    )
+    opened = "A BOS in front of the repeated token opens the residual channel (|R| > 0)."
+    pairs = (
+        ("mask_isolated", closed, analysis.files.repeated),
+        ("residual_opened", opened, analysis.files.bos_repeated),
+    )
+    claims = []
+    for name, statement, store in pairs:
+        if store is None:
+            reason = "needs a capture of the repeated design (--design repeated)"
+            claims.append(not_applicable(name, statement, reason))
+            continue
+        table = analysis.tables["repeated"]
+        kind = "repeated" if name == "mask_isolated" else "bos_repeated"
+        residual, mask = table.loc[table["stimulus"] == kind, ["residual", "mask"]].max()
+        interval = analysis.intervals[kind]
+        verdict = (
+            below_everywhere(interval, TOLERANCE, residual)
+            if name == "mask_isolated"
+            else above(interval, TOLERANCE)
+        )
+        protocol = (
+            f"{n_items(store)} tokens, each repeated to {store.length} tokens; positions "
+            f"{listed(store.prefixes)}, window of {store.window} rows. Largest |R| over layers, "
+            f"heads, offsets and positions, averaged over items; in any item |R| is at most "
+            f"{residual:.3g} and |M| {mask:.3g} nats."
+        )
+        claims.append(make_claim(name, statement, interval, "nats", verdict, protocol))
+    return claims

@@ -1,0 +1,233 @@
+"""H1 to H3 across architectures as claims, with the answers that the comparison page opens with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from posprobe.analysis import Analysis, listed, shifted_design
+from posprobe.architectures import Contrast, ContrastResult
+from posprobe.claims.verdicts import Claim, Verdict, above, make_claim, not_applicable
+from posprobe.comparison import PRIMARY, RELATIVE, VALUES, Comparison
+from posprobe.intervals import Interval
+
+__all__ = ["HYPOTHESES", "Answer", "answers", "architecture_claims", "hypothesis_claims"]
+
+HYPOTHESES = {
+    "H1": "The residual channel is ordered NTK < standard < sliding window.",
+    "H2": "Under a sliding window the residual channel grows with depth, and faster than under "
+    "the others.",
+    "H3": "Both channels are present in every architecture.",
+}
+LACKING = "needs one each of: ntk, window, and standard (or rope)"
+UNITS = {"V_R": "nats^2", RELATIVE: "1"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a comparison says of one hypothesis.
+
+    Attributes
+    ----------
+    hypothesis : str
+        H1, H2 or H3.
+    value : str
+        What it was tested on.
+    statement : str
+    verdict : {"supported", "contradicted", "inconclusive", "not_applicable"}
+        Supported where every part of it is, contradicted where a part is.
+    because : str
+        The parts that decided.
+    """
+
+    hypothesis: str
+    value: str
+    statement: str
+    verdict: Verdict
+    because: str
+
+
+def hypothesis_claims(comparison: Comparison) -> list[Claim]:
+    """Test H1 and H2 by the planned contrasts, H3 model by model.
+
+    A contrast is supported or contradicted where its p-value, adjusted by Holm's method for the
+    contrasts on the same value, is below 1 - level; its interval is not adjusted. For H3 every
+    model's own interval over items has to be above 0: all of them have to be, so that none needs
+    adjustment.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    list of Claim
+        The same comparison gives the same list.
+    """
+    claims = []
+    for value in (PRIMARY, RELATIVE):
+        planned = comparison.contrasts.get(value, ())
+        claims += [_contrast_claim(one, value, comparison) for one in planned]
+        if not planned:
+            claims.append(_not_tested("H1", value, _lacking(comparison, value)))
+    if not any(one.contrast.response == "slope" for one in comparison.contrasts.get(PRIMARY, ())):
+        claims.append(_not_tested("H2", PRIMARY, _lacking(comparison, PRIMARY)))
+    return claims + _presence_claims(comparison)
+
+
+def _not_tested(hypothesis: str, value: str, reason: str) -> Claim:
+    statement = f"{hypothesis}: {HYPOTHESES[hypothesis]} Tested on the {VALUES[value]}."
+    return not_applicable(f"{hypothesis}_{value}", statement, reason)
+
+
+def _lacking(comparison: Comparison, value: str) -> str:
+    one_layer = comparison.tables["models"]["n_layers"].max() == 1
+    if comparison.contrasts.get(value):
+        return "one layer was measured: no slope over depth" if one_layer else LACKING
+    if value not in comparison.contrasts:
+        return "undefined: V_R + V_M is not above 0 in every model"
+    return LACKING
+
+
+def _contrast_claim(one: ContrastResult, value: str, comparison: Comparison) -> Claim:
+    name = re.sub(r"\W+", "_", f"{one.contrast.name}_{value}")
+    statement = _says(one.contrast, value)
+    if one.interval.unbounded:
+        reason = f"no test: {one.interval.method}"
+        return not_applicable(name, statement, reason)
+    verdict: Verdict = "inconclusive"
+    if one.p_holm < 1 - comparison.level:
+        verdict = "supported" if one.interval.estimate > 0 else "contradicted"
+    return make_claim(
+        name, statement, one.interval, UNITS[value], verdict, _protocol(comparison, one, value)
+    )
+
+
+def _says(contrast: Contrast, value: str) -> str:
+    more = " and ".join(name for name, weight in contrast.weights.items() if weight > 0)
+    less = " and ".join(name for name, weight in contrast.weights.items() if weight < 0)
+    what = f"{value}, the {VALUES[value]}," if value == PRIMARY else f"the {VALUES[value]},"
+    if contrast.response == "intercept":
+        return f"{contrast.name[:2]}: {what} is larger under {more} than under {less}."
+    faster = f", and faster than under {less}" if less else ""
+    return f"{contrast.name[:2]}: {what} grows with depth under {more}{faster}."
+
+
+def _protocol(comparison: Comparison, one: ContrastResult, value: str) -> str:
+    stimulus = shifted_design(comparison.lineup.members[0].shifted)
+    shown = "mean over layers" if value == RELATIVE else "at mean depth"
+    what = {"intercept": shown, "slope": "from the first layer to the last"}[one.contrast.response]
+    if comparison.lineup.paired:
+        unit = (
+            "Variants of one checkpoint, paired over the items that they share: it is about this "
+            "model on other items of the text, and no test of architectures."
+        )
+    else:
+        unit = "Models are the unit; their spread is pooled over architectures."
+    beside = "" if one.mixed is None else f" The mixed model beside it: {one.mixed}."
+    return (
+        f"{stimulus} Difference {what}. {unit} p = {one.p_value:.2g}, adjusted by Holm's method "
+        f"{one.p_holm:.2g}.{beside}"
+    )
+
+
+def _presence_claims(comparison: Comparison) -> list[Claim]:
+    """One claim per architecture and channel: present in every one of its models."""
+    table = comparison.tables["models"]
+    stores = {member.name: member.shifted for member in comparison.lineup.members}
+    claims = []
+    for architecture, rows in table.groupby("architecture", sort=False):
+        if any(stores[model].header.variant == "no_causal" for model in rows["model"]):
+            continue
+        for channel, value in (("mask", "V_M"), ("residual", "V_R")):
+            worst = rows.loc[rows[f"{value}_low"].idxmin()]
+            interval = Interval(
+                float(worst[value]),
+                float(worst[f"{value}_low"]),
+                float(worst[f"{value}_high"]),
+                comparison.level,
+                "t",
+                value,
+                int(worst["items"]),
+            )
+            name = re.sub(r"\W+", "_", f"H3_{channel}_{architecture}").strip("_")
+            statement = f"H3: the {channel} channel is present under {architecture} ({value} > 0)."
+            if len(rows) > 1:
+                statement = statement[:-1] + f", in each of {len(rows)} models."
+            store = stores[str(worst["model"])]
+            protocol = (
+                f"{shifted_design(store)} Mean over {store.n_layers} layers, {store.n_heads} heads "
+                f"and offsets {listed(store.offsets)}. Shown is {worst['model']}, whose lower "
+                "limit is the lowest."
+            )
+            claims.append(
+                make_claim(name, statement, interval, "nats^2", above(interval, 0.0), protocol)
+            )
+    return claims
+
+
+def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
+    """What the claims say of each hypothesis.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    claims : sequence of Claim
+        From `hypothesis_claims`.
+
+    Returns
+    -------
+    list of Answer
+        H1 on V_R and on its size beside V_M, H2, H3.
+    """
+    found = []
+    for hypothesis, value in (("H1", PRIMARY), ("H1", RELATIVE), ("H2", PRIMARY), ("H3", "")):
+        parts = [
+            claim
+            for claim in claims
+            if claim.id.startswith(hypothesis) and claim.id.endswith(value)
+        ]
+        if hypothesis == "H1" and len(parts) > 1:  # the trend is no part: it follows from the steps
+            parts = [claim for claim in parts if "_step_" in claim.id]
+        shown = {"": "V_M and V_R", RELATIVE: "V_R/(V_R + V_M)"}.get(value, value)
+        found.append(
+            Answer(hypothesis, shown, HYPOTHESES[hypothesis], _verdict(parts), _because(parts))
+        )
+    return found
+
+
+def _verdict(parts: Sequence[Claim]) -> Verdict:
+    verdicts = {claim.verdict for claim in parts}
+    if not verdicts or verdicts == {"not_applicable"}:
+        return "not_applicable"
+    if "contradicted" in verdicts:
+        return "contradicted"
+    return "supported" if verdicts == {"supported"} else "inconclusive"
+
+
+def _because(parts: Sequence[Claim]) -> str:
+    if not parts:
+        return "no architecture with a causal mask was given"
+    if all(claim.verdict == "not_applicable" for claim in parts):
+        return parts[0].protocol
+    counts = pd.Series([claim.verdict for claim in parts]).value_counts()
+    return ", ".join(f"{n} of {len(parts)} parts {verdict}" for verdict, n in counts.items())
+
+
+def architecture_claims(analysis: Analysis) -> list[Claim]:
+    """H1 to H3 in the report on one model, which cannot test them."""
+    reason = (
+        "a claim about architectures: one model cannot test it; compare files of several models "
+        "per architecture (posprobe compare)"
+    )
+    statements = {
+        "both_in_all": "Both components appear in all three architectures.",
+        "ntk_suppresses": "NTK scaling suppresses the residual-stream component.",
+        "window_accumulates": "Sliding-window attention lets the residual component accumulate "
+        "with depth.",
+        "standard_between": "Standard RoPE sits between the two.",
+    }
+    return [not_applicable(name, text, reason) for name, text in statements.items()]

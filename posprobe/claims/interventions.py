@@ -1,0 +1,314 @@
+"""Claims about the mechanism: sink-reading heads that write and forward, and the denominator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from posprobe.analysis import SINK_RATE, Analysis, listed, n_items, shifted_design
+from posprobe.claims.verdicts import (
+    Claim,
+    above,
+    below,
+    below_everywhere,
+    make_claim,
+    not_applicable,
+)
+from posprobe.intervals import Interval
+from posprobe.store import ActivationStore
+
+__all__ = ["WHY_LAYER_0", "isolation_claims"]
+
+TOLERANCE = 1e-4
+MOVED = 1e-3
+NEGLIGIBLE_R2 = 0.02
+WHY_LAYER_0 = (
+    "Key 0 stays where it is while the window moves away from it: the distance between them "
+    "changes, and with it the rotation of key 0's score. That change is S."
+)
+MEASURED = "heads left whole"
+EVERYWHERE = "without key 0"
+CHOSEN = (
+    f"Sink-reading heads (sink rate > {SINK_RATE:g}) were chosen on one half of the natural "
+    "sequences; one mean over heads is tested, so that their number calls for no correction."
+)
+
+
+def isolation_claims(analysis: Analysis) -> list[Claim]:
+    """Test what the isolations say of the mechanism; without their files, say what is needed."""
+    return [
+        _layer_0(analysis),
+        _offsets_only(analysis),
+        _writing(analysis),
+        *_cuts(analysis),
+        _patterns(analysis),
+        *_masks(analysis),
+        _unmasked(analysis),
+    ]
+
+
+def _layer_0(analysis: Analysis) -> Claim:
+    name = "layer_0_residual"
+    statement = (
+        "At layer 0, where the residual stream is the embedding, nothing but key 0's own score "
+        f"opens the residual channel (|R - S| < {TOLERANCE:g} nats everywhere)."
+    )
+    store, interval = analysis.files.shifted, analysis.intervals.get("layer_0_rest")
+    table = analysis.tables.get("channels_by_layer")
+    if store is None or interval is None or table is None:
+        reason = "needs a capture of the shifted design (--design shifted) with all scores"
+        return not_applicable(name, statement, reason)
+    row = table[(table["stimulus"] == "shifted") & (table["layer"] == 0)].iloc[0]
+    largest = _largest(analysis, "layer_0_rest")
+    protocol = (
+        f"{shifted_design(store)} {WHY_LAYER_0} V_R of layer 0 is {row['V_R']:.3g} "
+        f"[{row['V_R_low']:.3g}, {row['V_R_high']:.3g}] nats^2. Largest |R - S| over heads, "
+        f"offsets and positions, averaged over items; at most {largest:.3g} in any item."
+    )
+    verdict = below_everywhere(interval, TOLERANCE, largest)
+    return make_claim(name, statement, interval, "nats", verdict, protocol)
+
+
+def _offsets_only(analysis: Analysis) -> Claim:
+    name = "offsets_only"
+    statement = (
+        "The position encoding knows offsets only: where all positions are shifted alike, no score "
+        f"of the same two tokens moves (by less than {MOVED:g} standard deviations everywhere)."
+    )
+    store, interval = analysis.files.shifted, analysis.intervals.get("scores_moved")
+    if store is None or interval is None:
+        reason = "needs a capture of the shifted design (--design shifted) with all scores"
+        return not_applicable(name, statement, reason)
+    largest = _largest(analysis, "scores_moved")
+    protocol = (
+        f"{shifted_design(store)} Layer 0, whose queries and keys are those of the tokens: scores "
+        f"within the window at offsets {listed(store.offsets)}, before any mask. Largest change "
+        "against the reference over heads, rows, offsets and positions, relative to the standard "
+        f"deviation of the item's scores there, averaged over items; at most {largest:.3g} in any "
+        "item. Rotations in float32 leave rounding that grows with position."
+    )
+    verdict = below_everywhere(interval, MOVED, largest)
+    return make_claim(name, statement, interval, "1", verdict, protocol)
+
+
+def _largest(analysis: Analysis, name: str) -> float:
+    """The largest value of any item behind a number of the table `layer_0`."""
+    return float(analysis.tables["layer_0"].set_index("name").loc[name, "largest"])
+
+
+def _writing(analysis: Analysis) -> Claim:
+    name = "sinks_write"
+    statement = (
+        "Sink-reading heads write the activation at position 0 into the residual stream: more of "
+        "it than the other heads do (ratio > 1)."
+    )
+    store, table = analysis.files.natural, analysis.tables.get("sink_writing")
+    if store is None or table is None:
+        reason = (
+            "needs a natural capture of a model that has sink-reading heads and others, with a "
+            "known output projection"
+        )
+        return not_applicable(name, statement, reason)
+    row = table[(table["quantity"] == "written") & (table["heads"] == "ratio")].iloc[0]
+    counts = table[table["quantity"] == "written"].set_index("heads")["n_heads"]
+    interval = _interval(row, "estimate", "ratio of norms written", analysis.level)
+    protocol = (
+        f"Norm of A_i0 v_0 W_O, averaged over queries and heads: {counts['sink-reading']} "
+        f"sink-reading heads against {counts['other']} others, on the {int(row['n'])} sequences "
+        f"that did not choose them. {CHOSEN} {_how(interval)} on sequences."
+    )
+    return make_claim(name, statement, interval, "1", above(interval, 1.0), protocol)
+
+
+def _cuts(analysis: Analysis) -> list[Claim]:
+    statements = {
+        "sinks_forward": "Sink-reading heads forward position: where they alone cannot see key 0, "
+        "part of the residual channel dies in the heads left whole.",
+        "sinks_forward_specifically": "Sink-reading heads forward position as no others do: part "
+        "of the residual channel dies, and more of it than where key 0 is hidden from as many "
+        "random other heads.",
+        "sink_hidden_everywhere": "Where no head sees key 0, part of the residual channel dies.",
+    }
+    store, table = analysis.files.shifted, analysis.tables.get("cut_sink")
+    if store is None or table is None:
+        reason = "needs shifted captures with key 0 hidden (--cut-sink, or posprobe audit --full)"
+        return [not_applicable(name, text, reason) for name, text in statements.items()]
+    matched = _matched(table)
+    rows = {
+        "sinks_forward": _row(table, matched, MEASURED),
+        "sinks_forward_specifically": _row(table, f"{matched} minus random", MEASURED),
+        "sink_hidden_everywhere": _row(table, "all", EVERYWHERE),
+    }
+    claims: list[Claim] = []
+    for name, text in statements.items():
+        row = rows[name]
+        if row is None:
+            reason = "no such heads were cut, or no head was left whole to measure"
+            claims.append(not_applicable(name, text, reason))
+            continue
+        interval = _interval(row, "fraction_removed", "fraction of V_R removed", analysis.level)
+        verdict = above(interval, 0.0)
+        if name == "sinks_forward_specifically" and verdict == "supported":
+            verdict = claims[0].verdict  # nothing is forwarded where nothing dies
+        protocol = _cut_protocol(analysis, store, table, row)
+        claims.append(make_claim(name, text, interval, "1", verdict, protocol))
+    return claims
+
+
+def _matched(table: pd.DataFrame) -> str:
+    """The sink-reading condition that random draws are compared with."""
+    compared = table.loc[table["heads"].str.endswith(" minus random"), "heads"]
+    if len(compared):
+        return str(compared.iloc[0]).removesuffix(" minus random")
+    return "sink-reading" if (table["heads"] == "sink-reading").any() else "some sink-reading"
+
+
+def _row(table: pd.DataFrame, heads: str, measured: str) -> pd.Series | None:
+    rows = table[
+        (table["heads"] == heads) & (table["measured"] == measured) & (table["positions"] == "all")
+    ]
+    return None if rows.empty else rows.iloc[0]
+
+
+def _cut_protocol(
+    analysis: Analysis, store: ActivationStore, table: pd.DataFrame, row: pd.Series
+) -> str:
+    """How one row of the table was made, with the other measure and the whole set beside it."""
+    heads = str(row["heads"]).removesuffix(" minus random")
+    checked = table.loc[table["heads"] == heads, "attention_left"].max()
+    return (
+        f"{shifted_design(store)} Its first {int(row['n'])} windows again with key 0 hidden from "
+        f"{int(row['n_heads_cut'])} heads ({row['heads']}); 1 - V_R(cut)/V_R(native) over all "
+        f"positions, {row['measured']} ({int(row['n_heads_measured'])} heads, those of layers "
+        f"before the first cut included), items paired. {'' if heads == 'all' else CHOSEN + ' '}"
+        f"Largest mean attention to key 0 left in a cut head: {checked:.1g}. Heads that do not "
+        "see key 0 have position 1 as their first key, which may take over its part. Beside it: "
+        f"{'; '.join(_beside(table, row, analysis.level))}."
+    )
+
+
+def _beside(table: pd.DataFrame, row: pd.Series, level: float) -> list[str]:
+    """The same heads by the other measure, and the other conditions by the same measure."""
+    shown = table[(table["positions"] == "all") & ~table["heads"].str.endswith(" minus random")]
+    return [
+        f"{other['heads']} ({int(other['n_heads_cut'])} heads), {other['measured']}, "
+        f"{_interval(other, 'fraction_removed', 'fraction', level)}"
+        for _, other in shown.iterrows()
+        if (other["heads"] == row["heads"]) != (other["measured"] == row["measured"])
+    ]
+
+
+def _patterns(analysis: Analysis) -> Claim:
+    name = "normalizer_on_patterns"
+    statement = (
+        "Taking the denominator out of attention patterns takes position out of them: log "
+        "attention weights tell it better than the scores alone (mean R2 over layers, P - P_fix "
+        "> 0)."
+    )
+    store, interval = analysis.files.natural, analysis.intervals.get("fixed_denominator")
+    if store is None or interval is None:
+        reason = "needs a natural capture of 5 sequences or more with scores at offsets"
+        return not_applicable(name, statement, reason)
+    table = analysis.tables["fixed_denominator"]
+    clear = table[table["p_adjusted"] < 1 - analysis.level]
+    protocol = (
+        f"{n_items(store)} natural sequences of {store.length} tokens; ridge on log weights and on "
+        f"scores at offsets {listed(store.offsets)} of all heads of a layer, same rows and folds; "
+        "probes as fitted, one set of bootstrap weights for both and all layers. Layer by layer, "
+        f"adjusted by max-T: P is above P_fix in {int((clear['difference'] > 0).sum())} of "
+        f"{len(table)} layers and below in {int((clear['difference'] < 0).sum())}."
+    )
+    return make_claim(name, statement, interval, "R2", above(interval, 0.0), protocol)
+
+
+def _masks(analysis: Analysis) -> list[Claim]:
+    closed = (
+        f"(largest |M|, and difference of normalizers to those of the keys shown, < {TOLERANCE:g}"
+    )
+    statements = {
+        "mask_removed": f"Without the causal mask the mask channel is closed {closed} nats).",
+        "window_closes_mask": "Behind a window's length the window hides the mask channel "
+        f"{closed} nats).",
+        "residual_behind_window": "Behind a window's length, where the residual stream alone can "
+        "carry position, attention still tells it (V_T > 0).",
+        "window_growth": "A window forced on this model makes the residual channel grow with "
+        "depth (V_R of the last third of layers less that of the first, more than natively).",
+    }
+    keys = ("mask_closed", "window_closed", "window_left", "window_growth")
+    units = ("nats", "nats", "nats^2", "nats^2")
+    tests = (below, below, above, above)
+    bounds = (TOLERANCE, TOLERANCE, 0.0, 0.0)
+    store, table = analysis.files.shifted, analysis.tables.get("masks")
+    claims = []
+    for (name, text), key, unit, test, bound in zip(
+        statements.items(), keys, units, tests, bounds, strict=True
+    ):
+        interval = analysis.intervals.get(key)
+        if store is None or table is None or interval is None:
+            reason = "needs shifted captures under another mask (posprobe audit --full)"
+            claims.append(not_applicable(name, text, reason))
+            continue
+        protocol = f"{shifted_design(store)} {_mask_protocol(table, key)}"
+        claims.append(make_claim(name, text, interval, unit, test(interval, bound), protocol))
+    return claims
+
+
+def _mask_protocol(table: pd.DataFrame, key: str) -> str:
+    """How a mask was changed, and what it removed."""
+    bare = table["mask"] == "no causal mask"
+    rows = table[bare if key == "mask_closed" else ~bare]
+    if key in ("window_closed", "window_left"):
+        rows = rows[rows["positions"] != "all"]
+    else:
+        rows = rows[rows["positions"] == "all"]
+    first = rows.iloc[0]
+    removed = "; ".join(
+        f"{row['quantity']} {row['native']:.3g} natively, {row['changed']:.3g} "
+        f"[{row['changed_low']:.3g}, {row['changed_high']:.3g}] changed"
+        for _, row in rows.iterrows()
+    )
+    text = (
+        f"The first {int(first['n'])} windows again, in all layers with: {first['mask']}; "
+        f"positions: {first['positions']}; items paired. Largest |M| {first['largest_M']:.2g}; the "
+        "normalizers that the forward pass used differ from those of the keys shown, summed one "
+        f"by one, by at most {first['mismatch']:.1g} nats. {removed} nats^2."
+    )
+    if key == "mask_closed":
+        text += (
+            " M is 0 as every query sees all keys of its sequence; sequences are longer behind "
+            "longer prefixes, so that V_R now holds their length, and is not compared."
+        )
+    return text
+
+
+def _unmasked(analysis: Analysis) -> Claim:
+    name = "normalizer_without_mask"
+    statement = (
+        "Without the causal mask the normalizers of layer 0 tell nothing about position (R2 < "
+        f"{NEGLIGIBLE_R2})."
+    )
+    table = analysis.tables.get("mask_probes")
+    interval = analysis.intervals.get("normalizer_unmasked")
+    if table is None or interval is None:
+        reason = "needs natural captures of 5 sequences with and without mask (audit --full)"
+        return not_applicable(name, statement, reason)
+    native = analysis.intervals["normalizer_masked"]
+    protocol = (
+        f"The first {interval.n} natural sequences with the causal mask and without: every query "
+        "then sees all keys, but of other distances to both ends of the sequence. Ridge on the "
+        "log-normalizers of layer 0, whose residual stream is the embedding; probes as fitted. "
+        f"With the mask: {native}. Mean over all layers: {table['r2_native'].mean():.2f} with, "
+        f"{table['r2_masked'].mean():.2f} without."
+    )
+    verdict = below(interval, NEGLIGIBLE_R2)
+    return make_claim(name, statement, interval, "R2", verdict, protocol)
+
+
+def _interval(row: pd.Series, column: str, estimand: str, level: float) -> Interval:
+    bounded = bool(np.isfinite(row["low"]))
+    low, high = (float(row["low"]), float(row["high"])) if bounded else (None, None)
+    return Interval(float(row[column]), low, high, level, "fieller", estimand, int(row["n"]))
+
+
+def _how(interval: Interval) -> str:
+    return "Fieller's interval" + (", unbounded," if interval.unbounded else "")

@@ -1,0 +1,140 @@
+"""Claims about position 0: who reads it, whether it is closed, and what replacing it removes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from posprobe.analysis import PRIMARY, Analysis, first_token, listed, n_items, shifted_design
+from posprobe.claims.verdicts import (
+    TOLERANCE,
+    Claim,
+    Verdict,
+    above,
+    below,
+    make_claim,
+    not_applicable,
+)
+from posprobe.intervals import Interval
+from posprobe.store import ActivationStore
+
+__all__ = ["position0_claims", "replacement_claims", "sink_claims"]
+
+REMOVED_IN_STUDY = 0.40
+MARGIN = 0.20
+
+
+def sink_claims(analysis: Analysis) -> list[Claim]:
+    """Whether there are sink-reading heads."""
+    statement = "There are sink-reading heads: heads whose mean attention to key 0 is > 0.3."
+    store = analysis.files.natural
+    if store is None:
+        return [not_applicable("sink_heads", statement, "needs a natural capture")]
+    interval = analysis.intervals["sink_heads"]
+    protocol = (
+        f"{n_items(store)} natural sequences of {store.length} tokens, "
+        f"{first_token(store)} at position 0. Share of all {store.n_layers * store.n_heads} heads "
+        "whose attention to key 0, averaged over queries and sequences, is strictly > 0.3."
+    )
+    return [make_claim("sink_heads", statement, interval, "1", above(interval, 0.0), protocol)]
+
+
+def position0_claims(analysis: Analysis) -> list[Claim]:
+    """Whether position 0 is a closed system with a fingerprint of its token."""
+    claims = []
+    natural, shifted = analysis.files.natural, analysis.files.shifted
+    statement = (
+        "Position 0 is a closed system: its activations equal those of a run on its token alone "
+        f"(relative difference < {TOLERANCE:g})."
+    )
+    if natural is None:
+        claims.append(not_applicable("closed_system", statement, "needs a natural capture"))
+    else:
+        interval = analysis.intervals["closure"]
+        protocol = (
+            f"{natural.n_sequences} sequences; largest relative difference over "
+            f"{natural.n_layers + 1} depths, averaged over sequences."
+        )
+        verdict = below(interval, TOLERANCE)
+        claims.append(make_claim("closed_system", statement, interval, "1", verdict, protocol))
+    statement = "Behind a fixed first token, position 0 leaves the same fingerprint in every input."
+    if shifted is None or len(np.unique(shifted.tokens[:, 0])) > 1:
+        reason = "needs a capture with the same token at position 0 throughout (--bos force)"
+        claims.append(not_applicable("fingerprint_constant", statement, reason))
+    else:
+        interval = analysis.intervals["fingerprint_bos"]
+        protocol = f"{_fingerprint(shifted)} First token: {first_token(shifted)}."
+        verdict = below(interval, TOLERANCE)
+        claims.append(
+            make_claim("fingerprint_constant", statement, interval, "1", verdict, protocol)
+        )
+    statement = "Without a fixed first token the fingerprint varies with the input."
+    if natural is None or len(np.unique(natural.tokens[:, 0])) == 1:
+        reason = "needs a natural capture whose sequences begin with different tokens (--bos none)"
+        claims.append(not_applicable("fingerprint_varies", statement, reason))
+    else:
+        interval = analysis.intervals["fingerprint_text"]
+        protocol = f"{_fingerprint(natural)} First token: {first_token(natural)}."
+        verdict = above(interval, TOLERANCE)
+        claims.append(make_claim("fingerprint_varies", statement, interval, "1", verdict, protocol))
+    return claims
+
+
+def replacement_claims(analysis: Analysis) -> list[Claim]:
+    """How much of the residual channel replacing position 0 removes."""
+    statement = (
+        "Replacing the BOS embedding removes 40% of the residual-stream component at early queries."
+    )
+    store = analysis.files.shifted
+    table = analysis.tables.get("replacement")
+    primary = None if table is None else table[table["primary"]]
+    if store is None or primary is None or primary.empty:
+        reason = f"needs the shifted design captured with --position0 native and {PRIMARY}"
+        return [not_applicable("bos_replacement", statement, reason)]
+    row = primary.iloc[0]
+    bounded = pd.notna(row["low"])
+    interval = Interval(
+        float(row["fraction_removed"]),
+        float(row["low"]) if bounded else None,
+        float(row["high"]) if bounded else None,
+        analysis.level,
+        "fieller",
+        "fraction of V_R removed",
+        int(row["n"]),
+    )
+    protocol = (
+        f"{shifted_design(store)} Primary specification, fixed beforehand: the embedding at "
+        f"position 0 ({first_token(store)}) replaced by the mean embedding; "
+        "1 - V_R(replaced)/V_R(native) over "
+        f"prefixes up to {int(row['up_to'])} against {store.prefixes[-1]} tokens, mean over "
+        f"layers, heads and offsets {listed(store.offsets)}; items paired. Heads that sink: "
+        f"{row['sink_rate_native']:.0%} native, {row['sink_rate_replaced']:.0%} replaced. "
+        f"Supported if the whole interval is within {MARGIN:g} of {REMOVED_IN_STUDY:g}, "
+        "contradicted if it lies outside. The study's own protocol is not known."
+    )
+    return [
+        make_claim(
+            "bos_replacement",
+            statement,
+            interval,
+            "1",
+            _agrees(interval, REMOVED_IN_STUDY),
+            protocol,
+            REMOVED_IN_STUDY,
+        )
+    ]
+
+
+def _agrees(interval: Interval, value: float) -> Verdict:
+    """Supported where the whole interval is within `MARGIN` of `value`, contradicted where none."""
+    verdicts = above(interval, value - MARGIN), below(interval, value + MARGIN)
+    if "contradicted" in verdicts:
+        return "contradicted"
+    return "supported" if set(verdicts) == {"supported"} else "inconclusive"
+
+
+def _fingerprint(store: ActivationStore) -> str:
+    return (
+        f"{n_items(store)} inputs; largest distance over depths to the mean input, relative to "
+        "its norm, averaged over inputs."
+    )

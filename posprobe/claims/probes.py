@@ -1,0 +1,48 @@
+"""Claims about what linear probes read: position from normalizers and from the residual stream."""
+
+from __future__ import annotations
+
+from posprobe.analysis import Analysis, n_items
+from posprobe.claims.verdicts import NEGLIGIBLE_R2, Claim, above, below, make_claim, not_applicable
+from posprobe.intervals import Interval
+
+__all__ = ["probe_claims"]
+
+
+def probe_claims(analysis: Analysis) -> list[Claim]:
+    """What ridge probes read of position, and that layer 0 has none in its residual stream."""
+    names = {
+        "probe_normalizer": "Position can be read from the log-normalizers of one layer "
+        "(mean R2 over layers > 0).",
+        "probe_residual": "Position can be read from the residual stream entering a layer "
+        "(mean R2 over layers > 0).",
+        "residual_at_layer_0": "At layer 0, where the residual stream is the embedding, it tells "
+        f"nothing about position (R2 < {NEGLIGIBLE_R2}).",
+    }
+    store = analysis.files.natural
+    if store is None or "probes" not in analysis.tables:
+        reason = "needs a capture of the natural design with the residual stream"
+        return [not_applicable(name, text, reason) for name, text in names.items()]
+    protocol = (
+        f"{n_items(store)} natural sequences of {store.length} tokens without position 0; ridge, "
+        "5 folds by sequence, penalty chosen on the same folds; R2 out of fold. The interval is "
+        "that of the probes as fitted (cluster bootstrap of their scores, percentiles)."
+    )
+    probes = analysis.tables["probes"]
+    fixed = probes[probes["estimand"] == "fixed_probe"]
+    claims = []
+    for features in ("normalizer", "residual"):
+        name = f"probe_{features}"
+        interval = analysis.intervals[name]
+        claims.append(make_claim(name, names[name], interval, "R2", above(interval, 0.0), protocol))
+    name = "residual_at_layer_0"
+    first = fixed[(fixed["layer"] == 0) & (fixed["features"] == "residual")]
+    if first.empty:
+        reason = "needs a natural capture that keeps the residual stream of layer 0"
+        return [*claims, not_applicable(name, names[name], reason)]
+    row = first.iloc[0]
+    interval = Interval(
+        row["r2"], row["low"], row["high"], row["level"], row["method"], "R2", int(row["n"])
+    )
+    verdict = below(interval, NEGLIGIBLE_R2)
+    return [*claims, make_claim(name, names[name], interval, "R2", verdict, protocol)]

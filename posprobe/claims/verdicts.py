@@ -1,0 +1,146 @@
+"""What a claim is, and how an interval becomes a verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from posprobe.analysis import n_units
+from posprobe.intervals import Interval
+from posprobe.store import ActivationStore
+
+__all__ = [
+    "NEGLIGIBLE_R2",
+    "TOLERANCE",
+    "Claim",
+    "Verdict",
+    "above",
+    "below",
+    "below_everywhere",
+    "make_claim",
+    "not_applicable",
+    "row_interval",
+]
+
+Verdict = Literal["supported", "contradicted", "inconclusive", "not_applicable"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the study, tested.
+
+    Attributes
+    ----------
+    id : str
+    statement : str
+        What is claimed.
+    estimate : float or None
+    unit : str
+    ci_low, ci_high : float or None
+        None where there is no interval, or an unbounded one (`ci_method` says which).
+    ci_level : float or None
+    ci_method : str
+    n : int or None
+        Number of resampling units: sequences, or items of the shifted design.
+    verdict : {"supported", "contradicted", "inconclusive", "not_applicable"}
+    reference : float or None
+        The study's own value.
+    protocol : str
+        How the number was made, or why the claim does not apply.
+    """
+
+    id: str
+    statement: str
+    estimate: float | None
+    unit: str
+    ci_low: float | None
+    ci_high: float | None
+    ci_level: float | None
+    ci_method: str
+    n: int | None
+    verdict: Verdict
+    reference: float | None
+    protocol: str
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain values, for JSON: no NaN and no infinity."""
+        return {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in asdict(self).items()
+        }
+
+
+def above(interval: Interval, bound: float) -> Verdict:
+    """Supported where the whole interval is above `bound`, contradicted where it is below."""
+    if interval.low is None or interval.high is None:
+        return "inconclusive"
+    if interval.low > bound:
+        return "supported"
+    return "contradicted" if interval.high < bound else "inconclusive"
+
+
+def below(interval: Interval, bound: float) -> Verdict:
+    """Supported where the whole interval is below `bound`, contradicted where it is above."""
+    opposite: dict[Verdict, Verdict] = {"supported": "contradicted", "contradicted": "supported"}
+    verdict = above(interval, bound)
+    return opposite.get(verdict, verdict)
+
+
+def below_everywhere(interval: Interval, bound: float, largest: float) -> Verdict:
+    """As `below`, and never supported where `largest`, of all items, is not below `bound`."""
+    verdict = below(interval, bound)
+    return "inconclusive" if verdict == "supported" and not largest < bound else verdict
+
+
+def make_claim(
+    name: str,
+    statement: str,
+    interval: Interval,
+    unit: str,
+    verdict: Verdict,
+    protocol: str,
+    reference: float | None = None,
+) -> Claim:
+    """A claim with its interval and verdict."""
+    method = interval.method + (": unbounded" if interval.unbounded else "")
+    return Claim(
+        id=name,
+        statement=statement,
+        estimate=interval.estimate,
+        unit=unit,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        ci_level=interval.level,
+        ci_method=method,
+        n=interval.n,
+        verdict=verdict,
+        reference=reference,
+        protocol=protocol,
+    )
+
+
+def not_applicable(name: str, statement: str, reason: str) -> Claim:
+    """A claim that these files cannot test, with the reason as its protocol."""
+    return Claim(
+        name, statement, None, "", None, None, None, "none", None, "not_applicable", None, reason
+    )
+
+
+def row_interval(row: pd.Series, name: str, store: ActivationStore, level: float) -> Interval:
+    """Bootstrap-t interval of one quantity of a table of variances."""
+    return Interval(
+        float(row[name]),
+        float(row[f"{name}_low"]),
+        float(row[f"{name}_high"]),
+        level,
+        "t",
+        name,
+        n_units(store),
+    )
+
+
+TOLERANCE = 1e-4
+NEGLIGIBLE_R2 = 0.02

@@ -1,0 +1,139 @@
+"""What stands beside the channels of several models: sinks, replacement of position 0, checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from posprobe.analysis import (
+    closed_system_table,
+    held_back_half,
+    replacement_table,
+    share_of_sink_heads,
+)
+from posprobe.comparison.lineup import Lineup
+from posprobe.intervals import mean_interval
+from posprobe.store import ActivationStore
+
+__all__ = ["checks_by_file", "replacement_by_member", "sinks_by_member"]
+
+
+def sinks_by_member(lineup: Lineup, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Attention to key 0 in every model whose natural capture is there.
+
+    By the usual criterion a head sinks where its attention to key 0, averaged over all queries, is
+    above 0.3. Under a sliding window late queries do not see key 0, and no head can pass it at
+    lengths over three windows; hence also the mean over early queries, from 1 up to the shortest
+    window of any model, in the head where it is strongest (chosen on one half of the sequences,
+    measured on the other).
+
+    Parameters
+    ----------
+    lineup : Lineup
+    level : float
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        architecture, model, sequences; sink_heads (share of heads above 0.3) with limits;
+        strongest (layer:head), attention (early queries) with limits, even (what evenly spread
+        attention would read), queries (how many are averaged); norm_ratio (norm of position 0 over
+        that of later positions, largest over layers). Limits by cluster bootstrap of sequences.
+    """
+    stores = [m.files.natural for m in lineup.members if m.files.natural is not None]
+    windows = [w for store in stores for w in store.layer_window if w]
+    until = min([*windows, *(store.length for store in stores)], default=0)
+    rows = []
+    for member in lineup.members:
+        natural = member.files.natural
+        if natural is None or len(np.unique(natural.item)) < 4:
+            continue
+        usual = share_of_sink_heads(natural, level=level, seed=seed)
+        rows.append(
+            {
+                "architecture": member.architecture,
+                "model": member.name,
+                "sequences": natural.n_sequences,
+                "sink_heads": usual.estimate,
+                "sink_heads_low": usual.low,
+                "sink_heads_high": usual.high,
+                **_early_attention(natural, until, level),
+                "norm_ratio": _norm_ratio(natural),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _early_attention(store: ActivationStore, until: int, level: float) -> dict[str, Any]:
+    chosen = held_back_half(store)
+    rows = (store.positions[0] >= 1) & (store.positions[0] < until)
+    attention = np.stack(
+        [
+            np.exp(
+                store.read("sink_score", layer)[:, rows].astype(float)
+                - store.normalizer(layer)[:, rows]
+            ).mean(1)
+            for layer in range(store.n_layers)
+        ],
+        1,
+    )
+    layer, head = np.unravel_index(attention[chosen].mean(0).argmax(), attention.shape[1:])
+    measured = attention[~chosen, layer, head]
+    found = mean_interval(measured, estimand="attention to key 0", level=level)
+    return {
+        "strongest": f"{layer}:{head}",
+        "attention": found.estimate,
+        "attention_low": found.low,
+        "attention_high": found.high,
+        "even": float((1 / (1 + store.positions[0][rows])).mean()),
+        "queries": int(rows.sum()),
+    }
+
+
+def _norm_ratio(store: ActivationStore) -> float:
+    """Norm of position 0 over that of later positions, largest over layers; NaN unless kept."""
+    if not {"position0", "position0_alone", "residual"} <= {*store.header.quantities}:
+        return float("nan")
+    table = closed_system_table(store)
+    return float((table["norm"] / table["norm_later"]).max())
+
+
+def replacement_by_member(lineup: Lineup, *, level: float = 0.95) -> pd.DataFrame:
+    """`posprobe.analysis.replacement.replacement_table` of every model with replaced captures."""
+    tables = []
+    for member in lineup.members:
+        if not member.files.replaced:
+            continue
+        table = replacement_table(member.shifted, member.files.replaced, level=level)
+        table.insert(0, "model", member.name)
+        table.insert(0, "architecture", member.architecture)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def checks_by_file(lineup: Lineup) -> pd.DataFrame:
+    """Manipulation checks of every file of a line-up, as a table."""
+    rows = []
+    for member in lineup.members:
+        for store in member.files.all():
+            windows = [w for w in store.layer_window if w]
+            rope = store.header.config.get("rope_parameters") or {}
+            rows.append(
+                {
+                    "architecture": member.architecture,
+                    "model": member.name,
+                    "file": store.path.name,
+                    "design": store.design,
+                    "position0": store.header.position0_treatment,
+                    "items": len(np.unique(store.item)),
+                    "tokens": store.length,
+                    "windowed_layers": f"{len(windows)} of {store.n_layers}",
+                    "rope": str(rope.get("rope_type", "none")),
+                    "rope_theta": rope.get("rope_theta", np.nan),
+                    "weights": store.header.weights_digest[:12],
+                }
+            )
+    return pd.DataFrame(rows)

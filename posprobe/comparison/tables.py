@@ -1,0 +1,379 @@
+"""The two channels of several models: tables per model, layer and architecture, and their tests.
+
+Models of different weights are the sample of a test of architecture; variants of one checkpoint
+are compared over the items that they share. `posprobe.comparison.lineup` says which of the two it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from posprobe.architectures import (
+    ArchitectureComparison,
+    Contrast,
+    ContrastResult,
+    adjust_secondary,
+    compare_architectures,
+    contrast_interval,
+    paired_contrasts,
+    planned_contrasts,
+)
+from posprobe.channels import Variances, channel_effects, gather_variances, shares, variance_table
+from posprobe.comparison.lineup import Lineup, Member
+from posprobe.comparison.sinks import checks_by_file, replacement_by_member, sinks_by_member
+from posprobe.intervals import Interval, fieller_ratio
+
+__all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "share_rows"]
+
+Array = NDArray[np.float64]
+Step = Callable[[str], None]
+PRIMARY = "V_R"
+RELATIVE = "relative"
+VALUES = {
+    "V_R": "residual channel",
+    "relative": "size of the residual channel beside the mask's, V_R/(V_R + V_M)",
+    "V_M": "mask channel",
+    "V_T": "total effect of position",
+}
+CHANNELS = ("V_T", "V_M", "V_R", "C_MR")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison of several models found.
+
+    Attributes
+    ----------
+    lineup : Lineup
+    tables : dict of str to DataFrame
+        By file name, without extension; see `compare_lineup`.
+    found : dict of str to ArchitectureComparison
+        By value, of `VALUES`; empty for variants of one checkpoint.
+    contrasts : dict of str to tuple of ContrastResult
+        The planned contrasts, by value.
+    level : float
+        Of every interval.
+    """
+
+    lineup: Lineup
+    tables: dict[str, pd.DataFrame]
+    found: dict[str, ArchitectureComparison]
+    contrasts: dict[str, tuple[ContrastResult, ...]]
+    level: float
+
+
+def _kind_of(architecture: str) -> str:
+    """An architecture without its number: ``ntk`` of ``ntk(8)``."""
+    return architecture.partition("(")[0].strip()
+
+
+def compare_lineup(
+    lineup: Lineup,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    step: Step = lambda what: None,
+) -> Comparison:
+    """Measure both channels in every model, and compare architectures or variants.
+
+    Parameters
+    ----------
+    lineup : Lineup
+    level : float
+        Of all intervals.
+    seed : int
+        Of all resampling; one set of weights serves all models.
+    step : callable
+        Told what comes next, for a progress bar: once per model, and once for the tests.
+
+    Returns
+    -------
+    Comparison
+        With the tables `models` and `layers` (variances and shares with intervals over items),
+        `layer_types` (means over full and over windowed layers, of models that have both),
+        `architectures` (the same averaged over models, with intervals over models and over items),
+        `estimates` (mean and depth slope), `tests`, `contrasts`, `mixed`, `differences` (variants
+        only), `sinks` (where natural captures are given), `replacement` (where replaced ones are)
+        and `checks`. Variances in nats squared.
+
+    Raises
+    ------
+    DesignError
+        If a file lacks a quantity, or has fewer than three items.
+    """
+    measured: dict[str, Variances] = {}
+    for member in lineup.members:
+        step(member.name)
+        measured[member.name] = _measure(member, lineup, seed)
+    step("tests")
+    tables = {
+        "models": _by_member(lineup, measured, level, layers=False),
+        "layers": _by_member(lineup, measured, level, layers=True),
+        "layer_types": _by_layer_type(lineup, measured, level),
+        "architectures": _by_architecture(lineup, measured, level),
+    }
+    found: dict[str, ArchitectureComparison] = {}
+    if lineup.paired:
+        more, contrasts = _compare_variants(lineup, measured, level)
+    else:
+        found = _compare_models(tables, level)
+        more = _tables_of(found)
+        contrasts = {value: one.contrasts for value, one in found.items()}
+    more |= {
+        "sinks": sinks_by_member(lineup, level=level, seed=seed),
+        "replacement": replacement_by_member(lineup, level=level),
+        "checks": checks_by_file(lineup),
+    }
+    tables = {name: table for name, table in (tables | more).items() if not table.empty}
+    return Comparison(lineup, tables, found, contrasts, level)
+
+
+def _measure(member: Member, lineup: Lineup, seed: int) -> Variances:
+    store = member.shifted
+    places = np.searchsorted(np.unique(store.item), lineup.items)
+    layers = (channel_effects(store, layer).take(places) for layer in range(store.n_layers))
+    return gather_variances(layers, seed=seed)
+
+
+def _by_member(
+    lineup: Lineup, measured: Mapping[str, Variances], level: float, *, layers: bool
+) -> pd.DataFrame:
+    tables = []
+    for member in lineup.members:
+        variances = measured[member.name]
+        n_layers = member.shifted.n_layers
+        names = list(range(n_layers)) if layers else ["all"]
+        part = variances.mean((1,) if layers else (0, 1))
+        table = variance_table(part, names, ["all"], level).drop(columns="head")
+        if layers:
+            table.insert(1, "layer_type", list(member.shifted.layer_types))
+            table.insert(2, "depth", np.linspace(0, 1, n_layers) if n_layers > 1 else 0.0)
+        else:
+            table = table.drop(columns="layer")
+            table.insert(0, "n_layers", n_layers)
+            table.insert(1, "n_heads", member.shifted.n_heads)
+            table.insert(2, "items", len(lineup.items))
+        relative = [_relative(part, layer, level) for layer in range(len(names))]
+        table[[RELATIVE, f"{RELATIVE}_low", f"{RELATIVE}_high"]] = relative
+        table.insert(0, "model", member.name)
+        table.insert(0, "architecture", member.architecture)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _by_layer_type(lineup: Lineup, measured: Mapping[str, Variances], level: float) -> pd.DataFrame:
+    """Means over the layers of each type, in models whose layers differ in what they see."""
+    tables = []
+    for member in lineup.members:
+        types = np.array(member.shifted.layer_types)
+        for kind in np.unique(types) if len(set(types)) > 1 else ():
+            part = measured[member.name].layers(types == kind).mean((0, 1))
+            table = variance_table(part, ["all"], ["all"], level).drop(columns=["layer", "head"])
+            table.insert(0, "layers", int((types == kind).sum()))
+            table.insert(0, "layer_type", kind)
+            table.insert(0, "model", member.name)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _relative(variances: Variances, layer: int, level: float) -> tuple[float, float, float]:
+    """V_R/(V_R + V_M) with Fieller's limits over items; NaN where the sum is not above 0."""
+    psi_r, psi_m = (variances.pseudo[name][:, layer, 0] for name in ("V_R", "V_M"))
+    if variances.estimate["V_R"][layer, 0] + variances.estimate["V_M"][layer, 0] <= 0:
+        return (np.nan,) * 3
+    found = fieller_ratio(psi_r + psi_m, psi_r, quantity="ratio", level=level, estimand=RELATIVE)
+    if found.low is None or found.high is None:
+        return (np.nan,) * 3
+    return found.estimate, found.low, found.high
+
+
+def _by_architecture(
+    lineup: Lineup, measured: Mapping[str, Variances], level: float
+) -> pd.DataFrame:
+    """Means over the models of an architecture: intervals over models, and over items."""
+    labels = [member.architecture for member in lineup.members]
+    overall = {name: variances.mean((0, 1)) for name, variances in measured.items()}
+    rows: list[dict[str, Any]] = []
+    for architecture, names in lineup.architectures.items():
+        own = np.array([float(name == architecture) for name in sorted(lineup.architectures)])
+        parts = [overall[name] for name in names]
+        pooled = _pool(parts) if len(parts) == 1 or lineup.same_tokens else None
+        head = {"architecture": architecture, "models": len(names)}
+        for value in CHANNELS:
+            numbers = [float(overall[m.name].estimate[value][0, 0]) for m in lineup.members]
+            over_models, _ = contrast_interval(numbers, labels, own, estimand=value, level=level)
+            rows.append(head | {"quantity": value} | _both(over_models, pooled, value, level))
+        rows += [head | row for row in share_rows(parts, pooled, level)]
+    return pd.DataFrame(rows)
+
+
+def _pool(parts: list[Variances]) -> Variances:
+    """The mean over models; items are resampled in all of them at once."""
+
+    def mean(name: str) -> dict[str, Array]:
+        values = [getattr(part, name) for part in parts]
+        return {key: np.mean([one[key] for one in values], axis=0) for key in values[0]}
+
+    return Variances(mean("estimate"), mean("bootstrap"), mean("pseudo"))
+
+
+def _both(
+    over_models: Interval, pooled: Variances | None, value: str, level: float
+) -> dict[str, Any]:
+    low, high = (np.nan,) * 2
+    if pooled is not None:
+        low, high = (float(limit[0, 0]) for limit in pooled.limits(value, level))
+    return {
+        "estimate": over_models.estimate,
+        "low_models": over_models.low,
+        "high_models": over_models.high,
+        "method_models": over_models.method,
+        "low_items": low,
+        "high_items": high,
+    }
+
+
+def share_rows(
+    parts: list[Variances], pooled: Variances | None, level: float
+) -> list[dict[str, Any]]:
+    """Shares of both channels: ratios of means over models."""
+    means = {k: np.array([p.estimate[k][0, 0] for p in parts]) for k in CHANNELS}
+    over_items = {} if pooled is None else shares(pooled, 0, 0, level)
+    rows = []
+    for name, value in (("mask", "V_M"), ("residual", "V_R")):
+        total, part = means["V_T"], means[value] + means["C_MR"]
+        row: dict[str, Any] = {"quantity": f"share_{name}", "estimate": np.nan}
+        row |= dict.fromkeys(("low_models", "high_models", "low_items", "high_items"), np.nan)
+        row["method_models"] = "one model per architecture" if len(parts) == 1 else "fieller"
+        inside = over_items.get(name)
+        if inside is not None and not inside.unbounded:
+            row |= {"low_items": inside.low, "high_items": inside.high}
+        found = None
+        if len(parts) > 1 and total.mean() > 0:
+            found = fieller_ratio(total, part, quantity="ratio", level=level, estimand="share")
+        if pooled is None:
+            known = found is None or not found.unbounded
+        else:
+            known = not np.isnan(row["low_items"])
+        if known and total.mean() > 0:
+            row["estimate"] = float(part.mean() / total.mean())
+            if found is not None:
+                row |= {"low_models": found.low, "high_models": found.high}
+        rows.append(row)
+    return rows
+
+
+def _compare_models(tables: Mapping[str, pd.DataFrame], level: float) -> dict[
+    str, ArchitectureComparison
+]:  # fmt: skip
+    found = {}
+    for value in VALUES:
+        table = tables["layers"]
+        if value == RELATIVE:
+            # a ratio of layer means: layers in which both channels vanish would rule their mean
+            table = tables["models"].assign(layer=0, depth=0.0)
+            table[value] = table["V_R"] / (table["V_R"] + table["V_M"])
+            if not np.isfinite(table[value]).all() or (table["V_R"] + table["V_M"] <= 0).any():
+                continue
+        found[value] = compare_architectures(
+            table, value=value, level=level, mixed_model=value == PRIMARY
+        )
+    return found
+
+
+def _tables_of(found: Mapping[str, ArchitectureComparison]) -> dict[str, pd.DataFrame]:
+    tables: dict[str, pd.DataFrame] = {}
+    for name, part in (
+        ("estimates", "estimates"),
+        ("tests", "tests"),
+        ("contrasts", "contrasts"),
+        ("summaries", "models"),
+        ("mixed", "mixed"),
+    ):
+        parts = {value: one.table(part) for value, one in found.items()}
+        parts = {value: table for value, table in parts.items() if not table.empty}
+        for value, table in parts.items():
+            table.insert(0, "value", value)
+        tables[name] = pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()
+    tests = tables["tests"]
+    if not tests.empty:
+        tables["tests"] = adjust_secondary(tests, tests["primary"] & (tests["value"] == PRIMARY))
+    return tables
+
+
+def _compare_variants(
+    lineup: Lineup, measured: Mapping[str, Variances], level: float
+) -> tuple[dict[str, pd.DataFrame], dict[str, tuple[ContrastResult, ...]]]:
+    names = [member.architecture for member in lineup.members]
+    own = [
+        Contrast(name, response, {name: 1.0})
+        for response in ("intercept", "slope")
+        for name in names
+    ]
+    against = [
+        Contrast(f"{name} - {names[0]}", "intercept", {names[0]: -1.0, name: 1.0})
+        for name in names[1:]
+    ]
+    planned = _planned(names)
+    n, contrasts = len(lineup.items), {}
+    rows: dict[str, list[pd.DataFrame]] = {"estimates": [], "differences": [], "contrasts": []}
+    for value in VALUES:
+        estimate, replicates = _stacked(lineup, measured, value)
+        if not (np.isfinite(estimate).all() and np.isfinite(replicates).all()):
+            continue
+        for name, asked in (("estimates", own), ("differences", against), ("contrasts", planned)):
+            results = paired_contrasts(estimate, replicates, names, asked, n=n, level=level)
+            rows[name].append(_contrast_rows(value, results))
+            if name == "contrasts":
+                contrasts[value] = results
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in rows.items()}
+    return tables, contrasts
+
+
+def _stacked(
+    lineup: Lineup, measured: Mapping[str, Variances], value: str
+) -> tuple[Array, Array]:  # fmt: skip
+    """A quantity of each variant and layer, mean over heads: (V, L) and (B, V, L)."""
+    parts = [measured[member.name].mean((1,)) for member in lineup.members]
+    if value != RELATIVE:
+        estimates = [part.estimate[value][:, 0] for part in parts]
+        return np.stack(estimates), np.stack([p.bootstrap[value][..., 0] for p in parts], 1)
+    # one ratio of layer means per variant, as for models
+    both = []
+    for kind in ("estimate", "bootstrap"):
+        sums = [
+            [getattr(part, kind)[name][..., 0].mean(-1, keepdims=True) for part in parts]
+            for name in ("V_R", "V_M")
+        ]
+        residual, mask = (np.stack(one, -2) for one in sums)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            both.append(np.where(residual + mask > 0, residual / (residual + mask), np.nan))
+    return both[0], both[1]
+
+
+def _planned(names: list[str]) -> tuple[Contrast, ...]:
+    """The study's contrasts, where each kind of variant is there exactly once."""
+    by_kind: dict[str, list[str]] = {}
+    for name in names:
+        by_kind.setdefault(_kind_of(name), []).append(name)
+    ntk, window, middle = (by_kind.get(kind, []) for kind in ("ntk", "window", "standard"))
+    if not (len(ntk) == len(window) == len(middle) == 1):
+        return ()
+    return planned_contrasts(ntk=ntk[0], standard=middle[0], window=window[0])
+
+
+def _contrast_rows(value: str, results: tuple[ContrastResult, ...]) -> pd.DataFrame:
+    rows = [
+        {"value": value, "contrast": one.contrast.name, "response": one.contrast.response}
+        | one.interval.asdict()
+        | {"p_value": one.p_value, "p_holm": one.p_holm, "p_bh": one.p_bh}
+        for one in results
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,34 @@
+"""A checkpoint -> a decoder whose attention is observed as it computes.
+
+bundled, checkpoints, loading  from a name to weights and a tokenizer
+rotary, variants               what is changed in the configuration
+interventions                  what is changed in the attention
+attention                      output and log-normalizer from one kernel
+scores, observation, masks     what is read off, and how transformers calls it
+proofs, variant_proofs         proof that what is shown is what is computed
+observable                     the model itself
+"""
+
+from posprobe.models.attention import BLOCK
+from posprobe.models.bundled import PACKAGED, list_zoo
+from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
+from posprobe.models.observable import ObservableModel, load_model
+from posprobe.models.observation import Observer
+from posprobe.models.scores import Observation
+from posprobe.models.variants import VARIANTS, Variant, parse_variant
+
+__all__ = [
+    "BLOCK",
+    "NO_INTERVENTION",
+    "PACKAGED",
+    "VARIANTS",
+    "Intervention",
+    "ObservableModel",
+    "Observation",
+    "Observer",
+    "Variant",
+    "list_zoo",
+    "load_model",
+    "parse_heads",
+    "parse_variant",
+]

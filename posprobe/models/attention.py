@@ -1,0 +1,223 @@
+r"""Attention that returns its log-normalizer, without ever forming a T x T array.
+
+For query :math:`i` and key :math:`j`, :math:`s_{ij}` is what enters the softmax (after rotary
+embedding, QK-norm, scaling and soft-cap), :math:`A(i)` the keys that the query may attend to:
+
+.. math:: z_i = \log \sum_{j \in A(i)} e^{s_{ij}}, \qquad \log \alpha_{ij} = s_{ij} - z_i .
+
+The output and :math:`z` come from a fused kernel that returns the log-sum-exp, or from a blockwise
+online softmax where there is none.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCK", "Scoring", "Visibility", "attend"]
+
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """The set A(i) of keys that query i may attend to.
+
+    Parameters
+    ----------
+    causal : bool
+        Keys after the query are hidden.
+    window : int or None
+        Keys at a distance of ``window`` tokens or more are hidden (None: no limit).
+    """
+
+    causal: bool = True
+    window: int | None = None
+
+    def mask(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Which of `keys` (n,) each of `queries` (m,) sees, as a boolean array (m, n)."""
+        distance = queries[:, None] - keys[None, :]
+        visible = torch.ones_like(distance, dtype=torch.bool)
+        if self.causal:
+            visible &= distance >= 0
+        if self.window is not None:
+            visible &= distance.abs() < self.window
+        return visible
+
+    def key_range(self, first: int, last: int, n_keys: int) -> tuple[int, int]:
+        """Bounds of the keys that any of the queries first..last-1 sees."""
+        low = 0 if self.window is None else max(0, first - self.window + 1)
+        reach = n_keys if self.window is None else min(n_keys, last + self.window - 1)
+        return low, min(last, n_keys) if self.causal else reach
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer turns query and key into what enters the softmax.
+
+    Parameters
+    ----------
+    scaling : float
+        Factor on the inner product.
+    softcap : float or None
+        ``softcap * tanh(s / softcap)``.
+    sink_logit : Tensor of shape (head,), or None
+        A learned logit that enters the denominator only.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sink_logit: Tensor | None = None
+
+    def matrix(self, query: Tensor, key: Tensor) -> Tensor:
+        """Scores of all queries with all keys: (batch, head, m, n), at least float32."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        # heads of a group side by side, so that keys are read once and never repeated
+        grouped = query.to(wide).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+        product = grouped @ key.to(wide).transpose(-1, -2)
+        shape = *query.shape[:3], key.shape[2]
+        return self._cap(product.view(shape).mul_(self.scaling))
+
+    def paired(self, query: Tensor, key: Tensor) -> Tensor:
+        """Scores of query i with key i: (batch, head, m), at least float32."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        grouped = query.to(wide).unflatten(1, (key.shape[1], -1))
+        product = (grouped * key.to(wide).unsqueeze(2)).sum(-1)
+        return self._cap(product.flatten(1, 2) * self.scaling)
+
+    def of_heads(self, heads: list[int]) -> Scoring:
+        """The same for a selection of heads."""
+        logit = None if self.sink_logit is None else self.sink_logit[heads]
+        return Scoring(self.scaling, self.softcap, logit)
+
+    def with_sink_logit(self, normalizer: Tensor) -> Tensor:
+        """The normalizer (batch, head, ...) with the learned logit in its sum."""
+        if self.sink_logit is None:
+            return normalizer
+        logit = self.sink_logit.to(normalizer).view(1, -1, *[1] * (normalizer.ndim - 2))
+        return torch.logaddexp(normalizer, logit)
+
+    def _cap(self, scores: Tensor) -> Tensor:
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """Attention output and log-normalizer, without a T x T array.
+
+    Parameters
+    ----------
+    query : Tensor, shape (batch, head, query, d)
+    key, value : Tensor, shape (batch, key-value head, key, d)
+    visibility : Visibility
+    scoring : Scoring
+
+    Returns
+    -------
+    output : Tensor, shape (batch, head, query, d)
+    normalizer : Tensor, shape (batch, head, query)
+        In nats; float32, or float64 where the query is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from posprobe.models.attention import Scoring, Visibility, attend
+    >>> query = key = torch.zeros(1, 1, 4, 8)
+    >>> output, normalizer = attend(query, key, key, Visibility(), Scoring(1.0))
+    >>> [round(n, 4) for n in normalizer.exp().flatten().tolist()]  # the number of visible keys
+    [1.0, 2.0, 3.0, 4.0]
+    """
+    fused = (
+        scoring.softcap is None
+        and query.shape[-1] == value.shape[-1]
+        and _fused_kernel_is_sound(query.device.type, query.dtype)
+    )
+    path = _fused if fused else _blockwise
+    output, normalizer = path(query, key, value, visibility, scoring)
+    if scoring.sink_logit is not None:
+        whole = scoring.with_sink_logit(normalizer)
+        output = output * (normalizer - whole).exp().unsqueeze(-1).to(output.dtype)
+        normalizer = whole
+    return output, normalizer
+
+
+def _blockwise(
+    query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """Attend by online softmax over blocks of keys: the portable reference of every fused path."""
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    output = query.new_empty(query.shape[:-1] + value.shape[-1:])
+    normalizer = query.new_empty(query.shape[:-1], dtype=wide)
+    index = torch.arange(max(n_queries, n_keys), device=query.device)
+    for first in range(0, n_queries, BLOCK):
+        rows = slice(first, min(first + BLOCK, n_queries))
+        low, high = visibility.key_range(rows.start, rows.stop, n_keys)
+        top = query.new_full(query[:, :, rows].shape[:-1], -torch.inf, dtype=wide)
+        total = torch.zeros_like(top)
+        weighted = top.new_zeros((*top.shape, value.shape[-1]))
+        for start in range(low, high, BLOCK):
+            columns = slice(start, min(start + BLOCK, high))
+            scores = scoring.matrix(query[:, :, rows], key[:, :, columns])
+            scores.masked_fill_(~visibility.mask(index[rows], index[columns]), -torch.inf)
+            new_top = torch.maximum(top, scores.amax(-1))
+            # finite: blocks of keys are as long as those of queries, so that every row sees a key
+            # in its first one
+            weights = (scores - new_top.unsqueeze(-1)).exp_()
+            fade = (top - new_top).exp()
+            total = total * fade + weights.sum(-1)
+            values = value[:, :, columns].to(wide).unsqueeze(2)
+            block = (weights.unflatten(1, (key.shape[1], -1)) @ values).flatten(1, 2)
+            weighted = weighted * fade.unsqueeze(-1) + block
+            top = new_top
+        output[:, :, rows] = (weighted / total.unsqueeze(-1)).to(output.dtype)
+        normalizer[:, :, rows] = top + total.log()
+    return output, normalizer
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """Attend with the CPU flash kernel and its log-sum-exp; a window goes in blocks of queries."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    scale = scoring.scaling
+    if visibility.window is None or visibility.window >= key.shape[2]:
+        return kernel(query, key, value, 0.0, visibility.causal, scale=scale)
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    index = torch.arange(max(n_queries, n_keys), device=query.device)
+    blocks = []
+    for first in range(0, n_queries, BLOCK):
+        rows = slice(first, min(first + BLOCK, n_queries))
+        columns = slice(*visibility.key_range(rows.start, rows.stop, n_keys))
+        visible = visibility.mask(index[rows], index[columns])
+        bias = query.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+        part = (query[:, :, rows], key[:, :, columns], value[:, :, columns])
+        blocks.append(kernel(*part, 0.0, False, attn_mask=bias, scale=scale))
+    outputs, normalizers = zip(*blocks, strict=True)
+    return torch.cat(outputs, 2), torch.cat(normalizers, 2)
+
+
+@functools.cache
+def _fused_kernel_is_sound(device: str, dtype: torch.dtype) -> bool:
+    """Whether the fused kernel exists here and agrees with the blockwise reference."""
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    if device != "cpu" or not hasattr(torch.ops.aten, name):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 70, 16, generator=generator).to(dtype)
+    key, value = (torch.randn(2, 2, 70, 16, generator=generator).to(dtype) for _ in range(2))
+    tolerance = 1e-5 if dtype in (torch.float32, torch.float64) else 5e-2
+    for visibility in (Visibility(), Visibility(window=9), Visibility(causal=False)):
+        case = (query, key, value, visibility, Scoring(0.3))
+        try:
+            fused = _fused(*case)
+        except RuntimeError:
+            return False
+        for got, expected in zip(fused, _blockwise(*case), strict=True):
+            if not torch.allclose(got.double(), expected.double(), atol=tolerance, rtol=tolerance):
+                return False
+    return True

@@ -1,0 +1,199 @@
+"""Where a model's files are: bundled names, folders, hub ids, and GGUF files converted once.
+
+GGUF files are converted with transformers' own reader into a clean float32 checkpoint in the cache
+folder (``POSPROBE_CACHE``, else ``~/.cache/posprobe``), found again by the file's SHA-256.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from posprobe.errors import ModelError
+from posprobe.models.bundled import PACKAGED, ZOO, file_digest, zoo_folder
+
+__all__ = ["Checkpoint", "find_checkpoint"]
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+# Of what a conversion does; raised when it changes, since conversions are kept in the cache.
+CONVERSION = 2
+# What a GGUF file may say of its rotary embedding that transformers' reader drops.
+SCALING_KEYS = re.compile(r"[^.]+\.rope\.(scaling\.(?!original|finetuned).+|scale_.+)")
+SCALING_TENSORS = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
+INERT = ("none", 1.0, False)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files, ready for transformers.
+
+    Parameters
+    ----------
+    name : str
+        As the user said it.
+    location : str
+        A folder or a hub id.
+    quantization : str
+        For example "Q4_1" or "F16", or "none".
+    """
+
+    name: str
+    location: str
+    quantization: str = "none"
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Find a model by bundled name, GGUF file, folder or hub id, in this order.
+
+    Raises
+    ------
+    ModelError
+        If it is a path without a model, a broken GGUF file, or a bundled name that is not
+        installed or whose files are not the expected ones.
+    """
+    if not name:
+        raise ModelError("no model was named; give a hub id, a folder, a .gguf file or 'smollm2'")
+    if name in PACKAGED:
+        return _from_gguf(name, PACKAGED[name].paths(name), PACKAGED[name].sha256)
+    if name.startswith(ZOO):
+        return Checkpoint(name, str(zoo_folder(name)), "F16")
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model {name!r}: there is no such file; check the path")
+        return _from_gguf(name, [path])
+    if path.is_dir():
+        _check_folder(name, path)
+        return Checkpoint(name, str(path))
+    if path.is_file():
+        raise ModelError(f"model {name!r} is a file that is no GGUF; give its folder")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"model {name!r}: there is no such folder; check the path")
+    return Checkpoint(name, name)
+
+
+def _check_folder(name: str, path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model {name!r}: the folder has no config.json; is it the right one?")
+    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+        raise ModelError(
+            f"model {name!r}: the folder has no weights (no *.safetensors); download them into it"
+        )
+
+
+def _from_gguf(name: str, parts: list[Path], expected: str | None = None) -> Checkpoint:
+    """Convert a GGUF file, given whole or in parts, into the cache, or find it there."""
+    digest = file_digest(parts)
+    if expected not in (None, digest):
+        raise ModelError(
+            f"bundled model {name!r}: {parts[0].name} is damaged (SHA-256); install it again"
+        )
+    target = _cache_folder() / f"{digest[:16]}-{CONVERSION}"
+    if not target.is_dir():
+        _convert(name, parts, digest, target)
+    notes = json.loads((target / "posprobe.json").read_text())
+    return Checkpoint(name, str(target), notes["quantization"])
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("POSPROBE_CACHE") or Path.home() / ".cache" / "posprobe")
+
+
+def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
+    """Write the checkpoint beside its final place, then move it there in one step."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    except OSError as error:
+        raise ModelError(
+            f"cache folder {str(target.parent)!r} is not writable; set POSPROBE_CACHE"
+        ) from error
+    path = parts[0]
+    try:
+        if len(parts) > 1:
+            path = _join(parts, work / "joined.gguf")
+        quantization = _quantization(path)
+        _rewrite(path, work)
+        (work / "joined.gguf").unlink(missing_ok=True)
+        notes = {"source": path.name, "sha256": digest, "quantization": quantization}
+        (work / "posprobe.json").write_text(json.dumps(notes, indent=1))
+        try:
+            work.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process converted the same file meanwhile
+                raise
+    except ModelError as error:
+        raise ModelError(f"model {name!r}: {error}") from error
+    except Exception as error:  # every failure of the reader means: not a usable GGUF file
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"model {name!r}: {path.name} is no complete GGUF file of a supported architecture "
+            f"({type(error).__name__}: {reason}); download it again"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _join(parts: list[Path], target: Path) -> Path:
+    """Write the bytes of some files one after the other."""
+    with target.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, whole, 1 << 20)
+    return target
+
+
+def _refuse_scaled_rotation(path: Path) -> None:
+    """Refuse a file that scales its rotary embedding, which the reader would leave unscaled."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    keys = [
+        f"{key} = {field.contents()}"
+        for key, field in reader.fields.items()
+        if SCALING_KEYS.fullmatch(key) and field.contents() not in INERT
+    ]
+    tensors = [tensor.name for tensor in reader.tensors if SCALING_TENSORS.fullmatch(tensor.name)]
+    found = [*keys, *tensors]
+    if found:
+        raise ModelError(
+            f"{path.name} scales its rotary embedding ({', '.join(found[:3])}), "
+            "which its conversion would lose; give the model's folder with config.json instead"
+        )
+
+
+def _quantization(path: Path) -> str:
+    """The file type that the GGUF header declares, for example Q4_1."""
+    from gguf import GGUFReader, LlamaFileType
+
+    field = GGUFReader(path).get_field("general.file_type")
+    if field is None:
+        return "unknown"
+    return LlamaFileType(int(field.contents())).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def _rewrite(path: Path, folder: Path) -> None:
+    """Save a GGUF model as safetensors: a model loaded from GGUF refuses to save itself."""
+    _refuse_scaled_rotation(path)
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:  # transformers fills them with random numbers
+        raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:3])}")
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    clean = transformers.AutoModelForCausalLM.from_config(
+        type(loaded.config).from_dict(settings), dtype=torch.float32
+    )
+    clean.load_state_dict(loaded.state_dict())
+    clean.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

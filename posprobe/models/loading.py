@@ -1,0 +1,176 @@
+"""From a checkpoint's files to a transformers model and its tokenizer, quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from posprobe.errors import ModelError
+from posprobe.models.checkpoints import Checkpoint
+from posprobe.models.variants import Variant
+
+__all__ = ["DTYPES", "check_device", "load_checkpoint", "load_tokenizer", "quiet", "source"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+HUB_TIMEOUT = 5  # seconds
+
+
+def source(
+    checkpoint: Checkpoint, *, revision: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Say where a checkpoint is, in the keywords of transformers' ``from_pretrained``.
+
+    The hub is asked once, with a short timeout; if it does not answer, only the local cache is
+    looked into, since transformers would retry for half a minute.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    revision : str or None
+        Of a hub model.
+    trust_remote_code : bool
+        Whether code that comes with a hub model may run.
+
+    Returns
+    -------
+    dict
+    """
+    revision = revision or "main"
+    here = Path(checkpoint.location).is_dir()
+    return {
+        "pretrained_model_name_or_path": checkpoint.location,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": here or not _hub_answers(checkpoint.location, revision),
+    }
+
+
+def _hub_answers(name: str, revision: str) -> bool:
+    """Whether the hub answers at all, be it with a refusal."""
+    try:
+        url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return True  # transformers says what is wrong
+    except Exception:  # of the HTTP client, which is not the same in all releases
+        return False
+    return True
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises
+    ------
+    ModelError
+        If torch does not know it or does not see it, or it is no CPU and no GPU.
+    """
+    if device == "auto":
+        return
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ModelError(f"device {device!r} is unknown; use cpu, cuda, cuda:N or auto")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} GPUs; "
+            "use cpu, or another build of torch"
+        )
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    dtype: torch.dtype,
+    place: dict[str, Any],
+    device: str = "cpu",
+) -> transformers.PreTrainedModel:
+    """Load a checkpoint as the causal language model that a variant makes of it.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    variant : Variant
+        Its change of the rotary embedding is made in the configuration before loading.
+    dtype : torch.dtype
+    place : dict
+        Of `source`.
+    device : str
+        Where the weights go; ``"auto"`` leaves it to transformers, layer by layer.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+
+    Raises
+    ------
+    ModelError
+        If it is no decoder, lacks weights or cannot be loaded.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(**place)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
+        variant.change_config(config.get_text_config())
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            **place,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            **({"device_map": "auto"} if device == "auto" else {}),
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds; each means: not loadable
+        reason = " ".join(str(error).split()).partition(". ")[0][:160]
+        raise ModelError(
+            f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
+            "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ModelError(
+            f"model {checkpoint.name!r}: its files lack {len(missing)} weights of a "
+            f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"model {checkpoint.name!r} does not fit into the memory of its devices; use a smaller "
+            "dtype or more of them"
+        )
+    return model if device == "auto" else model.to(device)
+
+
+def load_tokenizer(place: dict[str, Any]) -> Any:
+    """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(**place)
+    except Exception:  # as above; `ObservableModel.tokenize` says so when text is passed
+        return None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and notices off the terminal while it loads."""
+    level = transformers.logging.get_verbosity()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    transformers.logging.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        hub.setLevel(hub_level)
+        transformers.logging.enable_progress_bar()

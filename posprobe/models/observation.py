@@ -1,0 +1,164 @@
+"""The attention function that transformers calls, and the observer of one forward pass.
+
+`observed_attention` reads the log-normalizer, the sink score, the scores at chosen offsets and the
+mask counterfactual off each layer, and applies the interventions of the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from posprobe.errors import ModelError
+from posprobe.models.attention import Scoring, Visibility, attend
+from posprobe.models.interventions import NO_INTERVENTION, Intervention
+from posprobe.models.scores import Observation, observe_scores
+
+__all__ = ["Observer", "observed_attention"]
+
+
+class Observer:
+    """The context of one forward pass, passed down to every attention call as a keyword.
+
+    Parameters
+    ----------
+    emit : callable (name, layer, tensor)
+        Receives each quantity of each layer as soon as it exists.
+    observation : Observation or None
+        What to record (None: nothing; the attention function only applies the intervention).
+    intervention : Intervention
+        What to change.
+    by_row : bool
+        The b-th temperature of the intervention changes row b of the batch alone, so that one pass
+        tries them all.
+
+    Attributes
+    ----------
+    layers : list of int
+        The layers that called back, in order.
+    visibilities : dict of int to Visibility
+        The keys that each layer could see.
+    sink_logits : dict of int to Tensor
+        The learned logits in each layer's denominator, where the model has them.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[str, int, Tensor], None] | None = None,
+        observation: Observation | None = None,
+        intervention: Intervention = NO_INTERVENTION,
+        by_row: bool = False,
+    ) -> None:
+        self.emit = emit
+        self.observation = observation
+        self.intervention = intervention
+        self.by_row = by_row
+        self.layers: list[int] = []
+        self.visibilities: dict[int, Visibility] = {}
+        self.sink_logits: dict[int, Tensor] = {}
+
+
+def observed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Visibility | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    posprobe: Observer | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it; `posprobe` is the observer of this forward pass.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention layer; `layer_idx` names it.
+    query : Tensor, shape (batch, head, query, d)
+        After rotary embedding and QK-norm.
+    key, value : Tensor, shape (batch, key-value head, key, d)
+    attention_mask : Visibility
+        What posprobe's mask function made of the model's own mask.
+    scaling, softcap, s_aux
+        The parameters of `Scoring`, by transformers' names.
+    posprobe : Observer or None
+        None: plain attention.
+    **kwargs : object
+        What the model passes besides; the mask already holds it.
+
+    Returns
+    -------
+    output : Tensor, shape (batch, query, head, d)
+    weights : None
+        Attention weights are never formed.
+
+    Raises
+    ------
+    ModelError
+        If the mask is not one that posprobe made: a mask is never dropped silently.
+    """
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if not isinstance(attention_mask, Visibility):
+        raise ModelError(
+            f"layer {layer} got a mask that posprobe did not make; pass token ids of equal length "
+            "and no attention_mask"
+        )
+    observer = Observer() if posprobe is None else posprobe
+    change = observer.intervention
+    visibility = change.visibility(attention_mask)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if observer.by_row:
+        rows = [temperature if at == layer else 1.0 for at, temperature in change.temperature]
+        factors = torch.tensor(rows, dtype=query.dtype, device=query.device)
+        query = query * factors.view(-1, 1, 1, 1)
+    else:
+        factor *= change.factor(layer)
+    scoring = Scoring(factor, softcap, s_aux)
+    cut = change.heads_without_sink(layer, query.shape[1])
+    output, normalizer = attend(query, key, value, visibility, scoring)
+    if cut and query.shape[2] > 1:
+        groups = [head // (query.shape[1] // key.shape[1]) for head in cut]
+        output[:, cut, 1:], normalizer[:, cut, 1:] = attend(
+            query[:, cut, 1:],
+            key[:, groups, 1:],
+            value[:, groups, 1:],
+            visibility,
+            scoring.of_heads(cut),
+        )
+    sums = change.row_sums(layer, normalizer)
+    if sums is not None:
+        output = output * sums.unsqueeze(-1).to(output.dtype)
+    observer.layers.append(layer)
+    observer.visibilities[layer] = visibility
+    if s_aux is not None:
+        observer.sink_logits[layer] = s_aux
+    if observer.observation is not None and observer.emit is not None:
+        seen = observe_scores(
+            query, key, normalizer, visibility, observer.observation, scoring, cut
+        )
+        seen["sink_value"] = _sink_value(module, value, query.shape[1])
+        for name, tensor in seen.items():
+            observer.emit(name, layer, tensor)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _sink_value(module: torch.nn.Module, value: Tensor, n_heads: int) -> Tensor:
+    """Norm of what key 0 would write into the residual stream through each head: (batch, head).
+
+    The norm of v_0 W_O, head by head, to be multiplied by the attention to key 0. NaN where the
+    module's output projection has none of the usual names.
+    """
+    names = ("o_proj", "c_proj", "dense", "out_proj")
+    project = next((child for name in names if (child := getattr(module, name, None))), None)
+    if not isinstance(project, torch.nn.Module):
+        return value.new_full((value.shape[0], n_heads), torch.nan)
+    first = value[:, :, 0].repeat_interleave(n_heads // value.shape[1], dim=1)
+    alone = torch.diag_embed(first.transpose(1, 2)).permute(0, 2, 3, 1)  # (batch, head, head, d)
+    nothing = torch.zeros_like(alone[:1, :1])
+    written = project(alone.flatten(2)) - project(nothing.flatten(2))
+    return written.norm(dim=-1)

@@ -1,0 +1,411 @@
+r"""Sufficient statistics per sequence: every linear fit from one pass over the data.
+
+For sequence :math:`s` with rows :math:`Z_s = [X_s - c_x, 1, y_s - c_y]` the statistic is
+
+.. math:: G_s = Z_s^\top Z_s ,
+
+in float64 whatever the input's type, after one shift :math:`c` common to all sequences (a shift
+close to the mean keeps the later centring from cancelling). A fit, a fold, a bootstrap replicate
+or a jackknife is a weighted sum of the :math:`G_s`; a squared error is :math:`v^\top G_s v`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from posprobe.errors import DesignError, StoreError
+from posprobe.probes.gram.rows import (
+    Block,
+    as_block,
+    clusters,
+    column_means,
+    distinct,
+    products,
+    refuse_nonfinite,
+)
+
+__all__ = ["ClusterGram"]
+
+Array = NDArray[np.float64]
+_FORMAT = "posprobe.ClusterGram"
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterGram:
+    r"""Gram matrices :math:`[X, 1, y]^\top [X, 1, y]`, one per sequence (S of them).
+
+    Build it with :meth:`from_arrays` or :meth:`from_blocks`. Sequences are kept in the sorted
+    order of their labels, so that the order in which data arrive changes nothing. Memory is
+    ``8 S (p + 1 + t)^2`` bytes, independent of the number of rows; where that is too much, merge
+    sequences with :meth:`merge`.
+
+    Parameters
+    ----------
+    grams : ndarray of shape (S, p + 1 + t, p + 1 + t)
+        Symmetric products, columns in the order features, ones, targets.
+    groups : ndarray of shape (S,)
+        Sorted, distinct sequence labels.
+    shift : ndarray of shape (p + t,)
+        What was subtracted from the features and targets before the products were taken.
+    n_targets : int
+        Number t of targets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe.probes.gram import ClusterGram
+    >>> X = np.arange(12.0).reshape(6, 2) ** 2
+    >>> gram = ClusterGram.from_arrays(X, np.arange(6.0), groups=[0, 0, 0, 1, 1, 1])
+    >>> len(gram), gram.n_features, gram.n_rows.tolist()
+    (2, 2, [3, 3])
+    """
+
+    grams: Array
+    groups: NDArray[Any]
+    shift: Array
+    n_targets: int
+
+    @classmethod
+    def from_arrays(
+        cls,
+        X: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike,
+        *,
+        shift: ArrayLike | None = None,
+        names: ArrayLike | None = None,
+    ) -> ClusterGram:
+        """Accumulate from arrays held in memory.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p)
+            Features, of any real type; products are taken in float64.
+        y : array-like of shape (n,) or (n, t)
+            Targets.
+        groups : array-like of shape (n,)
+            Sequence label of every row; rows of one sequence need not be adjacent.
+        shift : array-like of shape (p + t,), optional
+            Common shift; by default the mean over about 64 rows.
+        names : array-like of shape (n,), optional
+            Labels that messages use for rows, where ``groups`` are not the sequences themselves
+            (folds, for instance).
+
+        Returns
+        -------
+        ClusterGram
+
+        Raises
+        ------
+        DesignError
+            If lengths differ, nothing was given, or a value is NaN or infinite (the message names
+            its sequence and column).
+        """
+        X, y, groups = as_block(X, y, groups)
+        if shift is None:
+            # Any vector near the mean serves; a sample of rows spares a pass over the data.
+            step = max(1, len(X) // 64)
+            c = np.concatenate([column_means(X[::step]), column_means(y[::step])])
+        else:
+            c = _shift(shift, X.shape[1] + y.shape[1])
+        if not np.isfinite(c).all():
+            refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
+        labels, rows = clusters(groups)
+        gram = cls(products(X, y, c, rows), labels, c, y.shape[1])
+        if not gram._finite():
+            refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
+        return gram
+
+    @classmethod
+    def from_blocks(cls, blocks: Iterable[Block], *, shift: ArrayLike | None = None) -> ClusterGram:
+        """Accumulate from a stream, holding one block of rows at a time.
+
+        Parameters
+        ----------
+        blocks : iterable of (X, y, groups, ...)
+            As in :meth:`from_arrays`; ``groups`` may be a single label for the whole block. A
+            sequence may come in several blocks. What follows is left alone, so that a file is
+            read with ``from_blocks(posprobe.probes.feature_matrix.feature_blocks(store, layer))``.
+        shift : array-like of shape (p + t,), optional
+            Common shift; by default the mean of the first block.
+
+        Returns
+        -------
+        ClusterGram
+
+        Raises
+        ------
+        DesignError
+            As in :meth:`from_arrays`, or if blocks differ in their number of columns.
+        """
+        sums: dict[Any, Array] = {}
+        c: Array | None = None
+        columns: tuple[int, int] | None = None
+        for block in blocks:
+            X, y, groups = as_block(*block[:3])
+            columns = columns or (X.shape[1], y.shape[1])
+            if columns != (X.shape[1], y.shape[1]):
+                raise DesignError(
+                    f"block of sequence {groups[0]!s} has {X.shape[1]} features and {y.shape[1]} "
+                    f"targets, the first block {columns[0]} and {columns[1]}: give every block "
+                    "the same columns"
+                )
+            if not (np.isfinite(column_means(X)).all() and np.isfinite(column_means(y)).all()):
+                refuse_nonfinite(X, y, groups)
+            if c is None and shift is not None:
+                c = _shift(shift, sum(columns))
+            c = np.concatenate([column_means(X), column_means(y)]) if c is None else c
+            labels, rows = clusters(groups)
+            for label, product in zip(labels.tolist(), products(X, y, c, rows), strict=True):
+                sums[label] = sums[label] + product if label in sums else product
+        if c is None or columns is None:
+            raise DesignError("the stream has no blocks: pass at least one (X, y, groups)")
+        return _stack(sums, c, columns[1])
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self.groups)
+
+    @property
+    def n_features(self) -> int:
+        """Number p of features."""
+        return self.grams.shape[1] - 1 - self.n_targets
+
+    @property
+    def n_rows(self) -> NDArray[np.int64]:
+        """Rows of each sequence, shape (S,)."""
+        return np.rint(self.grams[:, self.n_features, self.n_features]).astype(np.int64)
+
+    def __add__(self, other: ClusterGram) -> ClusterGram:
+        """Merge two statistics; a sequence found in both gets the sum of its parts."""
+        if not isinstance(other, ClusterGram):
+            return NotImplemented
+        mine, theirs = (self.n_features, self.n_targets), (other.n_features, other.n_targets)
+        if mine != theirs:
+            raise DesignError(
+                f"cannot add statistics of {mine[0]} features and {mine[1]} targets to "
+                f"{theirs[0]} and {theirs[1]}: build both from the same columns"
+            )
+        sums = dict(zip(self.groups.tolist(), self.grams, strict=True))
+        moved = other.rebase(self.shift)
+        for label, gram in zip(moved.groups.tolist(), moved.grams, strict=True):
+            sums[label] = sums[label] + gram if label in sums else gram
+        return _stack(sums, self.shift, self.n_targets)
+
+    def rebase(self, shift: ArrayLike) -> ClusterGram:
+        r"""Return the same statistics about another shift, :math:`G \mapsto T^\top G T`.
+
+        Parameters
+        ----------
+        shift : array-like of shape (p + t,)
+            The new shift.
+
+        Returns
+        -------
+        ClusterGram
+        """
+        c = _shift(shift, len(self.shift))
+        if np.array_equal(c, self.shift):
+            return self
+        p = self.n_features
+        move = np.insert(self.shift - c, p, 0.0)
+        # [x - c', 1, y - c'] = [x - c, 1, y - c] + move: rank-two change of each Gram.
+        edge = self.grams[:, p, :]
+        count = edge[:, p][:, None, None]
+        change = edge[:, :, None] * move
+        grams = self.grams + change + change.transpose(0, 2, 1) + count * np.outer(move, move)
+        return ClusterGram(grams, self.groups, c, self.n_targets)
+
+    def take(self, columns: ArrayLike) -> ClusterGram:
+        """Return the statistics of some of the features.
+
+        Parameters
+        ----------
+        columns : array-like of int
+            Features to keep, in the order wanted.
+
+        Returns
+        -------
+        ClusterGram
+
+        Raises
+        ------
+        DesignError
+            If a column is not the number of a feature.
+        """
+        chosen = np.asarray(columns)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise DesignError(
+                f"columns are {chosen.dtype} of shape {chosen.shape}: list the numbers of the "
+                "features to keep"
+            )
+        outside = chosen[(chosen < 0) | (chosen >= self.n_features)]
+        if len(outside):
+            raise DesignError(f"feature {outside[0]} is not among 0 to {self.n_features - 1}")
+        kept = np.concatenate([chosen, np.arange(self.n_features, self.grams.shape[1])])
+        targets = np.arange(self.n_features, len(self.shift))
+        grams = self.grams[:, kept[:, None], kept]
+        return ClusterGram(
+            grams, self.groups, self.shift[np.concatenate([chosen, targets])], self.n_targets
+        )
+
+    def merge(self, labels: ArrayLike) -> ClusterGram:
+        """Return coarser clusters: blocks of sequences, or folds.
+
+        Parameters
+        ----------
+        labels : array-like of shape (S,)
+            New label of each sequence.
+
+        Returns
+        -------
+        ClusterGram
+        """
+        found = np.asarray(labels)
+        if found.shape != (len(self),):
+            raise DesignError(f"{found.shape} labels for {len(self)} sequences: give one for each")
+        coarse, inverse = distinct(found)
+        grams = np.zeros((len(coarse), *self.grams.shape[1:]))
+        np.add.at(grams, inverse, self.grams)
+        return ClusterGram(grams, coarse, self.shift, self.n_targets)
+
+    def sum(self, weights: ArrayLike | None = None) -> Array:
+        r"""Weighted sums :math:`\sum_s w_s G_s`.
+
+        Parameters
+        ----------
+        weights : array-like of shape (S,) or (B, S), optional
+            Sequence weights, or B sets of them at once (one matrix product for all); ones by
+            default.
+
+        Returns
+        -------
+        ndarray of shape (p + 1 + t, p + 1 + t) or (B, p + 1 + t, p + 1 + t)
+        """
+        w = np.ones(len(self)) if weights is None else np.asarray(weights, dtype=float)
+        if w.shape[-1:] != (len(self),):
+            raise DesignError(
+                f"{w.shape} weights for {len(self)} sequences: give one weight per sequence"
+            )
+        flat = self.grams.reshape(len(self), -1)
+        return np.asarray((w @ flat).reshape(*w.shape[:-1], *self.grams.shape[1:]))
+
+    def sse(self, coef: ArrayLike, intercept: ArrayLike) -> Array:
+        r"""Squared error of a linear predictor in each sequence, :math:`v^\top G_s v`.
+
+        The quadratic form loses digits as R2 approaches 1: its relative error is about
+        ``1e-16 / (1 - R2)``. With data at hand, sum squared residuals instead.
+
+        Parameters
+        ----------
+        coef : array-like of shape (p, t)
+            Coefficients in the units of the data.
+        intercept : array-like of shape (t,)
+            Intercepts in the units of the data.
+
+        Returns
+        -------
+        ndarray of shape (S, t)
+        """
+        p, t = self.n_features, self.n_targets
+        b = np.asarray(coef, dtype=float)
+        if b.shape not in ((p, t), (p,) if t == 1 else (p, t)):
+            raise DesignError(f"coef has shape {b.shape}: give one row per feature, ({p}, {t})")
+        b, start = b.reshape(p, t), np.asarray(intercept, dtype=float)
+        if start.shape not in ((), (t,)):
+            raise DesignError(f"intercept has shape {start.shape}: give one per target, ({t},)")
+        level = start + self.shift[:p] @ b - self.shift[p:]
+        v = np.vstack([b, level.reshape(1, t), -np.eye(t)])
+        products = (self.grams.reshape(-1, p + 1 + t) @ v).reshape(len(self), p + 1 + t, t)
+        return np.asarray(np.maximum(np.einsum("qt,sqt->st", v, products), 0.0))
+
+    def to_hdf5(self, group: Any) -> None:
+        """Write into an open, empty HDF5 group (anything with h5py's group interface).
+
+        Parameters
+        ----------
+        group : h5py.Group
+            Receives datasets ``grams``, ``groups``, ``shift`` and the attributes ``format``,
+            ``version``, ``n_targets``. Text labels are stored as UTF-8.
+        """
+        text = self.groups.dtype.kind == "U"
+        group.create_dataset("grams", data=self.grams)
+        group.create_dataset(
+            "groups", data=np.char.encode(self.groups, "utf-8") if text else self.groups
+        )
+        group.create_dataset("shift", data=self.shift)
+        group.attrs.update(format=_FORMAT, version=_VERSION, n_targets=self.n_targets)
+
+    @classmethod
+    def from_hdf5(cls, group: Any) -> ClusterGram:
+        """Read what :meth:`to_hdf5` wrote.
+
+        Parameters
+        ----------
+        group : h5py.Group
+            The group that was written.
+
+        Returns
+        -------
+        ClusterGram
+
+        Raises
+        ------
+        StoreError
+            If the group is of another format or version, or its arrays do not fit together.
+        """
+        found = (group.attrs.get("format"), group.attrs.get("version"))
+        if found != (_FORMAT, _VERSION):
+            raise StoreError(
+                f"group {group.name!r} holds format {found[0]!r} version {found[1]}, not "
+                f"{_FORMAT!r} version {_VERSION}: write it with ClusterGram.to_hdf5"
+            )
+        missing = {"grams", "groups", "shift"} - set(group)
+        if missing:
+            raise StoreError(
+                f"group {group.name!r} has no {sorted(missing)[0]!r}: the file is damaged, write "
+                "it again"
+            )
+        grams, labels, shift = (group[name][()] for name in ("grams", "groups", "shift"))
+        t = int(group.attrs["n_targets"])
+        q = len(shift) + 1
+        if grams.shape != (len(labels), q, q):
+            raise StoreError(
+                f"group {group.name!r}: grams has shape {grams.shape}, expected "
+                f"{(len(labels), q, q)}: the file is damaged, write it again"
+            )
+        if labels.dtype.kind == "S":
+            labels = np.char.decode(labels, "utf-8")
+        return cls(grams, labels, shift, t)
+
+    def _finite(self) -> bool:
+        return bool(np.isfinite(np.einsum("sqq->sq", self.grams)).all())
+
+
+def _shift(shift: ArrayLike, n_columns: int) -> Array:
+    c = np.asarray(shift)
+    if c.shape != (n_columns,):
+        raise DesignError(
+            f"shift has shape {c.shape}: give one number per feature and target, ({n_columns},)"
+        )
+    if c.dtype.kind not in "biuf" or not np.isfinite(c).all():
+        raise DesignError("shift holds what is no finite real number: give the mean of some rows")
+    return c.astype(float)
+
+
+def _stack(sums: dict[Any, Array], shift: Array, n_targets: int) -> ClusterGram:
+    labels, inverse = distinct(np.array(list(sums)))
+    grams = np.empty((len(labels), *next(iter(sums.values())).shape))
+    for s, label in zip(inverse, list(sums), strict=True):
+        grams[s] = sums.pop(label)
+    gram = ClusterGram(grams, labels, shift, n_targets)
+    if not gram._finite():
+        bad = int(np.flatnonzero(~np.isfinite(np.einsum("sqq->sq", grams)).all(axis=1))[0])
+        raise DesignError(f"sequence {labels[bad]!s}: squares overflow float64: rescale the data")
+    return gram

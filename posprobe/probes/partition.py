@@ -1,0 +1,352 @@
+r"""How much of position each feature group carries alone, and how much the groups share.
+
+Every set U of groups is one model, all on the same sequence folds, with one penalty per group.
+With out-of-fold :math:`R^2_U`, J all groups and k their number,
+
+.. math::
+
+    \text{unique}_g &= R^2_J - R^2_{J \setminus g} \\
+    \text{shared} &= R^2_J - \sum_g \text{unique}_g \\
+    \text{Shapley}_g &= \sum_{U \not\ni g} \frac{|U|!\,(k - |U| - 1)!}{k!}
+        \left(R^2_{U \cup g} - R^2_U\right)
+
+For two groups shared is :math:`R^2_N + R^2_R - R^2_J`. Nothing is clipped: a negative shared part
+is suppression, a negative unique part a joint model that overfits more. All are linear contrasts
+of the models' R2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+from math import factorial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+from posprobe.errors import DesignError
+from posprobe.probes.gram.cluster_gram import ClusterGram
+from posprobe.probes.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
+
+__all__ = ["VariancePartition"]
+
+Array = NDArray[np.float64]
+Subset = tuple[int, ...]
+MIN_ORDERS = 16
+
+
+class VariancePartition(SequenceScoredRidge):
+    """Partition of out-of-fold R2 between feature groups.
+
+    Parameters
+    ----------
+    feature_groups : dict, list, or array of int, default=None
+        Names of the groups to their columns (numbers, a slice, or names of DataFrame columns); a
+        list of columns per group; or one integer label per column. None is a single group.
+    alphas : None, array-like, or list of array-like, default=None
+        As in `posprobe.probes.ridge.GroupRidgeCV`.
+    cv : int, splitter, iterable of (train, test), or "in-sample", default=5
+        As in `posprobe.probes.ridge.GroupRidgeCV`.
+    max_exact : int, default=4
+        Up to so many groups every set of groups is fitted; with more, Shapley values are averages
+        over sampled orders of the groups.
+    n_orders : int, default=128
+        Sampled orders: random ones, each with its reverse; rounded up to whole pairs.
+    random_state : int or Generator, default=0
+        Seed of the orders.
+    keep_gram : bool, default=True
+        Keep one Gram per sequence, 8 S (p + 2)^2 bytes, which refit intervals need.
+
+    Attributes
+    ----------
+    table_ : DataFrame
+        One row per quantity: ``quantity`` (``"R2"``, ``"unique"``, ``"shared"``, ``"shapley"``),
+        ``group`` (group names joined by ``+``), ``estimate``, ``n_features`` (the dimension of
+        these groups), ``mc_se`` (Monte Carlo standard error of a sampled Shapley value, else 0).
+    models_ : list of tuple of str
+        Groups of each fitted model; the last one has all.
+    r2_ : ndarray of shape (M,)
+        Out-of-fold R2 of each model.
+    mae_ : ndarray of shape (M,)
+        Out-of-fold mean absolute error of each model, in the unit of y; only after `fit`.
+    penalties_ : DataFrame of shape (M, k)
+        Chosen penalties, infinite where a group is left out.
+    sequence_sse_ : ndarray of shape (S, M)
+        Out-of-fold squared error of each sequence under each model.
+    sequence_sst_ : ndarray of shape (S,)
+        Squared deviation of each sequence from the mean over all sequences.
+    sequence_scores_ : ndarray of shape (S, M)
+        ``1 - sequence_sse_ / mean(sequence_sst_)``: column means are ``r2_``, and every quantity
+        is a linear contrast of the columns.
+    coef_, intercept_, alpha_, feature_groups_, group_dims_, ...
+        Of the joint model, as in `posprobe.probes.ridge.GroupRidgeCV`.
+
+    Notes
+    -----
+    ``groups`` are sequences; without them every row is a sequence of its own.
+
+    References
+    ----------
+    Lindeman, Merenda and Gold (1980): the Shapley value of R2 is their LMG.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe import VariancePartition
+    >>> rng = np.random.default_rng(0)
+    >>> z = rng.normal(size=(400, 3))
+    >>> X = np.c_[z[:, 0] + z[:, 2], z[:, 1] + z[:, 2]]
+    >>> partition = VariancePartition({"N": [0], "R": [1]})
+    >>> partition = partition.fit(X, z.sum(axis=1), groups=np.repeat(np.arange(40), 10))
+    >>> partition.table_["quantity"].tolist()
+    ['R2', 'R2', 'R2', 'unique', 'unique', 'shared', 'shapley', 'shapley']
+    >>> partition.table_["group"].tolist()
+    ['N', 'R', 'N+R', 'N', 'R', 'N+R', 'N', 'R']
+    """
+
+    def __init__(
+        self,
+        feature_groups: Any = None,
+        alphas: Any = None,
+        cv: Any = 5,
+        max_exact: int = 4,
+        n_orders: int = 128,
+        random_state: Any = 0,
+        keep_gram: bool = True,
+    ) -> None:
+        super().__init__(alphas=alphas, feature_groups=feature_groups, cv=cv)
+        self.max_exact = max_exact
+        self.n_orders = n_orders
+        self.random_state = random_state
+        self.keep_gram = keep_gram
+
+    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> VariancePartition:
+        """Fit every model on rows of features.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p)
+            Features of all groups.
+        y : array-like of shape (n,)
+            Target: position, or any other.
+        groups : array-like of shape (n,), optional
+            Sequence of every row; by default every row is a sequence of its own.
+
+        Returns
+        -------
+        VariancePartition
+            Itself.
+
+        Raises
+        ------
+        DesignError
+            As `posprobe.probes.ridge.GroupRidgeCV.fit`; also if y is constant.
+        """
+        X, y, names = self._validate(X, y, groups)
+        y = column_or_1d(y, dtype=np.float64, warn=True)
+        predicted = self._fit_rows(X, y, names, groups is not None)
+        self.mae_ = np.array([np.abs(y - own).mean() for own in predicted])
+        return self
+
+    def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
+        """Fit on statistics, which know no absolute errors."""
+        self.__dict__.pop("mae_", None)
+        super()._fit_clusters(gram, folds)
+
+    def _verify(self, *arguments: Any) -> None:
+        """Sum squared residuals, and absolute ones, over the data."""
+        super()._verify(*arguments)
+        self.mae_ = self._verified_mae
+
+    def intervals(
+        self,
+        estimand: Estimand | Iterable[Estimand] = ("refit", "fixed_probe"),
+        *,
+        level: float = 0.95,
+        n_resamples: int | None = None,
+        random_state: Any = 0,
+        weights: ArrayLike | None = None,
+        n_jobs: int | None = None,
+    ) -> pd.DataFrame:
+        """Confidence intervals of every quantity, over sequences.
+
+        All quantities come from the same replicates.
+
+        Parameters
+        ----------
+        estimand : {"refit", "fixed_probe"} or several of them
+            See `posprobe.PositionProbe.interval`.
+        level : float, default=0.95
+            Confidence level.
+        n_resamples : int, optional
+            Replicates: by default 200 for ``"refit"``, 2000 for ``"fixed_probe"``.
+        random_state : int or Generator, default=0
+            Seed.
+        weights : array-like of shape (B, S), optional
+            Sequence weights of the replicates instead, to share them with other layers.
+        n_jobs : int, optional
+            Processes for ``"refit"``.
+
+        Returns
+        -------
+        DataFrame
+            Columns quantity, group, n_features, mc_se, estimate, low, high, level, method,
+            estimand, n.
+
+        Notes
+        -----
+        Where Shapley values rest on sampled orders, their limits cover the sampling too: to every
+        replicate is added independent noise, ``mc_se`` times Student's t with one degree of
+        freedom less than there are pairs of orders.
+        """
+        check_is_fitted(self)
+        rng = np.random.default_rng(0)
+        kinds = [estimand] if isinstance(estimand, str) else list(estimand)
+        rows = []
+        for kind in kinds:
+            draws = self.replicates(
+                kind, n_resamples=n_resamples, random_state=random_state, weights=weights,
+                n_jobs=n_jobs,
+            )  # fmt: skip
+            for row, estimate, own in zip(
+                self.table_.itertuples(), self.table_["estimate"], draws.T, strict=True
+            ):
+                if self._orders is not None:
+                    own = own + row.mc_se * rng.standard_t(len(self._orders) // 2 - 1, len(own))
+                interval = replicate_interval(estimate, own, self.n_sequences_, kind, level)
+                named = {"quantity": row.quantity, "group": row.group}
+                sizes = {"n_features": row.n_features, "mc_se": row.mc_se}
+                rows.append({**named, **sizes, **interval.asdict()})
+        return pd.DataFrame(rows)
+
+    def replicates(
+        self,
+        estimand: Estimand = "refit",
+        *,
+        n_resamples: int | None = None,
+        random_state: Any = 0,
+        weights: ArrayLike | None = None,
+        n_jobs: int | None = None,
+    ) -> Array:
+        """Bootstrap replicates of every row of ``table_``, for intervals over many layers.
+
+        Parameters
+        ----------
+        estimand, n_resamples, random_state, weights, n_jobs
+            As in `intervals`.
+
+        Returns
+        -------
+        ndarray of shape (B, len(table_))
+        """
+        check_is_fitted(self)
+        draws = self._replicates(estimand, n_resamples, random_state, weights, n_jobs)
+        return np.asarray(draws @ self._contrasts.T)
+
+    def _subsets(self, n_groups: int) -> list[Subset]:
+        self._orders: NDArray[np.intp] | None = None
+        if n_groups <= self.max_exact:
+            return [
+                subset
+                for size in range(1, n_groups + 1)
+                for subset in combinations(range(n_groups), size)
+            ]
+        if self.n_orders < MIN_ORDERS:
+            raise DesignError(
+                f"n_orders is {self.n_orders}: use at least {MIN_ORDERS} for an error estimate"
+            )
+        rng = np.random.default_rng(self.random_state)
+        drawn = [rng.permutation(n_groups) for _ in range(-(-self.n_orders // 2))]
+        # With its reverse: what is late in one is early in the other, so that the means of pairs
+        # vary less, and are close to normal even where one group repeats another.
+        self._orders = np.array([order for one in drawn for order in (one, one[::-1])])
+        everything = frozenset(range(n_groups))
+        wanted = {everything} | {everything - {g} for g in everything}
+        wanted |= {frozenset(o[:i].tolist()) for o in self._orders for i in range(1, n_groups)}
+        wanted |= {frozenset([g]) for g in everything}
+        return sorted((tuple(sorted(u)) for u in wanted), key=lambda u: (len(u), u))
+
+    def _set_sequences(self, sse: Array, sst: Array) -> None:
+        super()._set_sequences(sse, sst)
+        names = self._design.names
+        subsets = self._models
+        self.sequence_sse_ = sse
+        self.sequence_scores_ = 1 - sse / sst.mean()
+        self.r2_ = self._r2
+        self.models_ = [tuple(names[g] for g in subset) for subset in subsets]
+        self.penalties_ = pd.DataFrame(
+            [choice.penalties for choice in self._choices],
+            index=["+".join(model) for model in self.models_],
+            columns=list(names),
+        )
+        self._set_table(subsets)
+
+    def _set_table(self, subsets: list[Subset]) -> None:
+        names, sizes = self._design.names, np.array(self._design.sizes)
+        k, place = len(names), {subset: m for m, subset in enumerate(subsets)}
+        contrasts = [
+            *(("R2", subset, _unit(place, subset)) for subset in subsets),
+            *(("unique", (g,), _unique(place, k, g)) for g in range(k)),
+            ("shared", tuple(range(k)), _shared(place, k)),
+            *(("shapley", (g,), self._shapley(place, k, g).mean(axis=0)) for g in range(k)),
+        ]
+        errors = [0.0] * (len(contrasts) - k) + [
+            self._sampling_error(place, k, g) for g in range(k)
+        ]
+        self._contrasts = np.array([row for _, _, row in contrasts])
+        self.table_ = pd.DataFrame(
+            {
+                "quantity": [quantity for quantity, _, _ in contrasts],
+                "group": ["+".join(names[g] for g in subset) for _, subset, _ in contrasts],
+                "estimate": self._contrasts @ self.r2_,
+                "n_features": [int(sizes[list(subset)].sum()) for _, subset, _ in contrasts],
+                "mc_se": errors,
+            }
+        )
+
+    def _shapley(self, place: dict[Subset, int], k: int, g: int) -> Array:
+        """Contrasts whose mean over rows is the Shapley value of group g."""
+        if self._orders is None:
+            return _shapley(place, k, g)[None]
+        rows = []
+        for order in self._orders.tolist():
+            before = order[: order.index(g)]
+            rows.append(_unit(place, (*before, g)) - _unit(place, before))
+        return np.array(rows)
+
+    def _sampling_error(self, place: dict[Subset, int], k: int, g: int) -> float:
+        gains = self._shapley(place, k, g) @ self.r2_
+        if len(gains) == 1:
+            return 0.0
+        pairs = gains.reshape(-1, 2).mean(axis=1)
+        return float(pairs.std(ddof=1) / np.sqrt(len(pairs)))
+
+
+def _unit(place: dict[Subset, int], subset: Iterable[int]) -> Array:
+    """Contrast that reads the R2 of one model; the model without groups has R2 = 0."""
+    row, key = np.zeros(len(place)), tuple(sorted(subset))
+    if key:
+        row[place[key]] = 1.0
+    return row
+
+
+def _unique(place: dict[Subset, int], k: int, g: int) -> Array:
+    others = [h for h in range(k) if h != g]
+    return _unit(place, range(k)) - _unit(place, others)
+
+
+def _shared(place: dict[Subset, int], k: int) -> Array:
+    return _unit(place, range(k)) - np.sum([_unique(place, k, g) for g in range(k)], axis=0)
+
+
+def _shapley(place: dict[Subset, int], k: int, g: int) -> Array:
+    others = [h for h in range(k) if h != g]
+    row = np.zeros(len(place))
+    for size in range(k):
+        weight = factorial(size) * factorial(k - size - 1) / factorial(k)
+        for subset in combinations(others, size):
+            row += weight * (_unit(place, (*subset, g)) - _unit(place, subset))
+    return row

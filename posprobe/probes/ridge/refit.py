@@ -1,0 +1,172 @@
+"""Bootstrap over sequences with everything redone: the fits, and the choice of penalties.
+
+A replicate weighs the sequences; fold labels stay with the original sequences, so that all copies
+of one share a fold (otherwise copies of a training sequence would be tested on). Replicates cost
+one matrix product per batch and some Cholesky factors each; their cost does not depend on the
+number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import lapack
+
+from posprobe.errors import DesignError
+from posprobe.probes.gram.cluster_gram import ClusterGram
+from posprobe.probes.ridge.banded import PIVOT_TOLERANCE, centre, solve
+from posprobe.probes.ridge.design import Design
+
+__all__ = ["refit_scores", "weighted_fits"]
+
+Array = NDArray[np.float64]
+# Summed Grams of one batch of replicates stay below this many bytes.
+_BATCH_BYTES = 1 << 27
+
+
+def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[Array, Array]:
+    r"""Ridge fits at one penalty under many sets of sequence weights.
+
+    One Cholesky factor of :math:`[X, 1]^\top [X, 1]`, penalty added to the features, is a fit with
+    its intercept. Of the weighted sums only the upper triangle is taken.
+
+    Parameters
+    ----------
+    gram : ClusterGram
+        One Gram per sequence (S of them).
+    weights : array-like of shape (B, S)
+        Sequence weights.
+    alpha : float
+        Penalty.
+
+    Returns
+    -------
+    coef : ndarray of shape (B, p, t)
+        Coefficients.
+    intercept : ndarray of shape (B, t)
+        Intercepts.
+
+    Raises
+    ------
+    DesignError
+        If a weighted Gram is nearly singular.
+    """
+    w, p = np.asarray(weights, dtype=np.float64), gram.n_features
+    size = max(1, _BATCH_BYTES // gram.grams[0].nbytes)
+    slopes = np.concatenate([_fits(gram, w[i : i + size], alpha) for i in range(0, len(w), size)])
+    coef, level = slopes[:, :p], slopes[:, p]
+    return coef, level + gram.shift[p:] - gram.shift[:p] @ coef
+
+
+def _fits(gram: ClusterGram, weights: Array, alpha: float) -> Array:
+    """Coefficients and intercepts (B, p + 1, t) about the shift."""
+    p = gram.n_features
+    factors, fits = _normal_equations(gram, weights)
+    diagonals = np.einsum("bqq->bq", factors)
+    diagonals[:, :p] += alpha
+    least = PIVOT_TOLERANCE * diagonals
+    failed = [
+        lapack.dposv(matrix.T, right.T, lower=1, overwrite_a=1, overwrite_b=1)[2] != 0
+        for matrix, right in zip(factors, fits, strict=True)
+    ]
+    for b in np.flatnonzero(failed | (diagonals**2 <= least).any(axis=1)):
+        fits[b] = _careful_fit(gram.sum(weights[b]), p, alpha).T
+    return fits.transpose(0, 2, 1)
+
+
+def _normal_equations(gram: ClusterGram, weights: Array) -> tuple[Array, Array]:
+    """Upper triangles (B, p + 1, p + 1) and right-hand sides (B, t, p + 1) of weighted sums."""
+    q = gram.n_features + 1
+    matrices = np.empty((len(weights), q, q))
+    for i in range(q):
+        np.matmul(weights, gram.grams[:, i, i:q], out=matrices[:, i, i:])
+    right = weights @ gram.grams[:, q:, :q].reshape(len(gram), -1)
+    return matrices, right.reshape(len(weights), -1, q)
+
+
+def _careful_fit(total: Array, p: int, alpha: float) -> Array:
+    """The fit that knows constant features, and says what is wrong otherwise."""
+    train = centre(total, p)
+    coef = solve(train, [p], np.array([alpha]))
+    return np.vstack([coef, train.y_mean - train.x_mean @ coef])
+
+
+def refit_scores(
+    gram: ClusterGram,
+    folds: NDArray[np.intp],
+    design: Design,
+    subsets: Sequence[tuple[int, ...]],
+    start: Sequence[tuple[int, ...]],
+    weights: Array,
+    n_jobs: int | None = None,
+) -> Array:
+    """Cross-validated R2 of refitted models under each set of sequence weights.
+
+    Penalties are chosen again in every replicate, by walking over the grid from the position
+    ``start`` as long as a neighbour is better.
+
+    Parameters
+    ----------
+    gram : ClusterGram
+        One Gram per sequence (S of them).
+    folds : ndarray of shape (S,)
+        Fold of each sequence, 0 to K - 1.
+    design : Design
+        Feature groups and penalties.
+    subsets : sequence of tuple of int
+        Feature groups of each model (M of them).
+    start : sequence of tuple of int
+        Grid position of each model in the original data.
+    weights : ndarray of shape (B, S)
+        Sequence weights of each replicate.
+    n_jobs : int, optional
+        Processes, as everywhere in joblib.
+
+    Returns
+    -------
+    ndarray of shape (B, M)
+        R2 averaged over targets; NaN where fewer than two folds have weight, or no penalty has a
+        fit.
+    """
+    size = max(1, _BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
+    batches = [weights[i : i + size] for i in range(0, len(weights), size)]
+    parts = Parallel(n_jobs=n_jobs)(
+        delayed(_batch_scores)(gram, folds, design, subsets, start, batch) for batch in batches
+    )
+    return np.concatenate(parts)
+
+
+def _batch_scores(
+    gram: ClusterGram,
+    folds: NDArray[np.intp],
+    design: Design,
+    subsets: Sequence[tuple[int, ...]],
+    start: Sequence[tuple[int, ...]],
+    weights: Array,
+) -> Array:
+    members = [np.flatnonzero(folds == k) for k in range(folds.max() + 1)]
+    flat = gram.grams.reshape(len(gram), -1)
+    sums = np.stack([weights[:, m] @ flat[m] for m in members], axis=1)
+    sums = sums.reshape(len(weights), len(members), *gram.grams.shape[1:])
+    return np.stack([_replicate(fold_sums, design, subsets, start) for fold_sums in sums])
+
+
+def _replicate(
+    fold_sums: Array,
+    design: Design,
+    subsets: Sequence[tuple[int, ...]],
+    start: Sequence[tuple[int, ...]],
+) -> Array:
+    p = design.n_features
+    if not design.in_sample and (fold_sums[:, p, p] > 0).sum() < 2:
+        return np.full(len(subsets), np.nan)
+    try:
+        choices = design.search(design.splits(fold_sums), subsets, start)
+    except DesignError:  # the sequences that were drawn are collinear at every penalty
+        return np.full(len(subsets), np.nan)
+    total = fold_sums.sum(axis=0)
+    sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / total[p, p]
+    return np.array([np.mean(1 - choice.sse.sum(axis=0) / sst) for choice in choices])

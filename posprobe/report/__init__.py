@@ -1,0 +1,16 @@
+"""Words and pages: what was found, as one folder that can be sent to a colleague.
+
+pages            what all pages share: templates, claims as rows, files written whole
+study_page       the report on one model
+comparison_page  the report on several
+sections         the questions of the report: finding, estimand, unit, interval, n
+findings         what each section says it found
+summary, facts   the answer at the top, the model and the commands
+words, glossary  numbers and verdicts in words, terms in one sentence each
+"""
+
+from posprobe.report.comparison_page import write_comparison
+from posprobe.report.pages import output_folder
+from posprobe.report.study_page import write_report
+
+__all__ = ["output_folder", "write_comparison", "write_report"]

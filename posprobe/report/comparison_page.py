@@ -1,0 +1,275 @@
+"""A comparison of several models as one folder: a page, tables, figures, and comparison.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from posprobe.analysis import listed, shifted_design
+from posprobe.claims import Answer, Claim
+from posprobe.comparison import PRIMARY, VALUES, Comparison
+from posprobe.figures import COMPARISON_PANELS, draw, to_svg
+from posprobe.report.pages import claim_row, inline_svg, render, write_files
+from posprobe.report.words import VERDICTS, bounds, number
+
+__all__ = ["summarise", "write_comparison"]
+
+COLUMNS = {
+    "V_T": "V_T", "V_M": "V_M", "V_R": "V_R", "C_MR": "C",
+    "share_mask": "mask's share", "share_residual": "residual stream's share",
+}  # fmt: skip
+PARTS = {
+    "tests": ("Tests of architecture", ["value", "method", "response", "statistic", "df_between",
+        "df_within", "p_value", "p_holm", "primary"]),
+    "contrasts": ("Planned contrasts", ["value", "contrast", "estimate", "low", "high", "p_value",
+        "p_holm", "p_bh", "mixed_estimate", "mixed_low", "mixed_high"]),
+    "differences": ("Differences between variants", ["value", "contrast", "estimate", "low", "high",
+        "p_value", "p_holm"]),
+    "estimates": ("Means and depth slopes", ["value", "architecture", "contrast", "models",
+        "response", "estimate", "low", "high", "method"]),
+    "layer_types": ("Full and windowed layers", ["model", "layer_type", "layers", "V_T", "V_M",
+        "V_R", "V_R_low", "V_R_high", "C_MR", "share_mask", "share_residual", "status"]),
+    "sinks": ("Sinks", None),
+    "replacement": ("Position 0 replaced", ["architecture", "model", "treatment", "positions",
+        "up_to", "primary", "fraction_removed", "low", "high", "n"]),
+    "checks": ("Manipulation checks", None),
+}  # fmt: skip
+TEXTS = {
+    "tests": "The two-stage F test compares models: one value (at mean depth) and one slope for "
+    "each, with models of one architecture as the yardstick. The test of V_R is primary; p_holm "
+    "adjusts the others for their number. Welch's F does without equal variances; the mixed model "
+    "stands beside, with its status in brackets.",
+    "contrasts": "Planned before the data were seen; a positive estimate is what the hypothesis "
+    "says. Limits are not adjusted; p_holm and p_bh are, for all contrasts on one value.",
+    "differences": "Paired over items: each variant less the first. p_holm adjusts for all "
+    "differences of one value.",
+    "estimates": "intercept: the value at mean depth. slope: its change from the first layer to "
+    "the last.",
+    "layer_types": "Means over the layers of one type, in models whose layers differ in what they "
+    "see; limits over items.",
+    "sinks": "sink_heads: share of heads whose attention to key 0, averaged over all queries, is "
+    "above 0.3; a window hides key 0 from late queries. attention: of the strongest head (chosen "
+    "on half of the sequences), over early queries, which see key 0 in every model; even: what "
+    "evenly spread attention would read there. norm_ratio: norm of position 0 over that of the "
+    "others.",
+    "replacement": "1 − V_R(replaced)/V_R(native), paired by item, Fieller's interval.",
+    "checks": "What each file is.",
+}
+
+
+def summarise(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
+    """The comparison in sentences: what was compared, the primary test, the hypotheses.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    found : sequence of Answer
+
+    Returns
+    -------
+    list of str
+    """
+    lineup = comparison.lineup
+    if lineup.paired:
+        first = lineup.members[0]
+        sentences = [
+            f"{len(lineup.members)} variants of one checkpoint ({first.shifted.model}) on the same "
+            f"{len(lineup.items)} items: differences hold for this model, and test no architecture."
+        ]
+    else:
+        sentences = [comparison.found[PRIMARY].sentence()]
+    for answer in found:
+        sentences.append(
+            f"{answer.hypothesis} ({answer.value}) is {VERDICTS[answer.verdict]}: {answer.because}."
+        )
+    return sentences
+
+
+def write_comparison(
+    comparison: Comparison, claims: Sequence[Claim], found: Sequence[Answer], folder: str | Path
+) -> Path:
+    """Write report.html, comparison.json, tables/*.csv and figures/*.svg.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    claims : sequence of Claim
+    found : sequence of Answer
+    folder : str or Path
+        Made if it does not exist.
+
+    Returns
+    -------
+    Path
+        Of report.html, which is self-contained.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be written.
+    """
+    drawings = {}
+    for name in COMPARISON_PANELS:
+        figure = draw(name, comparison.tables)
+        if figure is not None:
+            drawings[name] = to_svg(figure, name)
+    plain = json.dumps(_plain(comparison, claims, found), indent=1, allow_nan=False)
+    texts = {
+        "comparison.json": plain + "\n",
+        **{f"tables/{name}.csv": t.to_csv(index=False) for name, t in comparison.tables.items()},
+        **{f"figures/{name}.svg": svg for name, svg in drawings.items()},
+        "report.html": _page(comparison, claims, found, drawings),
+    }
+    return write_files(Path(folder), texts)
+
+
+def _plain(
+    comparison: Comparison, claims: Sequence[Claim], found: Sequence[Answer]
+) -> dict[str, Any]:
+    """Everything that a script would ask for, as plain values without NaN."""
+    lineup = comparison.lineup
+    tests = comparison.tables.get("tests", pd.DataFrame()).to_dict("records")
+    return {
+        "compared": "variants of one checkpoint" if lineup.paired else "models",
+        "architectures": lineup.architectures,
+        "items": len(lineup.items),
+        "level": comparison.level,
+        "status": {value: one.status for value, one in comparison.found.items()},
+        "reason": {value: one.reason for value, one in comparison.found.items()},
+        "mixed_model": {
+            value: {"status": one.mixed.status, "reason": one.mixed.reason}
+            for value, one in comparison.found.items()
+            if one.mixed is not None
+        },
+        "notes": list(_notes(comparison)),
+        "answers": [asdict(answer) for answer in found],
+        "claims": [claim.asdict() for claim in claims],
+        "tests": [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in t.items()}
+            for t in tests
+        ],
+    }
+
+
+def _page(
+    comparison: Comparison,
+    claims: Sequence[Claim],
+    found: Sequence[Answer],
+    drawings: dict[str, str],
+) -> str:
+    lineup, level = comparison.lineup, f"{comparison.level:.0%}"
+    pictures = {
+        name: {
+            "svg": inline_svg(svg),
+            "caption": COMPARISON_PANELS[name].caption.format(level=level),
+        }
+        for name, svg in drawings.items()
+    }
+    what = "variants" if lineup.paired else "architectures"
+    counts = ", ".join(f"{k} ({len(v)})" for k, v in lineup.architectures.items())
+    return render(
+        "comparison.html.j2",
+        title=f"Where does absolute position come from, across {what}?",
+        kind=f"{len(lineup.members)} variants of one checkpoint." if lineup.paired else
+        f"{len(lineup.members)} models by architecture: {counts}.",
+        summary=summarise(comparison, found),
+        answers=found,
+        verdicts=VERDICTS,
+        claims=[claim_row(claim) for claim in claims],
+        level=level,
+        what=what.removesuffix("s"),
+        columns=COLUMNS.values(),
+        contribution=_contribution(comparison.tables["architectures"]),
+        contribution_note=_contribution_note(comparison),
+        figures={
+            "balance": [pictures[name] for name in ("balance",) if name in pictures],
+            "depth": [picture for name, picture in pictures.items() if name != "balance"],
+        },
+        parts=_parts(comparison.tables),
+        protocol=_protocol(comparison),
+        command=_command(comparison),
+    )  # fmt: skip
+
+
+def _contribution(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = []
+    for architecture, part in table.groupby("architecture", sort=False):
+        part = part.set_index("quantity")
+        cells = [_cell(part.loc[name]) for name in COLUMNS]
+        rows.append(
+            {"architecture": architecture, "models": int(part["models"].iloc[0]), "cells": cells}
+        )
+    return rows
+
+
+def _cell(row: pd.Series) -> dict[str, str]:
+    if pd.isna(row["estimate"]):
+        return {"estimate": "undefined", "over_models": "", "over_items": ""}
+    shown = {"estimate": number(float(row["estimate"]))}
+    for unit in ("models", "items"):
+        low, high = row[f"low_{unit}"], row[f"high_{unit}"]
+        known = not (pd.isna(low) or pd.isna(high))
+        shown[f"over_{unit}"] = f"{unit}: {bounds(low, high)}" if known else ""
+    return shown
+
+
+def _contribution_note(comparison: Comparison) -> str:
+    level = f"{comparison.level:.0%}"
+    unit = (
+        f"models: {level} interval over models, for the next model of the architecture (variances: "
+        "spread pooled over architectures, t; shares: Fieller). "
+        if any(len(names) > 1 for names in comparison.lineup.architectures.values())
+        else ""
+    )
+    return (
+        "V in nats², mean over heads, layers and models; V_T = V_M + V_R + 2 C; shares "
+        f"(V + C)/V_T. {unit}items: {level} interval over items, for these models on other text "
+        "(cluster bootstrap, t; shares: Fieller). Undefined: V_T is not distinguishable from 0."
+    )
+
+
+def _parts(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    parts = []
+    for name, (title, columns) in PARTS.items():
+        table = tables.get(name)
+        if table is None:
+            continue
+        kept = [c for c in columns or table.columns if c in table.columns]
+        parts.append({"name": name, "title": title, "text": TEXTS[name], "table": table[kept]})
+    return parts
+
+
+def _notes(comparison: Comparison) -> tuple[str, ...]:
+    primary = comparison.found.get(PRIMARY)
+    return (*comparison.lineup.notes, *(() if primary is None else primary.notes))
+
+
+def _protocol(comparison: Comparison) -> list[str]:
+    lineup = comparison.lineup
+    store = lineup.members[0].shifted
+    lines = [
+        f"Stimulus: {shifted_design(store)} {len(lineup.items)} items are common to all files.",
+        "Effect of position on the log attention weight at the offsets "
+        f"{listed(store.offsets)}; the mask's part is what the late row would change if it saw "
+        "only the keys of the early one, the rest is the residual channel; variances over "
+        "positions by a U-statistic over pairs of different items.",
+        "Values compared: " + "; ".join(f"{k}, {v}" for k, v in VALUES.items()) + ".",
+    ]
+    for one in comparison.found.values():
+        if one.mixed is not None:
+            why = f" ({one.mixed.reason})" if one.mixed.reason else ""
+            lines.append(f"Mixed model of {one.value}: {one.mixed.status}{why}.")
+    return lines + [f"Note: {note}." for note in _notes(comparison)]
+
+
+def _command(comparison: Comparison) -> str:
+    files = " ".join(store.path.name for store in comparison.lineup.stores())
+    shown = files if len(files) < 200 else "*.h5"
+    more = "" if comparison.lineup.same_tokens else " --different-tokens"
+    return f"posprobe compare {shown} -o REPORT{more}"

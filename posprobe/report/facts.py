@@ -1,0 +1,162 @@
+"""What this model is and how its files were made, from their headers alone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from posprobe.analysis import Analysis, n_items
+from posprobe.stimuli import DEFAULT_CORPUS, corpus_name
+from posprobe.store import ActivationStore, Header
+
+__all__ = ["commands", "kind", "model_facts"]
+
+SMALL = 1e9
+QUANTIZED = re.compile(r"(?:I?Q|TQ|MXFP|NVFP)(\d)", re.IGNORECASE)
+AUDIT_DEFAULT = (40, 32)
+
+
+def _bits(header: Header) -> str | None:
+    """Bits per weight, from a quantization's name such as Q4_K_M; F16 and BF16 are none."""
+    name = str(header.config.get("posprobe_quantization", "none"))
+    found = QUANTIZED.match(name)
+    return found and found[1]
+
+
+def kind(header: Header) -> str:
+    """What has to be known before anything is generalised: quantised, small, or nothing."""
+    bits = _bits(header)
+    words = [f"{bits}-bit quantised"] if bits else []
+    # a transformer block has about 12 d² weights; embeddings come on top
+    if 12 * header.n_layers * header.width**2 < SMALL:
+        words.append("small")
+    return " ".join(words)
+
+
+def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
+    """Names and values for a table."""
+    header = analysis.files.all()[0].header
+    config = header.config
+    windows = sorted({w for w in header.layer_window if w})
+    windowed = sum(1 for w in header.layer_window if w)
+    facts = [
+        ("model", header.model),
+        ("architecture", str(config.get("model_type", "unknown"))),
+        ("size", f"{header.n_layers} layers, {header.n_heads} heads, width {header.width}"),
+        ("quantization", str(config.get("posprobe_quantization", "none"))),
+        ("variant", header.variant),
+        ("longest sequence", _longest(analysis)),
+        (
+            "sliding window",
+            f"{', '.join(map(str, windows))} tokens in {windowed} of {header.n_layers} layers"
+            if windows
+            else "none",
+        ),
+        ("rotary embedding", _compact(config.get("rope_parameters"))),
+        ("weights, SHA-256", header.weights_digest or "not recorded"),
+        ("text", _texts(analysis)),
+        ("first tokens", _first_tokens(analysis)),
+        ("stimuli, SHA-256 of tokens", _digests(analysis)),
+        ("seed", str(header.seed)),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(header.versions.items()))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _compact(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in sorted(value.items())) if value else "none"
+
+
+def _longest(analysis: Analysis) -> str:
+    header = max((store.header for store in analysis.files.all()), key=lambda h: h.length)
+    past = header.length > header.trained_length > 0
+    note = f", past the {header.trained_length:,} that the model was made for" if past else ""
+    return f"{header.length:,} tokens{note}"
+
+
+def _texts(analysis: Analysis) -> str:
+    names = (store.header.stimulus.get("corpus") for store in analysis.files.all())
+    return "; ".join(dict.fromkeys(name for name in names if name))
+
+
+def _first_tokens(analysis: Analysis) -> str:
+    parts = []
+    for name in ("natural", "shifted"):
+        store = getattr(analysis.files, name)
+        if store is None:
+            continue
+        first = store.header.stimulus.get("first_tokens") or sorted({*store.tokens[:, 0].tolist()})
+        bos = store.header.stimulus.get("bos_token")
+        what = f"token {first[0]}" if len(first) == 1 else f"{len(first)} different tokens"
+        parts.append(f"{name}: {what}" + (" (BOS)" if bos is not None else " (no BOS)"))
+    return "; ".join(parts)
+
+
+def _digests(analysis: Analysis) -> str:
+    found = {
+        store.path.name: str(store.header.stimulus.get("tokens_sha256", ""))[:16]
+        for store in analysis.files.all()
+    }
+    by_digest: dict[str, list[str]] = {}
+    for name, digest in found.items():
+        if digest:
+            by_digest.setdefault(digest, []).append(name.removesuffix(".h5"))
+    return "; ".join(f"{', '.join(names)}: {digest}" for digest, names in by_digest.items())
+
+
+def commands(analysis: Analysis) -> list[str]:
+    """Command lines that make the files and this page again."""
+    audit = _audit(analysis)
+    if audit is not None:
+        captures = [audit]
+    else:
+        isolated = analysis.files.isolated()
+        captures = [_capture(store) for store in analysis.files.all() if store not in isolated]
+    return [*captures, "posprobe analyze *.h5 -o REPORT"]
+
+
+def _audit(analysis: Analysis) -> str | None:
+    files = analysis.files
+    if files.natural is None or files.shifted is None:
+        return None
+    header, sizes = files.natural.header, (n_items(files.natural), n_items(files.shifted))
+    if sizes != AUDIT_DEFAULT and sizes[0] != sizes[1]:
+        return None
+    return _command(
+        ["audit", header.model],
+        variants=header.variant if header.variant != "standard" else None,
+        n=None if sizes == AUDIT_DEFAULT else sizes[0],
+        length=files.natural.length,
+        seed=header.seed,
+        text=_own_text(header),
+        full=bool(files.isolated()),
+    )
+
+
+def _capture(store: ActivationStore) -> str:
+    header = store.header
+    return _command(
+        ["capture", header.model, "-o", store.path.name],
+        design=header.design,
+        bos=header.stimulus.get("bos"),
+        position0=header.position0_treatment if header.position0_treatment != "native" else None,
+        variant=header.variant if header.variant != "standard" else None,
+        n=n_items(store),
+        length=store.length,
+        window=header.window or None,
+        seed=header.seed,
+        text=_own_text(header),
+    )
+
+
+def _own_text(header: Header) -> str | None:
+    """Name of the user's file, where the text was one."""
+    name = header.stimulus.get("corpus")
+    without = not name or name.startswith(DEFAULT_CORPUS) or name == corpus_name("")
+    return None if without else name
+
+
+def _command(words: list[str], *, full: bool = False, **options: Any) -> str:
+    given = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
+    return " ".join(["posprobe", *map(shlex.quote, words), *given, *(["--full"] if full else [])])

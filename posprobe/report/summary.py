@@ -1,0 +1,139 @@
+"""The answer in plain English, from claims and tables."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from posprobe.analysis import Analysis
+from posprobe.claims import Claim
+from posprobe.report.findings import one_design, overall
+from posprobe.report.words import VERDICTS, bounds, percent, with_interval
+
+__all__ = ["summary"]
+
+RELATIONS = {
+    "opposed": "The two channels oppose each other: the residual stream takes back part of what "
+    "the mask does.",
+    "reinforcing": "The two channels reinforce each other.",
+    "not distinguishable": "Whether the two channels oppose or reinforce each other cannot be told "
+    "from these data.",
+}
+
+
+def summary(analysis: Analysis, claims: list[Claim]) -> str:
+    """What carries absolute position, how much, whether the channels oppose, and how sure.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    claims : list of Claim
+
+    Returns
+    -------
+    str
+        A paragraph; it says so where the files do not hold the answer.
+    """
+    named = {claim.id: claim for claim in claims}
+    if "channels" in analysis.tables:
+        parts = [*_channels(analysis)]
+    else:
+        parts = ["These files do not tell which channel carries absolute position in attention."]
+    parts += [_replaced(named.get("bos_replacement")), _sure(analysis, claims)]
+    return " ".join(part for part in parts if part)
+
+
+def _channels(analysis: Analysis) -> list[str]:
+    row = overall(analysis)
+    held = "with content held fixed" if row["stimulus"] == "shifted" else "in natural text"
+    if row["V_T_low"] > 0:
+        first = f"Attention of this model depends on absolute position, {held}. {_moved(analysis)}"
+    else:
+        first = (
+            f"Attention of this model is not seen to depend on absolute position, {held}: the "
+            f"variance of its effect is {with_interval(row, 'V_T')} nats²."
+        )
+    if row["status"] == "ok":
+        shared = (
+            f"The mask's share of the variance is {with_interval(row, 'share_mask', percents=True)}"
+            f", the residual stream's {with_interval(row, 'share_residual', percents=True)}."
+        )
+    else:
+        shared = "Shares are undefined: the total is not distinguishable from 0."
+    return [first, _carried(analysis, row), RELATIONS[row["relation"]], shared]
+
+
+def _carried(analysis: Analysis, row: pd.Series) -> str:
+    """Which channels are seen to carry position, and what each does by itself."""
+    seen = [row[f"{part}_low"] > 0 for part in ("V_M", "V_R")]
+    which = {
+        (True, True): "Both channels carry it",
+        (True, False): "Only the causal mask is seen to carry it",
+        (False, True): "Only the residual stream is seen to carry it",
+        (False, False): "Neither channel is seen to carry it",
+    }[bool(seen[0]), bool(seen[1])]
+    first, _ = _ends(analysis)
+    return (
+        f"{which}: the causal mask's denominator alone {_does(first, 'M')} nats, the residual "
+        f"stream {_does(first, 'R')} nats."
+    )
+
+
+def _moved(analysis: Analysis) -> str:
+    first, last = _ends(analysis)
+    where = f"Text moved from {last['position']} tokens deep to {first['position']}"
+    if first["T_low"] <= 0 <= first["T_high"]:
+        return (
+            f"{where} attends at a fixed distance neither clearly more nor clearly less on average "
+            f"({with_interval(first, 'T')} nats)."
+        )
+    more, size = ("more", first) if first["T"] > 0 else ("less", _negated(first, "T"))
+    return f"{where} attends {more} at a fixed distance, by {with_interval(size, 'T')} nats."
+
+
+def _ends(analysis: Analysis) -> tuple[pd.Series, pd.Series]:
+    table = one_design(analysis.tables["position_effects"])
+    rows = table[table["layer"] == "all"].sort_values("position")
+    return rows.iloc[0], rows.iloc[-1]
+
+
+def _does(row: pd.Series, part: str) -> str:
+    """What a channel does to the log weight, or that its direction cannot be told."""
+    if row[f"{part}_low"] <= 0 <= row[f"{part}_high"]:
+        return f"changes it by {with_interval(row, part)}"
+    if row[part] > 0:
+        return f"adds {with_interval(row, part)}"
+    return f"takes away {with_interval(_negated(row, part), part)}"
+
+
+def _negated(row: pd.Series, part: str) -> pd.Series:
+    """The same effect with the other sign."""
+    value, low, high = (row[f"{part}{end}"] for end in ("", "_low", "_high"))
+    return pd.Series({part: -value, f"{part}_low": -high, f"{part}_high": -low})
+
+
+def _replaced(claim: Claim | None) -> str:
+    if claim is None or claim.estimate is None:
+        return ""
+    within = bounds(claim.ci_low, claim.ci_high, percents=True)
+    start = "Replacing the embedding at position 0 by the mean embedding"
+    if claim.ci_low is None or claim.ci_high is None:
+        return f"{start} removes an unknown part of the residual channel ({within})."
+    agrees = claim.ci_low <= (claim.reference or 0.0) <= claim.ci_high
+    does = (
+        "removes no measurable part"
+        if claim.ci_low <= 0 <= claim.ci_high
+        else f"{'removes' if claim.estimate > 0 else 'adds'} {percent(abs(claim.estimate))}"
+    )
+    return (
+        f"{start} {does} of the residual channel at early queries ({percent(claim.estimate)}, "
+        f"{within}); the study's 40% is {'inside' if agrees else 'outside'} that interval."
+    )
+
+
+def _sure(analysis: Analysis, claims: list[Claim]) -> str:
+    counts = pd.Series([claim.verdict for claim in claims]).value_counts()
+    tally = ", ".join(f"{counts[v]} {name}" for v, name in VERDICTS.items() if v in counts)
+    store = analysis.files.shifted or analysis.files.natural
+    units = "" if store is None else f" over {len(set(store.item.tolist()))} items"
+    brackets = f"In brackets: {percent(analysis.level)} intervals{units}."
+    return f"{brackets} Of {len(claims)} claims: {tally}."

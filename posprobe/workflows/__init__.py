@@ -1,0 +1,1 @@
+"""One file a command: `audit`, `analyze`, `compare`, `selfcheck`. They compose everything below."""

@@ -1,0 +1,228 @@
+"""`posprobe audit`: capture every stimulus of the study on one model, then analyze the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from posprobe.analysis import Head, mean_normalizers, random_heads, sink_reading_heads, strongest
+from posprobe.errors import DesignError
+from posprobe.report import output_folder
+from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
+from posprobe.store import ActivationStore
+from posprobe.workflows.analyze import analyze
+
+if TYPE_CHECKING:
+    from posprobe.models import Intervention, ObservableModel
+
+__all__ = ["REPLACEMENTS", "audit"]
+
+Cut = tuple[Head, ...] | Literal["all"]
+REPLACEMENTS = ("mean", "content")
+FULL_REPLACEMENTS = ("special", "noise", "zero")
+N_NATURAL, N_SHIFTED, N_REPEATED, N_FULL = 40, 32, 4, 16
+RANDOM_DRAWS = 2
+LEAST_WINDOW = 9  # the largest offset that is kept, and the query itself
+LEAST_N = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One capture of an audit."""
+
+    file: str
+    design: str
+    n: int
+    bos: str
+    position0: str = "native"
+    residual: bool = False
+    change: Intervention | None = None
+
+
+def audit(
+    model: ObservableModel | str,
+    folder: str | Path,
+    *,
+    variant: str = "standard",
+    text: str | None = None,
+    n: int | None = None,
+    length: int = 256,
+    replacements: Sequence[str] = REPLACEMENTS,
+    full: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Find out where a model's absolute position comes from: capture, analyze, report.
+
+    Captures the natural and the shifted design, the shifted one again with each replacement of
+    position 0, and one repeated token with and without BOS. Interrupted, it goes on from there when
+    it is called again with the same arguments.
+
+    In full, also more replacements, key 0 hidden from the sink-reading heads (chosen on one half of
+    the natural sequences), from as many random others and from all heads, fixed denominators in the
+    first layer, no causal mask, and a window of an eighth of the length, each on the first 16
+    windows; they are paired with the same windows of the native capture. Without causal mask, also
+    the first 16 natural sequences, in which all queries then see equally many keys.
+
+    Parameters
+    ----------
+    model : ObservableModel or str
+        Or what `load_model` takes.
+    folder : str or Path
+        Gets report.html, claims.json, tables/, figures/ and the captured files. Tables and figures
+        of an earlier run that this one does not make are deleted, captured files never are.
+    variant : str
+        See `posprobe.models.variants`; only with `model` given by name.
+    text : str or None
+        The text to draw from (None: the Python language reference that comes with CPython).
+    n : int or None
+        Sequences and windows, at least 5 (None: 40 natural sequences and 32 windows).
+    length : int
+        Tokens of the longest sequence.
+    replacements : sequence of str
+        Treatments of position 0, see `posprobe.captures.POSITION0`.
+    full : bool
+        Also the captures that isolate more; it takes about twice as long.
+    seed : int
+    progress : bool
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    PosprobeError
+        For a model, text, size or folder that cannot be used, in one line.
+    """
+    from posprobe.models import load_model
+
+    if n is not None and n < LEAST_N:
+        raise DesignError(f"n={n} is too few: probes need {LEAST_N} folds of sequences, so raise n")
+    with output_folder(folder) as made:
+        if isinstance(model, str):
+            model = load_model(model, variant=variant)
+        corpus = default_corpus() if text is None else text
+        ids = model.tokenize(corpus)
+        capturing = _Capturing(model, made, ids, corpus_name(corpus), length, seed, progress)
+        paths = capturing.run(_plans(model, n, replacements))
+        if full:
+            paths += capturing.run(_full_plans(model, made, n, length, replacements))
+        return analyze(paths, made, seed=seed, progress=progress)
+
+
+def _plans(model: ObservableModel, n: int | None, replacements: Sequence[str]) -> list[Plan]:
+    """The captures of an audit, in order; BOS is forced where the tokenizer has one."""
+    bos = "none" if model.bos_id is None else "force"
+    natural, shifted = (N_NATURAL, N_SHIFTED) if n is None else (n, n)
+    plans = [
+        Plan("natural.h5", "natural", natural, "native", residual=True),
+        Plan("shifted.h5", "shifted", shifted, bos),
+        *(Plan(f"replaced_{r}.h5", "shifted", shifted, bos, r) for r in replacements),
+        Plan("repeated.h5", "repeated", N_REPEATED, "none"),
+    ]
+    if bos == "force":
+        plans.append(Plan("bos_repeated.h5", "repeated", N_REPEATED, bos))
+    return plans
+
+
+def _full_plans(
+    model: ObservableModel, folder: Path, n: int | None, length: int, replacements: Sequence[str]
+) -> list[Plan]:
+    """The captures that a full audit adds; heads and constants come from its natural capture."""
+    from posprobe.models import Intervention
+
+    bos = "none" if model.bos_id is None else "force"
+    count = N_FULL if n is None else n
+    with ActivationStore(folder / "natural.h5") as natural:
+        changes = {
+            name: Intervention(cut_sink=heads) for name, heads in _cuts(natural, model).items()
+        }
+        constants = mean_normalizers(natural, layers=[0])
+    changes["fixed_denominator"] = Intervention(fixed_denominator=constants)
+    changes["no_causal"] = Intervention(causal=False)
+    changes["window"] = Intervention(window=max(length // 8, LEAST_WINDOW))
+    added = [
+        r
+        for r in FULL_REPLACEMENTS
+        if r not in replacements and (r != "special" or len(model.special_ids) > 1)
+    ]
+    return [
+        *(Plan(f"replaced_{r}.h5", "shifted", count, bos, r) for r in added),
+        *(Plan(f"{name}.h5", "shifted", count, bos, change=c) for name, c in changes.items()),
+        Plan("no_causal_natural.h5", "natural", count, "native", change=changes["no_causal"]),
+    ]
+
+
+def _cuts(natural: ActivationStore, model: ObservableModel) -> dict[str, Cut]:
+    """Heads from which key 0 is hidden, by file; as many random others as sink-reading heads."""
+    reading = sink_reading_heads(natural)
+    shape = natural.n_layers, natural.n_heads
+    compared = strongest(reading, *shape)
+    cuts: dict[str, Cut] = {"cut_all": "all"}
+    if compared:
+        cuts["cut_sink_reading"] = tuple(sorted(compared))
+        draws = random_heads(compared, reading, shape, draws=RANDOM_DRAWS, seed=natural.header.seed)
+        cuts |= {f"cut_random_{k}": tuple(heads) for k, heads in enumerate(draws, 1)}
+    if len(compared) < len(reading) < shape[0] * shape[1]:
+        cuts["cut_every_sink_reading"] = tuple(sorted(reading))
+    return cuts
+
+
+@dataclass(frozen=True)
+class _Capturing:
+    """What all captures of an audit share."""
+
+    model: ObservableModel
+    folder: Path
+    corpus: NDArray[np.int32]
+    corpus_name: str
+    length: int
+    seed: int
+    progress: bool
+
+    def run(self, plans: Sequence[Plan]) -> list[Path]:
+        """Capture what the folder does not hold yet."""
+        from posprobe.captures import QUANTITIES, capture_stimulus
+        from posprobe.models import NO_INTERVENTION
+
+        stimuli = self._stimuli(plans)
+        total = sum(int(stimulus.lengths.sum()) for stimulus in stimuli)
+        off = None if self.progress else True
+        with tqdm(total=total, unit="token", unit_scale=True, disable=off) as bar:
+            for plan, stimulus in zip(plans, stimuli, strict=True):
+                bar.set_description(f"capture: {plan.file}")
+                capture_stimulus(
+                    self.model,
+                    stimulus,
+                    self.folder / plan.file,
+                    quantities=tuple(q for q in QUANTITIES if plan.residual or q != "residual"),
+                    position0=plan.position0,
+                    intervention=plan.change or NO_INTERVENTION,
+                    resume=True,
+                    progress=bar,
+                )
+        return [self.folder / plan.file for plan in plans]
+
+    def _stimuli(self, plans: Sequence[Plan]) -> list[Stimulus]:
+        return [
+            make_stimulus(
+                plan.design,
+                self.corpus,
+                n=plan.n,
+                length=self.length,
+                bos=plan.bos,
+                native_bos=self.model.native_bos,
+                bos_id=self.model.bos_id,
+                seed=self.seed,
+                corpus=self.corpus_name,
+            )
+            for plan in plans
+        ]

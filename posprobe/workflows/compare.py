@@ -1,0 +1,87 @@
+"""From stored files of several models to a report that compares them: no model, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from posprobe.claims import answers, hypothesis_claims
+from posprobe.comparison import compare_lineup, line_up
+from posprobe.errors import DesignError
+from posprobe.report import output_folder, write_comparison
+from posprobe.store import ActivationStore
+
+__all__ = ["compare"]
+
+
+def compare(
+    files: Iterable[str | Path],
+    folder: str | Path,
+    *,
+    architectures: Mapping[str, str] | None = None,
+    different_tokens: bool = False,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Compare several models, or several variants of one, from their stored files.
+
+    Files of different weights are models. With several models of an architecture, architectures
+    are tested against the variation between models (two-stage F, the mixed model beside it,
+    planned contrasts); with one of each the test is refused with the reason, and the description
+    given. Files of the same weights under several variants are compared item by item, and test no
+    architecture.
+
+    Parameters
+    ----------
+    files : iterable of str or Path
+        Of each model a capture of the shifted design; natural captures (sinks) and captures with
+        position 0 replaced besides, where there are any.
+    folder : str or Path
+        Gets report.html, comparison.json, tables/ and figures/.
+    architectures : mapping of str to str, optional
+        Architecture to pattern of model names or files; by default a model's name without a number
+        at its end, so that zoo/rope-0 and zoo/rope-1 are two models of rope.
+    different_tokens : bool
+        Allow files of different tokens (models with different tokenizers).
+    level : float
+        Of all intervals.
+    seed : int
+        Of all resampling.
+    progress : bool
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    PosprobeError
+        For files that cannot be compared, in one line.
+
+    Examples
+    --------
+    ::
+
+        posprobe.compare(glob.glob("out/*/shifted.h5"), "out/report")
+    """
+    paths = [Path(path).absolute() for path in files]
+    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+    if twice:
+        raise DesignError(f"file {twice[0]} is given twice: give each file once")
+    stores = [ActivationStore(path) for path in paths]
+    lineup = line_up(stores, architectures=architectures, different_tokens=different_tokens)
+    total, off = len(lineup.members) + 2, None if progress else True
+    with output_folder(folder) as made, tqdm(total=total, unit="step", disable=off) as bar:
+
+        def step(what: str) -> None:
+            bar.set_description(f"compare: {what}")
+            bar.update()
+
+        comparison = compare_lineup(lineup, level=level, seed=seed, step=step)
+        step("report")
+        claims = hypothesis_claims(comparison)
+        return write_comparison(comparison, claims, answers(comparison, claims), made)

@@ -1,0 +1,379 @@
+"""Do the intervals keep their promise? Coverage and chance levels, measured by simulation.
+
+Each study draws data whose truth is known, many times, and counts how often an interval holds it.
+The gate around a nominal rate c over R repetitions is ``c ± max(0.02, 2.9 sqrt(c (1 - c) / R))``:
+at R = 1,000 that is [0.93, 0.97] for 95% intervals, and an interval that keeps its promise misses
+it about once in 270 runs, at any R. With fewer repetitions the gate is wider and only grosser
+faults are seen; at R = 100 it starts at 0.887, so that a true coverage of 0.8 fails it 99 times in
+100. Intervals that take tokens for independent are studied too. They must fail: a gate that lets
+them pass measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+from sklearn.model_selection import PredefinedSplit
+from tqdm.auto import tqdm
+
+from posprobe.errors import DesignError
+from posprobe.intervals import (
+    Interval,
+    cluster_weights,
+    fieller_ratio,
+    log_ratio_bootstrap_t,
+    max_t,
+)
+from posprobe.probes import ClusterGram, PositionProbe, permute_positions, shift_positions
+
+__all__ = ["STUDIES", "Measure", "Study", "gate", "run", "run_study", "simulate_sequences"]
+
+Array = NDArray[np.float64]
+Outcomes = dict[str, float]
+LEVEL = 0.95
+LENGTH = 48  # tokens per simulated sequence
+PERSISTENCE = 0.98  # of the noise, from token to token
+REMOVED = 0.4  # true fraction removed in the paired design
+N_HEADS = 12
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table: what is counted, and between which values it must lie.
+
+    Attributes
+    ----------
+    method : str
+        Interval or control under study.
+    statistic : str
+        What `observed` is: ``"coverage"``, ``"false positives"`` or ``"mean R2"``.
+    nominal : float
+        What it should be, or for the wrong method, what that claims.
+    bounds : tuple of float or None
+        Fixed gate; None: `gate` of the nominal rate.
+    """
+
+    method: str
+    statistic: str
+    nominal: float
+    bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """One simulation, and the measures taken in each of its repetitions.
+
+    Attributes
+    ----------
+    measures : dict of str to Measure
+        By the key under which `repeat` returns the outcome.
+    repeat : callable (n, rng, truth) -> dict of str to float
+        One repetition with n sequences or items; an outcome is 0 or 1, or a score.
+    draw : callable (n, rng) -> float, or None
+        One draw of the statistic, where the truth is its expectation and has no closed form.
+    """
+
+    measures: dict[str, Measure]
+    repeat: Callable[[int, np.random.Generator, float], Outcomes]
+    draw: Callable[[int, np.random.Generator], float] | None = None
+
+
+def gate(nominal: float, repetitions: int) -> tuple[float, float]:
+    """Bounds of a rate that is nominal: 2.9 binomial standard errors, at least 0.02.
+
+    Parameters
+    ----------
+    nominal : float
+        Rate, in (0, 1).
+    repetitions : int
+        Number of independent repetitions.
+
+    Returns
+    -------
+    low, high : float
+        Within 0 and 1.
+
+    Examples
+    --------
+    >>> low, high = gate(0.95, 1000)
+    >>> print(f"{low:.3f} {high:.3f}")
+    0.930 0.970
+    """
+    half = max(0.02, 2.9 * np.sqrt(nominal * (1 - nominal) / repetitions))
+    return max(0.0, nominal - half), min(1.0, nominal + half)
+
+
+def simulate_sequences(
+    n: int, rng: np.random.Generator, *, signal: float = 1.0, n_features: int = 6
+) -> tuple[Array, Array, NDArray[np.intp]]:
+    """Sequences whose first feature follows position, under autocorrelated noise.
+
+    Noise is AR(1) with coefficient `PERSISTENCE` in each feature, independent between sequences.
+
+    Parameters
+    ----------
+    n : int
+        Sequences, of `LENGTH` tokens.
+    rng : Generator
+        Source of randomness.
+    signal : float
+        Standard deviation of the position part of the first feature; that of the noise is 1.
+    n_features : int
+        Number p of features.
+
+    Returns
+    -------
+    X : ndarray (n LENGTH, p)
+    position : ndarray (n LENGTH,)
+        From 1.
+    groups : ndarray (n LENGTH,)
+        Sequence of every row.
+    """
+    shocks = rng.normal(size=(n, LENGTH, n_features)) * np.sqrt(1 - PERSISTENCE**2)
+    shocks[:, 0] /= np.sqrt(1 - PERSISTENCE**2)
+    X = lfilter([1.0], [1.0, -PERSISTENCE], shocks, axis=1)
+    position = np.arange(1.0, LENGTH + 1)
+    X[:, :, 0] += signal * (position - position.mean()) / position.std()
+    rows = X.reshape(n * LENGTH, n_features)
+    return rows, np.tile(position, n), np.repeat(np.arange(n), LENGTH)
+
+
+def run(
+    *,
+    repetitions: int = 1000,
+    sizes: Sequence[int] = (30, 100),
+    studies: Sequence[str] | None = None,
+    n_jobs: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run the calibration studies.
+
+    Parameters
+    ----------
+    repetitions : int
+        Data sets drawn for each study and size.
+    sizes : sequence of int
+        Numbers S of sequences, or of items.
+    studies : sequence of str, optional
+        Names from `STUDIES`; all by default.
+    n_jobs : int
+        Processes, as everywhere in joblib.
+    seed : int
+        The same seed gives the same table, whatever `n_jobs`.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        Columns method, statistic, S, repetitions, nominal, observed, standard_error (Monte Carlo),
+        gate_low, gate_high, passed.
+
+    Raises
+    ------
+    DesignError
+        If a study is unknown, or there are fewer than two repetitions.
+
+    Examples
+    --------
+    >>> table = run(repetitions=50, sizes=[30], studies=["paired ratio"], progress=False)
+    >>> bool(table["passed"].all())
+    True
+    """
+    names = list(STUDIES) if studies is None else list(studies)
+    unknown = [name for name in names if name not in STUDIES]
+    if unknown:
+        raise DesignError(f"no calibration study {unknown[0]!r}: choose from {', '.join(STUDIES)}")
+    if repetitions < 2:
+        raise DesignError(f"repetitions={repetitions}: a rate with an error needs at least 2")
+    cells = [(name, n) for name in names for n in sizes]
+    tables = []
+    with tqdm(total=repetitions * len(cells), disable=not progress, unit="repetition") as bar:
+        for name, n in cells:
+            bar.set_description(f"{name}, S={n}")
+            # Keyed by what is run, so that a table of some studies agrees with the table of all.
+            root = np.random.SeedSequence(seed, spawn_key=(list(STUDIES).index(name), n))
+            tables.append(
+                run_study(STUDIES[name], n, repetitions, root, n_jobs=n_jobs, tick=bar.update)
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def run_study(
+    study: Study,
+    n: int,
+    repetitions: int,
+    seed: np.random.SeedSequence,
+    *,
+    n_jobs: int = 1,
+    tick: Callable[[], Any] | None = None,
+) -> pd.DataFrame:
+    """Run one study at one size.
+
+    Parameters
+    ----------
+    study : Study
+        What to draw and what to measure.
+    n : int
+        Sequences or items in each data set.
+    repetitions : int
+        Number of data sets.
+    seed : SeedSequence
+        Source of all randomness; every repetition has a child of its own.
+    n_jobs : int
+        Processes.
+    tick : callable, optional
+        Called after every repetition.
+
+    Returns
+    -------
+    DataFrame
+        As `run`, one row for each measure.
+    """
+    for_truth, for_data = seed.spawn(2)
+    with Parallel(n_jobs=n_jobs, return_as="generator") as parallel:
+        truth = np.nan
+        if study.draw is not None:
+            # Twice as many draws as repetitions: the error of the truth then adds a relative
+            # 1 / (4 R) to the width of an interval, which is far inside the gate.
+            seeds = for_truth.spawn(max(400, 2 * repetitions))
+            draws = parallel(delayed(study.draw)(n, np.random.default_rng(s)) for s in seeds)
+            truth = float(np.mean(list(draws)))
+        outcomes = []
+        seeds = for_data.spawn(repetitions)
+        for outcome in parallel(
+            delayed(study.repeat)(n, np.random.default_rng(s), truth) for s in seeds
+        ):
+            outcomes.append(outcome)
+            if tick is not None:
+                tick()
+    table = pd.DataFrame(outcomes)
+    rows = [_row(measure, n, table[key]) for key, measure in study.measures.items()]
+    return pd.DataFrame(rows)
+
+
+def _row(measure: Measure, n: int, outcomes: pd.Series) -> dict[str, Any]:
+    """Average the outcomes and hold them against the gate."""
+    repetitions = len(outcomes)
+    observed, error = float(outcomes.mean()), float(outcomes.std(ddof=1) / np.sqrt(repetitions))
+    low, high = measure.bounds or gate(measure.nominal, repetitions)
+    return {
+        "method": measure.method,
+        "statistic": measure.statistic,
+        "S": n,
+        "repetitions": repetitions,
+        "nominal": measure.nominal,
+        "observed": observed,
+        "standard_error": error,
+        "gate_low": low,
+        "gate_high": high,
+        "passed": bool(low <= observed <= high),
+    }
+
+
+def _covers(interval: Interval, truth: float) -> float:
+    """1.0 where the interval holds the truth; an unbounded one always does."""
+    return float(not interval.excludes(truth))
+
+
+def _repeat_ratio(n: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    """Items with a common, skewed effect; the baseline's coefficient of variation is 0.86."""
+    effect = rng.gamma(4.0, 0.25, size=n)
+    baseline = effect + rng.normal(0.0, 0.7, size=n)
+    treated = (1 - REMOVED) * effect + rng.normal(0.0, 0.5, size=n)
+    return {
+        "fieller": _covers(fieller_ratio(baseline, treated, level=LEVEL), REMOVED),
+        "log": _covers(
+            log_ratio_bootstrap_t(baseline, treated, n_resamples=1000, rng=rng, level=LEVEL),
+            REMOVED,
+        ),
+    }
+
+
+def _draw_r2(n: int, rng: np.random.Generator) -> float:
+    gram = ClusterGram.from_arrays(*simulate_sequences(n, rng))
+    return float(PositionProbe().fit_gram(gram).r2_)
+
+
+def _repeat_r2(n: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    X, position, groups = simulate_sequences(n, rng)
+    probe = PositionProbe().fit(X, position, groups=groups)
+    refit = probe.interval("refit", level=LEVEL, n_resamples=100, random_state=rng)
+    return {
+        "refit": _covers(refit, truth),
+        "tokens": _covers(_token_interval(probe, X, position, rng), truth),
+        "scores": _covers(probe.interval("fixed_probe", level=LEVEL, random_state=rng), truth),
+    }
+
+
+def _token_interval(
+    probe: PositionProbe, X: Array, position: Array, rng: np.random.Generator
+) -> Interval:
+    """The wrong interval: same probe, same folds, but every token resampled by itself."""
+    folds = PredefinedSplit(np.repeat(probe.fold_of_sequence_, LENGTH))
+    tokens = PositionProbe(cv=folds, keep_gram=True)
+    tokens.fit(X, position, groups=np.arange(len(position)))
+    return tokens.interval("fixed_probe", level=LEVEL, n_resamples=200, random_state=rng)
+
+
+def _repeat_heads(n: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    """Correlated heads without effect: their intervals must all hold 0 at once."""
+    heads = rng.normal(size=(n, N_HEADS)) + rng.normal(size=(n, 1))
+    replicates = cluster_weights(n, 1000, rng) @ heads / n
+    many = max_t(heads.mean(axis=0), replicates, n=n, level=LEVEL)
+    return {"all": float(np.all((many.low <= 0) & (many.high >= 0)))}
+
+
+def _repeat_controls(n: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    X, position, groups = simulate_sequences(n, rng)
+    shifted = PositionProbe().fit(X, shift_positions(position, groups, rng), groups=groups)
+    low = shifted.interval("fixed_probe", level=LEVEL, random_state=rng).low
+    permuted = ClusterGram.from_arrays(X, permute_positions(position, rng), groups)
+    return {
+        "shifted": float(low is not None and low > 0),
+        "permuted": float(PositionProbe().fit_gram(permuted).r2_),
+    }
+
+
+STUDIES: dict[str, Study] = {
+    "paired ratio": Study(
+        {
+            "fieller": Measure("Fieller, paired ratio", "coverage", LEVEL),
+            # Only a cross-check: with baselines as noisy as here it falls short of 0.93 at
+            # S = 30, where Fieller's does not. It is held to 0.90, and is no default.
+            "log": Measure("bootstrap t of the log ratio", "coverage", LEVEL, (0.9, 1.0)),
+        },
+        _repeat_ratio,
+    ),
+    "position R2": Study(
+        {
+            "refit": Measure("refit standard error + t, CV R2", "coverage", LEVEL),
+            "tokens": Measure("i.i.d. tokens, CV R2 (wrong)", "coverage", LEVEL, (0.0, 0.6)),
+            # Not what it is for: shown for what it costs to take it for the other estimand. It
+            # falls short, by less the more sequences there are (0.87 at S = 30, 0.92 at S = 100).
+            "scores": Measure("fixed-probe limits read as refit", "coverage", LEVEL, (0.75, 0.98)),
+        },
+        _repeat_r2,
+        _draw_r2,
+    ),
+    "many heads": Study(
+        {"all": Measure(f"max-T, {N_HEADS} heads at once", "coverage", LEVEL)}, _repeat_heads
+    ),
+    "controls": Study(
+        {
+            "shifted": Measure("circular shift", "false positives", (1 - LEVEL) / 2, (0.0, 0.05)),
+            # One permutation of 48 positions correlates with the order by chance, so that an
+            # exact 0 is not to be had; its expected R2 is that of the probe divided by 47.
+            "permuted": Measure("fixed permutation", "mean R2", 0.0, (-0.05, 0.05)),
+        },
+        _repeat_controls,
+    ),
+}
