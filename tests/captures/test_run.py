@@ -11,9 +11,8 @@ import capture_child as child
 import numpy as np
 import pytest
 import tiny
-import tokenizers
 import torch
-import transformers
+from stored import WORDS, assert_same_bits, everything, make_tokenizer
 from tqdm import tqdm
 
 from posprobe.captures import QUANTITIES, capture, capture_stimulus
@@ -31,20 +30,6 @@ from posprobe.models import (
 )
 
 DESIGNS = ("natural", "shifted", "iid", "repeated")
-WORDS = [f"word{n}" for n in range(94)]
-
-
-def make_tokenizer():
-    names = ["<unk>", "<s>", "</s>", *WORDS]
-    model = tokenizers.models.WordLevel({w: n for n, w in enumerate(names)}, unk_token="<unk>")
-    plain = tokenizers.Tokenizer(model)
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    plain.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +47,6 @@ def take(tmp_path, llama):
         return capture_stimulus(model, stimulus, path, **{"progress": False} | options)
 
     return function
-
-
-def everything(store):
-    return {name: store.read(name) for name in store.header.datasets()}
-
-
-def assert_same_bits(one, other):
-    assert one.keys() == other.keys()
-    for name, values in one.items():
-        assert values.dtype == other[name].dtype
-        assert values.tobytes() == other[name].tobytes(), name
 
 
 def assert_close(found, expected, tolerance=2e-5):
@@ -367,7 +341,7 @@ def test_killed_capture_resumed_has_the_same_bits(take, tmp_path):
     expected = everything(take(child.stimulus(), batch_tokens=50))
     path = tmp_path / "killed.h5"
     command = [sys.executable, child.__file__, str(path), "5"]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     assert not path.exists()
     assert path.with_name("killed.h5.partial").exists()
