@@ -17,7 +17,7 @@ wording        a stored file in words
 """
 
 from posprobe.analysis.denominator import mean_normalizers
-from posprobe.analysis.files import ISOLATIONS, Files, sort_files
+from posprobe.analysis.files import INTERVENTIONS, Files, sort_files
 from posprobe.analysis.heads import (
     SINK_RATE,
     Head,
@@ -31,10 +31,10 @@ from posprobe.analysis.probes import N_RESAMPLES
 from posprobe.analysis.replacement import PRIMARY, replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads
 from posprobe.analysis.tables import Analysis, analyze_files, count_steps
-from posprobe.analysis.wording import first_token, listed, n_items, n_units, shifted_design
+from posprobe.analysis.wording import first_token, listed, n_units, shifted_design
 
 __all__ = [
-    "ISOLATIONS",
+    "INTERVENTIONS",
     "N_RESAMPLES",
     "PRIMARY",
     "SINK_RATE",
@@ -48,7 +48,6 @@ __all__ = [
     "held_back_half",
     "listed",
     "mean_normalizers",
-    "n_items",
     "n_units",
     "random_heads",
     "replacement_table",

@@ -27,7 +27,7 @@ def check(store: ActivationStore) -> dict[str, Any]:
             int(cut_heads(store, layer).sum()) for layer in range(store.n_layers)
         ),
         "sequences": store.n_sequences,
-        "items": len(np.unique(store.item)),
+        "items": store.n_items,
         "tokens": store.length,
         "first_token": str(first[0]) if len(first) == 1 else f"{len(first)} different",
         "mask": "none" if any(c.get("causal") is False for c in header.interventions) else "causal",

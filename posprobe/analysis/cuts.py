@@ -32,12 +32,11 @@ from posprobe.analysis.heads import Head
 from posprobe.analysis.replacement import common_items, ratio_of_variances
 from posprobe.channels import channel_effects, cut_heads, early_limit, position_covariance
 from posprobe.errors import DesignError
-from posprobe.intervals import pseudo_values
+from posprobe.intervals import Array, pseudo_values
 from posprobe.store import ActivationStore
 
 __all__ = ["MEASURES", "cut_table"]
 
-Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 MEASURES = {"heads left whole": False, "without key 0": True}
 

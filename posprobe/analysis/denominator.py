@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from posprobe.analysis.replacement import fraction_removed
 from posprobe.channels import early_limit
 from posprobe.errors import DesignError
 from posprobe.intervals import (
+    Array,
     Interval,
     bootstrap_interval,
     bootstrap_limits,
@@ -34,7 +34,6 @@ __all__ = [
     "mean_normalizers",
 ]
 
-Array = NDArray[np.float64]
 N_RESAMPLES = 2000
 CAVEAT = (
     "Inside the forward pass rows no longer sum to 1 but to exp(z - c), so that row sums carry "
@@ -84,7 +83,7 @@ def fixed_denominator_probes(
     DesignError
         If the file has fewer than five sequences, the number of folds.
     """
-    n_items = len(np.unique(store.item))
+    n_items = store.n_items
     if n_items < 5:
         raise DesignError(
             f"{store.path.name} has {n_items} sequences; probes need 5 folds, so capture with a "

@@ -9,10 +9,10 @@ from typing import Any
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
-__all__ = ["ISOLATIONS", "Files", "sort_files"]
+__all__ = ["INTERVENTIONS", "Files", "sort_files"]
 
-ISOLATIONS = {"cut_sink": "cut", "fixed_denominator": "fixed", "causal": "masked"}
-ISOLATIONS |= {"window": "masked"}
+INTERVENTIONS = {"cut_sink": "cut", "fixed_denominator": "fixed", "causal": "masked"}
+INTERVENTIONS |= {"window": "masked"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Files:
         there = [store for store in named if store is not None]
         return there + self.replaced + self.cut + self.masked
 
-    def isolated(self) -> list[ActivationStore]:
+    def intervened(self) -> list[ActivationStore]:
         """The files under a change of attention that the others are without."""
         return [*self.cut, *([] if self.fixed is None else [self.fixed]), *self.masked]
 
@@ -72,11 +72,11 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
     if not stores:
         raise DesignError("no file was given; make one with: posprobe capture MODEL -o FILE.h5")
     weakest = _weakest(stores)
-    first = next((s for s in stores if not _isolation(s, weakest)), stores[0])
+    first = next((s for s in stores if not _intervention(s, weakest)), stores[0])
     found: dict[str, Any] = {"replaced": [], "cut": [], "masked": []}
     for store in stores:
         _check_same(store, first)
-        role = _role(store, _isolation(store, weakest))
+        role = _role(store, _intervention(store, weakest))
         if role in ("replaced", "cut", "masked"):
             _check_new(store, found[role])
             found[role].append(store)
@@ -100,7 +100,7 @@ def _check_same(store: ActivationStore, first: ActivationStore) -> None:
         values = [getattr(s.header, name) for s in (store, first)]
         if name == "interventions":
             values = [
-                [{k: v for k, v in change.items() if k not in ISOLATIONS} for change in changes]
+                [{k: v for k, v in change.items() if k not in INTERVENTIONS} for change in changes]
                 for changes in values
             ]
         if values[0] != values[1]:
@@ -125,10 +125,10 @@ def _check_new(store: ActivationStore, others: list[ActivationStore]) -> None:
 
 
 def _changes(store: ActivationStore) -> dict[str, Any]:
-    """What a file says of its attention, field by field of `ISOLATIONS`."""
-    values: dict[str, Any] = dict.fromkeys(ISOLATIONS) | {"causal": True}
+    """What a file says of its attention, field by field of `INTERVENTIONS`."""
+    values: dict[str, Any] = dict.fromkeys(INTERVENTIONS) | {"causal": True}
     for change in store.header.interventions:
-        values |= {k: v for k, v in change.items() if k in ISOLATIONS and v not in (None, [])}
+        values |= {k: v for k, v in change.items() if k in INTERVENTIONS and v not in (None, [])}
     return values
 
 
@@ -136,7 +136,7 @@ def _weakest(stores: list[ActivationStore]) -> dict[str, Any]:
     """The attention of the model itself: what all files share, or the least change of any."""
     found = [_changes(store) for store in stores]
     weakest: dict[str, Any] = {}
-    for name in ISOLATIONS:
+    for name in INTERVENTIONS:
         values = [changes[name] for changes in found]
         if all(value == values[0] for value in values):
             weakest[name] = values[0]
@@ -147,8 +147,8 @@ def _weakest(stores: list[ActivationStore]) -> dict[str, Any]:
     return weakest
 
 
-def _isolation(store: ActivationStore, weakest: dict[str, Any]) -> str | None:
-    """The kind of isolation that a file's interventions make, beside what the model has."""
+def _intervention(store: ActivationStore, weakest: dict[str, Any]) -> str | None:
+    """The kind of change that a file's interventions make, beside what the model has."""
     kinds = [name for name, value in _changes(store).items() if value != weakest[name]]
     if len(kinds) > 1:
         raise DesignError(
@@ -167,7 +167,7 @@ def _role(store: ActivationStore, kind: str | None) -> str:
                 f"position 0 {store.header.position0_treatment!r}, which no analysis uses; capture "
                 "it with --design shifted and --position0 native"
             )
-        return ISOLATIONS[kind]
+        return INTERVENTIONS[kind]
     if store.header.position0_treatment != "native":
         return "replaced"
     if store.design == "repeated":

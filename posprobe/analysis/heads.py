@@ -17,7 +17,7 @@ from scipy import stats
 
 from posprobe.analysis.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, fieller_ratio, mean_interval
+from posprobe.intervals import Array, Interval, fieller_ratio, mean_interval
 from posprobe.store import ActivationStore
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "writing_table",
 ]
 
-Array = NDArray[np.float64]
 Head = tuple[int, int]
 SINK_RATE = 0.5
 TRIES = 20

@@ -1,4 +1,4 @@
-"""The isolations that a set of files allows: what to compute, in order, from which of them."""
+"""The interventions that a set of files allows: what to compute, in order, from which of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from posprobe.analysis.specification import specification_curve
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["Found", "isolation_steps"]
+__all__ = ["Found", "intervention_steps"]
 
 LEAST_ITEMS = {"heads": 4, "probes": 5}
 
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 Make = Callable[[float, int], Found]
 
 
-def isolation_steps(files: Files) -> list[tuple[str, Make]]:
+def intervention_steps(files: Files) -> list[tuple[str, Make]]:
     """What the files allow beyond the split itself.
 
     Returns
@@ -74,7 +74,7 @@ def isolation_steps(files: Files) -> list[tuple[str, Make]]:
 
 
 def _has(store: ActivationStore, purpose: str, quantity: str) -> bool:
-    enough = len(np.unique(store.item)) >= LEAST_ITEMS[purpose]
+    enough = store.n_items >= LEAST_ITEMS[purpose]
     return enough and quantity in store.header.quantities
 
 

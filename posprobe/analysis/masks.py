@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from posprobe.analysis.replacement import common_items
 from posprobe.channels import ChannelEffects, Variances, channel_effects, gather_variances
 from posprobe.intervals import (
+    Array,
     Interval,
     bootstrap_interval,
     bootstrap_limits,
@@ -38,7 +38,6 @@ from posprobe.store import ActivationStore
 
 __all__ = ["NATIVE", "Masks", "mask_name", "mask_probes", "mask_tables"]
 
-Array = NDArray[np.float64]
 N_RESAMPLES = 1000
 NATIVE = "native"
 NAMES = ("V_T", "V_M", "V_R")

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from posprobe.channels import channel_effects
 from posprobe.errors import DesignError
-from posprobe.intervals import bootstrap_interval, cluster_weights
+from posprobe.intervals import Array, bootstrap_interval, cluster_weights
 from posprobe.store import ActivationStore
 
 __all__ = ["precision_table"]
 
-Array = NDArray[np.float64]
 N_RESAMPLES = 500
 SCOPES = {
     "each head": "root mean square over layers, heads and offsets",
@@ -53,7 +52,7 @@ def precision_table(
         If windows or offsets differ, or no position but the reference is in both.
     """
     same = natural.window == shifted.window and natural.offsets == shifted.offsets
-    n = min(len(np.unique(store.item)) for store in (natural, shifted))
+    n = min(store.n_items for store in (natural, shifted))
     positions = np.intersect1d(natural.prefixes[:-1], shifted.prefixes[:-1])
     if not same or not len(positions):
         raise DesignError(

@@ -93,9 +93,9 @@ def probe_layers(
     DesignError
         If the file has fewer than five sequences, the number of folds, or there is no layer.
     """
-    if len(np.unique(store.item)) < 5:
+    if store.n_items < 5:
         raise DesignError(
-            f"{store.path.name} has {len(np.unique(store.item))} sequences; probes need 5 folds, "
+            f"{store.path.name} has {store.n_items} sequences; probes need 5 folds, "
             "so capture with a larger --n"
         )
     kept = set(store.header.residual_layers or ())
@@ -107,7 +107,7 @@ def probe_layers(
         )
     spread = spread_layers(store.n_layers, REFIT_LAYERS)
     refit = set(spread if refit_layers is None else refit_layers)
-    n_groups = min(len(np.unique(store.item)), MAX_UNITS)
+    n_groups = min(store.n_items, MAX_UNITS)
     weights = {
         kind: cluster_weights(n_groups, count, seed).astype(float)
         for kind, count in N_RESAMPLES.items()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from posprobe.channels import cut_heads
-from posprobe.intervals import Interval, bootstrap_interval, bootstrap_limits, cluster_weights
+from posprobe.intervals import (
+    Array,
+    Interval,
+    bootstrap_interval,
+    bootstrap_limits,
+    cluster_weights,
+)
 from posprobe.store import ActivationStore
 
 __all__ = ["SINK_THRESHOLD", "Array", "share_of_sink_heads", "sink_attention", "sink_table"]
 
-Array = NDArray[np.float64]
 SINK_THRESHOLD = 0.3
 N_RESAMPLES = 2000
 

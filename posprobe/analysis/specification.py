@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from posprobe.analysis.replacement import PRIMARY, common_items, ratio_of_variances
 from posprobe.channels import ChannelEffects, channel_effects, early_limit, position_covariance
-from posprobe.intervals import pseudo_values
+from posprobe.intervals import Array, pseudo_values
 from posprobe.store import ActivationStore
 
 __all__ = ["METRICS", "specification_curve"]
 
-Array = NDArray[np.float64]
 METRICS = {
     "V_R": "variance over positions of the residual channel",
     "V_S": "variance over positions of the sink's part of it",

@@ -11,7 +11,7 @@ import pandas as pd
 from posprobe.analysis.checks import check
 from posprobe.analysis.exact import layer_0_table, repeated_table
 from posprobe.analysis.files import Files
-from posprobe.analysis.interventions import isolation_steps
+from posprobe.analysis.interventions import intervention_steps
 from posprobe.analysis.position0 import closed_system_table, closure, fingerprint_spread
 from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
@@ -53,7 +53,7 @@ def count_steps(files: Files) -> int:
     with_residual = natural is not None and "residual" in natural.header.quantities
     named = (natural, with_residual, shifted is not None and files.replaced)
     channels = [store for store in (shifted, natural) if store is not None and _split(store)]
-    return sum(map(bool, named)) + len(channels) + len(repeated) + len(isolation_steps(files))
+    return sum(map(bool, named)) + len(channels) + len(repeated) + len(intervention_steps(files))
 
 
 def _split(store: ActivationStore) -> bool:
@@ -112,7 +112,7 @@ def analyze_files(
             name = "repeated" if store is files.repeated else "bos_repeated"
             table, intervals[name] = repeated_table(store, level)
             _append(tables, "repeated", table, name)
-    for name, make in isolation_steps(files):
+    for name, make in intervention_steps(files):
         step(name)
         found = make(level, seed)
         tables |= found.tables

@@ -7,17 +7,12 @@ import numpy as np
 from posprobe.channels import MAX_UNITS
 from posprobe.store import ActivationStore
 
-__all__ = ["first_token", "listed", "n_items", "n_units", "shifted_design"]
-
-
-def n_items(store: ActivationStore) -> int:
-    """Number of items of a file: windows of the shifted design, sequences elsewhere."""
-    return len(np.unique(store.item))
+__all__ = ["first_token", "listed", "n_units", "shifted_design"]
 
 
 def n_units(store: ActivationStore) -> int:
     """Number of resampling units behind the tables of channels, which pool many items."""
-    return min(n_items(store), MAX_UNITS)
+    return min(store.n_items, MAX_UNITS)
 
 
 def listed(values: tuple[int, ...]) -> str:
@@ -28,7 +23,7 @@ def listed(values: tuple[int, ...]) -> str:
 def shifted_design(store: ActivationStore) -> str:
     """The shifted stimulus of a file, as a sentence."""
     return (
-        f"{n_items(store)} windows of {store.window} tokens, each behind prefixes of "
+        f"{store.n_items} windows of {store.window} tokens, each behind prefixes of "
         f"{listed(store.prefixes)} tokens (reference: the last), {first_token(store)} at "
         "position 0."
     )

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
+
+from posprobe.intervals import Array
 
 __all__ = ["Components", "GLSFit", "boundary_term", "exact_fit", "gls", "unidentified_term"]
 
-Array = NDArray[np.float64]
 BOUNDARY = 1e-4
 RANK_TOLERANCE = 1e-8
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from posprobe.architectures.contrasts import Contrast, adjust
 from posprobe.architectures.result import ContrastResult
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, bootstrap_limits, standard_error
+from posprobe.intervals import Array, Interval, bootstrap_limits, standard_error
 
 __all__ = ["paired_contrasts"]
-
-Array = NDArray[np.float64]
 
 
 def paired_contrasts(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from posprobe.channels.effects import ChannelEffects
 from posprobe.channels.reading import channel_effects, early_limit
@@ -19,12 +18,11 @@ from posprobe.channels.variances import (
     variance_table,
 )
 from posprobe.errors import DesignError
-from posprobe.intervals import bootstrap_limits, cluster_weights
+from posprobe.intervals import Array, bootstrap_limits, cluster_weights
 from posprobe.store import ActivationStore
 
 __all__ = ["MAX_UNITS", "Decomposition", "decompose"]
 
-Array = NDArray[np.float64]
 MAX_UNITS = 200
 EFFECTS = {"T": "total", "M": "mask", "R": "residual"}
 

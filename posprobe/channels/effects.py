@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posprobe.errors import DesignError
+from posprobe.intervals import Array
 
 __all__ = ["Array", "ChannelEffects", "position_covariance"]
-
-Array = NDArray[np.float64]
 
 
 def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Array:

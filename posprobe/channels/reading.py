@@ -74,7 +74,7 @@ def channel_effects(
     missing = [name for name in REQUIRED if name not in store.header.quantities]
     if missing:
         raise DesignError(f"{store.path.name} has no {missing[0]!r}; capture it with all scores")
-    n_items = _n_items(store)
+    n_items = store.n_items
     pooled = max_units is not None and n_items > max_units
     if max_units is not None and n_items > max_units:
         edges = [unit * n_items // max_units for unit in range(max_units + 1)]
@@ -128,7 +128,7 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
         )
     row, offset = np.nonzero(inside)
     found = []
-    for start in range(0, _n_items(store), _ITEMS):
+    for start in range(0, store.n_items, _ITEMS):
         items = slice(start, start + _ITEMS)
         scores = _by_item(store, "offset_score", layer, items)[:, :, row, :, offset]  # pairs first
         store.release()
@@ -136,10 +136,6 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
         moved = np.abs(scores - scores[:, :, -1:]).max((0, 2, 3))
         found.append(moved / np.where(spread > 0, spread, 1.0))
     return np.concatenate(found)
-
-
-def _n_items(store: ActivationStore) -> int:
-    return store.n_sequences // (len(store.prefixes) if store.design == "shifted" else 1)
 
 
 def _effects_of(

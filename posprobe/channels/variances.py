@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from posprobe.channels.effects import ChannelEffects
 from posprobe.errors import DesignError
 from posprobe.intervals import (
+    Array,
     Interval,
     bootstrap_limits,
     cluster_weights,
@@ -31,7 +32,6 @@ __all__ = [
     "variance_table",
 ]
 
-Array = NDArray[np.float64]
 N_RESAMPLES = 1000
 QUANTITIES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
 

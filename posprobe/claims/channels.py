@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from posprobe.analysis import Analysis, listed, n_items, n_units, shifted_design
+from posprobe.analysis import Analysis, listed, n_units, shifted_design
 from posprobe.claims.verdicts import (
     TOLERANCE,
     Claim,
@@ -110,7 +110,7 @@ def repeated_claims(analysis: Analysis) -> list[Claim]:
             else above(interval, TOLERANCE)
         )
         protocol = (
-            f"{n_items(store)} tokens, each repeated to {store.length} tokens; positions "
+            f"{store.n_items} tokens, each repeated to {store.length} tokens; positions "
             f"{listed(store.prefixes)}, window of {store.window} rows. Largest |R| over layers, "
             f"heads, offsets and positions, averaged over items; in any item |R| is at most "
             f"{residual:.3g} and |M| {mask:.3g} nats."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from posprobe.analysis import SINK_RATE, Analysis, listed, n_items, shifted_design
+from posprobe.analysis import SINK_RATE, Analysis, listed, shifted_design
 from posprobe.claims.verdicts import (
     Claim,
     above,
@@ -17,7 +17,7 @@ from posprobe.claims.verdicts import (
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["WHY_LAYER_0", "isolation_claims"]
+__all__ = ["WHY_LAYER_0", "intervention_claims"]
 
 TOLERANCE = 1e-4
 MOVED = 1e-3
@@ -34,8 +34,8 @@ CHOSEN = (
 )
 
 
-def isolation_claims(analysis: Analysis) -> list[Claim]:
-    """Test what the isolations say of the mechanism; without their files, say what is needed."""
+def intervention_claims(analysis: Analysis) -> list[Claim]:
+    """Test what the interventions say of the mechanism; without their files, say what is needed."""
     return [
         _layer_0(analysis),
         _offsets_only(analysis),
@@ -212,7 +212,7 @@ def _patterns(analysis: Analysis) -> Claim:
     table = analysis.tables["fixed_denominator"]
     clear = table[table["p_adjusted"] < 1 - analysis.level]
     protocol = (
-        f"{n_items(store)} natural sequences of {store.length} tokens; ridge on log weights and on "
+        f"{store.n_items} natural sequences of {store.length} tokens; ridge on log weights and on "
         f"scores at offsets {listed(store.offsets)} of all heads of a layer, same rows and folds; "
         "probes as fitted, one set of bootstrap weights for both and all layers. Layer by layer, "
         f"adjusted by max-T: P is above P_fix in {int((clear['difference'] > 0).sum())} of "

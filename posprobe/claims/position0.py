@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from posprobe.analysis import PRIMARY, Analysis, first_token, listed, n_items, shifted_design
+from posprobe.analysis import PRIMARY, Analysis, first_token, listed, shifted_design
 from posprobe.claims.verdicts import (
     TOLERANCE,
     Claim,
@@ -32,7 +32,7 @@ def sink_claims(analysis: Analysis) -> list[Claim]:
         return [not_applicable("sink_heads", statement, "needs a natural capture")]
     interval = analysis.intervals["sink_heads"]
     protocol = (
-        f"{n_items(store)} natural sequences of {store.length} tokens, "
+        f"{store.n_items} natural sequences of {store.length} tokens, "
         f"{first_token(store)} at position 0. Share of all {store.n_layers * store.n_heads} heads "
         "whose attention to key 0, averaged over queries and sequences, is strictly > 0.3."
     )
@@ -135,6 +135,6 @@ def _agrees(interval: Interval, value: float) -> Verdict:
 
 def _fingerprint(store: ActivationStore) -> str:
     return (
-        f"{n_items(store)} inputs; largest distance over depths to the mean input, relative to "
+        f"{store.n_items} inputs; largest distance over depths to the mean input, relative to "
         "its norm, averaged over inputs."
     )

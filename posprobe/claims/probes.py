@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posprobe.analysis import Analysis, n_items
+from posprobe.analysis import Analysis
 from posprobe.claims.verdicts import NEGLIGIBLE_R2, Claim, above, below, make_claim, not_applicable
 from posprobe.intervals import Interval
 
@@ -24,7 +24,7 @@ def probe_claims(analysis: Analysis) -> list[Claim]:
         reason = "needs a capture of the natural design with the residual stream"
         return [not_applicable(name, text, reason) for name, text in names.items()]
     protocol = (
-        f"{n_items(store)} natural sequences of {store.length} tokens without position 0; ridge, "
+        f"{store.n_items} natural sequences of {store.length} tokens without position 0; ridge, "
         "5 folds by sequence, penalty chosen on the same folds; R2 out of fold. The interval is "
         "that of the probes as fitted (cluster bootstrap of their scores, percentiles)."
     )

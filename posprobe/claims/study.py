@@ -11,7 +11,7 @@ from collections.abc import Callable
 from posprobe.analysis import Analysis
 from posprobe.claims.channels import channel_claims, repeated_claims
 from posprobe.claims.hypotheses import architecture_claims
-from posprobe.claims.interventions import isolation_claims
+from posprobe.claims.interventions import intervention_claims
 from posprobe.claims.position0 import position0_claims, replacement_claims, sink_claims
 from posprobe.claims.probes import probe_claims
 from posprobe.claims.verdicts import Claim
@@ -38,7 +38,7 @@ def make_claims(analysis: Analysis) -> list[Claim]:
         sink_claims,
         position0_claims,
         replacement_claims,
-        isolation_claims,
+        intervention_claims,
         architecture_claims,
     ]
     return [claim for make in makers for claim in make(analysis)]

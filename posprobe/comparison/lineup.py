@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posprobe.analysis import ISOLATIONS, Files, listed, sort_files
+from posprobe.analysis import INTERVENTIONS, Files, listed, sort_files
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
@@ -268,7 +268,7 @@ def _check_own_attention(members: Sequence[Member]) -> None:
         changes = [(k, v) for change in header.interventions for k, v in change.items()]
         for name, value in changes:
             changed = not value if name == "causal" else value not in (None, [])
-            if name in (*ISOLATIONS, "temperature") and name != own and changed:
+            if name in (*INTERVENTIONS, "temperature") and name != own and changed:
                 raise DesignError(
                     f"{_place(member.shifted)} was captured with attention changed ({name}), which "
                     "is no architecture: give the capture without it"
@@ -347,7 +347,7 @@ def _notes(
     members: Sequence[Member], items: NDArray[np.int32], same_tokens: bool
 ) -> tuple[str, ...]:
     notes = []
-    counts = {len(np.unique(member.shifted.item)) for member in members}
+    counts = {member.shifted.n_items for member in members}
     if len(counts) > 1:
         notes.append(f"files hold {min(counts)} to {max(counts)} items: the {len(items)} common "
                      "to all are used")  # fmt: skip

@@ -49,7 +49,7 @@ def sinks_by_member(lineup: Lineup, *, level: float = 0.95, seed: int = 0) -> pd
     rows = []
     for member in lineup.members:
         natural = member.files.natural
-        if natural is None or len(np.unique(natural.item)) < 4:
+        if natural is None or natural.n_items < 4:
             continue
         usual = share_of_sink_heads(natural, level=level, seed=seed)
         rows.append(
@@ -128,7 +128,7 @@ def checks_by_file(lineup: Lineup) -> pd.DataFrame:
                     "file": store.path.name,
                     "design": store.design,
                     "position0": store.header.position0_treatment,
-                    "items": len(np.unique(store.item)),
+                    "items": store.n_items,
                     "tokens": store.length,
                     "windowed_layers": f"{len(windows)} of {store.n_layers}",
                     "rope": str(rope.get("rope_type", "none")),

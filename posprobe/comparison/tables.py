@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from posprobe.architectures import (
     ArchitectureComparison,
@@ -28,11 +27,10 @@ from posprobe.architectures import (
 from posprobe.channels import Variances, channel_effects, gather_variances, shares, variance_table
 from posprobe.comparison.lineup import Lineup, Member
 from posprobe.comparison.sinks import checks_by_file, replacement_by_member, sinks_by_member
-from posprobe.intervals import Interval, fieller_ratio
+from posprobe.intervals import Array, Interval, fieller_ratio
 
 __all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "share_rows"]
 
-Array = NDArray[np.float64]
 Step = Callable[[str], None]
 PRIMARY = "V_R"
 RELATIVE = "relative"

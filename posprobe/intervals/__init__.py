@@ -11,6 +11,7 @@ statistics share their draws. The intervals are
 - `max_t`, `benjamini_hochberg`: many statistics at once.
 """
 
+from posprobe.intervals.arrays import Array
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
@@ -28,6 +29,7 @@ from posprobe.intervals.student import (
 )
 
 __all__ = [
+    "Array",
     "Interval",
     "MaxT",
     "benjamini_hochberg",

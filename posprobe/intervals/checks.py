@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from posprobe.errors import DesignError
+from posprobe.intervals.arrays import Array
 
 __all__ = ["check_level", "check_pairs", "check_replicates", "check_units", "common_length"]
-
-Floats = NDArray[np.float64]
 
 
 def check_level(level: float) -> None:
@@ -27,8 +26,8 @@ def check_units(n: int, what: str) -> None:
 
 
 def check_replicates(
-    replicates: ArrayLike, center: Floats, what: str = "bootstrap replicates"
-) -> Floats:
+    replicates: ArrayLike, center: Array, what: str = "bootstrap replicates"
+) -> Array:
     """Finite replicates (B, ...) of a finite estimate (...), B at least 2."""
     draws = np.asarray(replicates, dtype=np.float64)
     if draws.ndim != center.ndim + 1 or draws.shape[1:] != center.shape:
@@ -44,7 +43,7 @@ def check_replicates(
     return draws
 
 
-def check_pairs(baseline: ArrayLike, treated: ArrayLike) -> tuple[Floats, Floats]:
+def check_pairs(baseline: ArrayLike, treated: ArrayLike) -> tuple[Array, Array]:
     """Two finite samples (n,) of the same items."""
     a, b = (np.asarray(x, dtype=np.float64) for x in (baseline, treated))
     check_units(common_length(a, b), "paired ratio")

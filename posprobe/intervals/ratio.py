@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from posprobe.errors import DesignError
+from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_pairs
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.resampling import cluster_weights
 
 __all__ = ["fieller_ratio", "log_ratio_bootstrap_t"]
 
-Floats = NDArray[np.float64]
 Quantity = Literal["removed", "ratio"]
 
 
@@ -167,7 +167,7 @@ def log_ratio_bootstrap_t(
     )
 
 
-def _log_ratio(a: Floats, b: Floats, weights: NDArray[Any]) -> tuple[Floats, Floats]:
+def _log_ratio(a: Array, b: Array, weights: NDArray[Any]) -> tuple[Array, Array]:
     """Log ratio of weighted means and its delta-method error; NaN where it is not positive."""
     n = len(a)
     mean_a, mean_b = weights @ a / n, weights @ b / n

@@ -9,12 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from posprobe.errors import DesignError
+from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_replicates, check_units
 from posprobe.intervals.interval import Interval
 
 __all__ = ["bootstrap_interval", "bootstrap_limits", "cluster_weights", "standard_error"]
 
-Floats = NDArray[np.float64]
 Method = Literal["percentile", "basic", "normal", "t", "bca"]
 
 
@@ -82,7 +82,7 @@ def cluster_weights(
     return weights
 
 
-def standard_error(replicates: Floats, n: int) -> Floats:
+def standard_error(replicates: Array, n: int) -> Array:
     """Bootstrap standard error, ``sd(replicates) sqrt(n / (n - 1))``; see `bootstrap_limits`.
 
     Parameters
@@ -108,7 +108,7 @@ def bootstrap_limits(
     level: float = 0.95,
     method: Method = "t",
     leave_one_out: ArrayLike | None = None,
-) -> tuple[Floats, Floats]:
+) -> tuple[Array, Array]:
     r"""Limits of bootstrap intervals, for any number of statistics at once.
 
     With :math:`\alpha = 1 - level`, quantiles :math:`q` of the replicates and their standard
@@ -245,8 +245,8 @@ def bootstrap_interval(
 
 
 def _bca_limits(
-    draws: Floats, center: Floats, n: int, tail: float, leave_one_out: ArrayLike | None
-) -> tuple[Floats, Floats]:
+    draws: Array, center: Array, n: int, tail: float, leave_one_out: ArrayLike | None
+) -> tuple[Array, Array]:
     """Bias-corrected and accelerated limits, one statistic after the other."""
     if leave_one_out is None:
         raise DesignError("method 'bca' needs leave_one_out values: give them, or use method 't'")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from posprobe.errors import DesignError
+from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_replicates, check_units
 from posprobe.intervals.resampling import standard_error
 
 __all__ = ["MaxT", "benjamini_hochberg", "max_t"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,11 @@ class MaxT:
         Number of independent units.
     """
 
-    estimate: Floats
-    standard_error: Floats
-    low: Floats
-    high: Floats
-    p_value: Floats
+    estimate: Array
+    standard_error: Array
+    low: Array
+    high: Array
+    p_value: Array
     critical: float
     level: float
     n: int
@@ -118,7 +117,7 @@ def max_t(
     return MaxT(center, error, center - half, center + half, p_value, critical, level, n)
 
 
-def benjamini_hochberg(p_values: ArrayLike) -> Floats:
+def benjamini_hochberg(p_values: ArrayLike) -> Array:
     """P-values adjusted for the false discovery rate, over all entries at once.
 
     Parameters

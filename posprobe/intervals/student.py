@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from posprobe.errors import DesignError
+from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_replicates, check_units, common_length
 from posprobe.intervals.interval import Interval
 
 __all__ = ["jackknife_interval", "leave_one_out", "mean_interval", "pseudo_values"]
-
-Floats = NDArray[np.float64]
 
 
 def mean_interval(values: ArrayLike, *, estimand: str, level: float = 0.95) -> Interval:
@@ -64,7 +63,7 @@ def mean_interval(values: ArrayLike, *, estimand: str, level: float = 0.95) -> I
     return _student(each, float(each.mean()), level, "Student t", estimand)
 
 
-def leave_one_out(statistic: Callable[..., Any], *values: ArrayLike) -> Floats:
+def leave_one_out(statistic: Callable[..., Any], *values: ArrayLike) -> Array:
     """Any statistic without each unit in turn; where a closed form exists, use that instead.
 
     Parameters
@@ -97,7 +96,7 @@ def leave_one_out(statistic: Callable[..., Any], *values: ArrayLike) -> Floats:
     return np.stack([statistic(*(np.delete(x, i, axis=0) for x in arrays)) for i in range(n)])
 
 
-def pseudo_values(estimate: ArrayLike, leave_one_out: ArrayLike) -> Floats:
+def pseudo_values(estimate: ArrayLike, leave_one_out: ArrayLike) -> Array:
     """Jackknife pseudo-values ``n estimate - (n - 1) estimate without i``.
 
     They turn a statistic into a mean over units: for a mean they are the data themselves, for a
@@ -179,7 +178,7 @@ def jackknife_interval(
     return _student(values, float(estimate), level, "jackknife t", estimand)
 
 
-def _student(values: Floats, center: float, level: float, method: str, estimand: str) -> Interval:
+def _student(values: Array, center: float, level: float, method: str, estimand: str) -> Interval:
     n = len(values)
     half = float(stats.t.isf((1 - level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Interval(center, center - half, center + half, level, method, estimand, n)

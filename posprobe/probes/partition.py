@@ -28,12 +28,12 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from posprobe.errors import DesignError
+from posprobe.intervals import Array
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
 
 __all__ = ["VariancePartition"]
 
-Array = NDArray[np.float64]
 Subset = tuple[int, ...]
 MIN_ORDERS = 16
 

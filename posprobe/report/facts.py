@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any
 
-from posprobe.analysis import Analysis, n_items
+from posprobe.analysis import Analysis
 from posprobe.stimuli import DEFAULT_CORPUS, corpus_name
 from posprobe.store import ActivationStore, Header
 
@@ -111,8 +111,8 @@ def commands(analysis: Analysis) -> list[str]:
     if audit is not None:
         captures = [audit]
     else:
-        isolated = analysis.files.isolated()
-        captures = [_capture(store) for store in analysis.files.all() if store not in isolated]
+        intervened = analysis.files.intervened()
+        captures = [_capture(store) for store in analysis.files.all() if store not in intervened]
     return [*captures, "posprobe analyze *.h5 -o REPORT"]
 
 
@@ -120,7 +120,7 @@ def _audit(analysis: Analysis) -> str | None:
     files = analysis.files
     if files.natural is None or files.shifted is None:
         return None
-    header, sizes = files.natural.header, (n_items(files.natural), n_items(files.shifted))
+    header, sizes = files.natural.header, (files.natural.n_items, files.shifted.n_items)
     if sizes != AUDIT_DEFAULT and sizes[0] != sizes[1]:
         return None
     return _command(
@@ -130,7 +130,7 @@ def _audit(analysis: Analysis) -> str | None:
         length=files.natural.length,
         seed=header.seed,
         text=_own_text(header),
-        full=bool(files.isolated()),
+        full=bool(files.intervened()),
     )
 
 
@@ -142,7 +142,7 @@ def _capture(store: ActivationStore) -> str:
         bos=header.stimulus.get("bos"),
         position0=header.position0_treatment if header.position0_treatment != "native" else None,
         variant=header.variant if header.variant != "standard" else None,
-        n=n_items(store),
+        n=store.n_items,
         length=store.length,
         window=header.window or None,
         seed=header.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from posprobe.analysis import N_RESAMPLES, Analysis, first_token, listed, n_items
+from posprobe.analysis import N_RESAMPLES, Analysis, first_token, listed
 from posprobe.claims import WHY_LAYER_0
 from posprobe.report import findings
 
@@ -67,7 +67,7 @@ def _shifted(analysis: Analysis) -> str:
     if store is None:
         return _natural(analysis)
     return (
-        f"{n_items(store)} windows of {store.window} tokens at positions {listed(store.prefixes)}, "
+        f"{store.n_items} windows of {store.window} tokens at positions {listed(store.prefixes)}, "
         f"{first_token(store)} at position 0; {store.n_layers} layers, {store.n_heads} heads, "
         f"offsets {listed(store.offsets)}."
     )
@@ -78,7 +78,7 @@ def _natural(analysis: Analysis) -> str:
     if store is None:
         return ""
     return (
-        f"{n_items(store)} sequences of {store.length} tokens, {first_token(store)} at position 0."
+        f"{store.n_items} sequences of {store.length} tokens, {first_token(store)} at position 0."
     )
 
 
@@ -96,7 +96,7 @@ def _repeated(analysis: Analysis) -> str:
     store = analysis.files.repeated or analysis.files.bos_repeated
     if store is None:
         return ""
-    return f"{n_items(store)} tokens, each repeated to {store.length} tokens."
+    return f"{store.n_items} tokens, each repeated to {store.length} tokens."
 
 
 def _paired(table: str) -> Callable[[Analysis], str]:

@@ -99,6 +99,11 @@ class ActivationStore:
         self.residual_positions = self.positions[:, self.residual_rows]
 
     @property
+    def n_items(self) -> int:
+        """Number of items, the units of resampling: windows if shifted, sequences elsewhere."""
+        return len(np.unique(self.item))
+
+    @property
     def layer_types(self) -> tuple[str, ...]:
         """What each layer sees: ``full``, or ``window(W)`` tokens."""
         return tuple(f"window({w})" if w else "full" for w in self.layer_window)

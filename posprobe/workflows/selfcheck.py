@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from posprobe.errors import DesignError
 from posprobe.intervals import (
+    Array,
     Interval,
     cluster_weights,
     fieller_ratio,
@@ -35,7 +36,6 @@ from posprobe.probes import ClusterGram, PositionProbe, permute_positions, shift
 
 __all__ = ["STUDIES", "Measure", "Study", "gate", "run", "run_study", "simulate_sequences"]
 
-Array = NDArray[np.float64]
 Outcomes = dict[str, float]
 LEVEL = 0.95
 LENGTH = 48  # tokens per simulated sequence

@@ -16,7 +16,7 @@ from posprobe.analysis import (
     sort_files,
 )
 from posprobe.captures import QUANTITIES, capture_stimulus
-from posprobe.claims.interventions import isolation_claims
+from posprobe.claims.interventions import intervention_claims
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval
 from posprobe.models import Intervention
@@ -43,7 +43,7 @@ def make(tmp_path):
     return function
 
 
-def test_isolations_are_recognised_in_any_order(make):
+def test_interventions_are_recognised_in_any_order(make):
     base, natural, mean = make(), make("natural"), make(treatment="mean")
     cuts = [make(cut_sink="all"), make(cut_sink=[[0, 1]])]
     fixed = make(fixed_denominator=[[0, 0, 1.5]])
@@ -65,7 +65,7 @@ def test_other_masks_are_recognised_in_both_designs(make):
     masked = [make(window=5), make(causal=False), make("natural", causal=False)]
     files = sort_files([*masked, natural, base])
     assert files == Files(natural, base, masked=masked)
-    assert files.isolated() == masked
+    assert files.intervened() == masked
     with pytest.raises(DesignError, match="both change attention in the same way; give one"):
         sort_files([base, *masked, make(causal=False)])
 
@@ -149,7 +149,7 @@ def test_all_tables_where_all_files_are(paths):
     assert checks[["natural.h5", "sink.h5", "all.h5", "fixed.h5"]].tolist() == [0, 2, 12, 0]
     masks = analysis.tables["checks"].set_index("file")["mask"]
     assert masks[["none.h5", "window.h5", "natural_none.h5"]].tolist() == ["none", "causal", "none"]
-    claims = {claim.id: claim for claim in isolation_claims(analysis)}
+    claims = {claim.id: claim for claim in intervention_claims(analysis)}
     assert all(claim.verdict != "not_applicable" for claim in claims.values())
     assert claims["mask_removed"].verdict == claims["window_closes_mask"].verdict == "supported"
     assert claims["layer_0_residual"].verdict == claims["offsets_only"].verdict == "supported"
@@ -181,7 +181,7 @@ def test_what_the_files_allow(paths, names, tables):
     every |= {"cut_sink", "fixed_forward", "masks", "mask_layers", "mask_probes"}
     analysis = analysis_of(paths, *names)
     assert every & set(analysis.tables) == tables
-    assert len(isolation_claims(analysis)) == 12
+    assert len(intervention_claims(analysis)) == 12
 
 
 # --- verdicts ---
@@ -191,7 +191,7 @@ def judged(paths, **tables):
     stores = {k: ActivationStore(paths[k]) for k in ("natural", "shifted")}
     intervals = {"fixed_denominator": tables.pop("patterns")} if "patterns" in tables else {}
     analysis = Analysis(Files(**stores), tables, intervals, 0.95)
-    return {claim.id: claim for claim in isolation_claims(analysis)}
+    return {claim.id: claim for claim in intervention_claims(analysis)}
 
 
 def cut_row(heads, measured, estimate, low, high):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from posprobe.errors import DesignError, StoreError
+from posprobe.intervals import Array
 from posprobe.probes.gram.rows import (
     Block,
     as_block,
@@ -31,7 +32,6 @@ from posprobe.probes.gram.rows import (
 
 __all__ = ["ClusterGram"]
 
-Array = NDArray[np.float64]
 _FORMAT = "posprobe.ClusterGram"
 _VERSION = 1
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 
 from posprobe.errors import DesignError
+from posprobe.intervals import Array
 
 __all__ = [
     "Block",
@@ -22,7 +23,6 @@ __all__ = [
     "refuse_nonfinite",
 ]
 
-Array = NDArray[np.float64]
 Block = tuple[Any, ...]
 Rows = slice | NDArray[np.intp]
 

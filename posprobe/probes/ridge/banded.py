@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 
 from posprobe.errors import DesignError
+from posprobe.intervals import Array
 
 __all__ = [
     "PIVOT_TOLERANCE",
@@ -39,7 +40,6 @@ __all__ = [
     "solve",
 ]
 
-Array = NDArray[np.float64]
 Columns = slice | NDArray[np.intp]
 # Below this share of a column's own (penalised) sum of squares that the other columns leave
 # unexplained, the solution of the normal equations has fewer than about four good digits.

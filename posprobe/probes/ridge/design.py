@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import GroupKFold, check_cv
 
 from posprobe.errors import DesignError
+from posprobe.intervals import Array
 from posprobe.probes.gram.rows import distinct
 from posprobe.probes.ridge.banded import Moments, Split, centre, make_splits, solve
 from posprobe.probes.ridge.search import Choice, search
@@ -25,7 +26,6 @@ __all__ = [
     "sequence_folds",
 ]
 
-Array = NDArray[np.float64]
 # In units of a group's mean sum of squares per feature, so that rescaling the data changes
 # nothing; the last entry leaves the group out.
 DEFAULT_ALPHAS = np.append(np.logspace(-8, 2, 16), np.inf)

@@ -19,6 +19,7 @@ from sklearn.utils.validation import (
 )
 
 from posprobe.errors import DesignError
+from posprobe.intervals import Array
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.gram.rows import Block, as_block, column_means, distinct, refuse_nonfinite
 from posprobe.probes.ridge.banded import Split
@@ -27,7 +28,6 @@ from posprobe.probes.ridge.search import Choice
 
 __all__ = ["GroupRidgeCV", "Rows"]
 
-Array = NDArray[np.float64]
 # X, targets (n, t), number of the sequence of every row.
 Rows = tuple[NDArray[Any], Array, NDArray[np.intp]]
 

@@ -9,13 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval
+from posprobe.intervals import Array, Interval
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
 
 __all__ = ["PositionProbe", "guess_error"]
-
-Array = NDArray[np.float64]
 
 
 def guess_error(positions: ArrayLike) -> float:

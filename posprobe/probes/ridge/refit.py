@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lapack
 
 from posprobe.errors import DesignError
+from posprobe.intervals import Array
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.banded import PIVOT_TOLERANCE, centre, solve
 from posprobe.probes.ridge.design import Design
 
 __all__ = ["refit_scores", "weighted_fits"]
 
-Array = NDArray[np.float64]
 # Summed Grams of one batch of replicates stay below this many bytes.
 _BATCH_BYTES = 1 << 27
 

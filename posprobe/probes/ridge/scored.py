@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
+from posprobe.intervals import Array, Interval, bootstrap_interval, cluster_weights
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.design import resolve_columns
 from posprobe.probes.ridge.group import GroupRidgeCV, Rows
@@ -18,7 +18,6 @@ from posprobe.probes.ridge.refit import refit_scores
 
 __all__ = ["Estimand", "SequenceScoredRidge", "replicate_interval"]
 
-Array = NDArray[np.float64]
 Estimand = Literal["refit", "fixed_probe"]
 _RESAMPLES = {"refit": 200, "fixed_probe": 2000}
 KEPT = 0.95

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from posprobe.intervals import Array
 from posprobe.probes.ridge.banded import Moments, Split, line_errors, many_penalties, near_singular
 
 __all__ = ["Choice", "search"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
