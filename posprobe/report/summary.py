@@ -135,5 +135,5 @@ def _sure(analysis: Analysis, claims: list[Claim]) -> str:
     tally = ", ".join(f"{counts[v]} {name}" for v, name in VERDICTS.items() if v in counts)
     store = analysis.files.shifted or analysis.files.natural
     units = "" if store is None else f" over {len(set(store.item.tolist()))} items"
-    brackets = f"In brackets: {percent(analysis.level)} intervals{units}."
+    brackets = f"In brackets: {analysis.inference.percent} intervals{units}."
     return f"{brackets} Of {len(claims)} claims: {tally}."

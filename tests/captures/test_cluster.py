@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import signal
 import sys
 
 import dask
@@ -13,6 +12,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
+from cluster_workers import LOG, dying, logged, replace_fill
 from distributed.comm import CommClosedError
 from readings import GROUPS, make_data
 from stored import assert_same_bits, everything, make_tokenizer
@@ -28,7 +28,6 @@ from posprobe.store import ActivationStore
 
 OPTIONS = dict(n=12, length=24, window=5, batch_tokens=48, seed=2)  # six batches of two sequences
 TEXT = " ".join(f"word{n}" for n in np.random.default_rng(0).integers(0, 94, 700))
-LOG = "POSPROBE_TEST_LOG"
 
 
 @pytest.fixture(scope="module")
@@ -68,30 +67,6 @@ def take(client, folder, tmp_path):
         return capture_distributed(folder, path, client, **values)
 
     return function
-
-
-def logged(writer, model, plan, bar):
-    """`fill`, with a line for every shard that is begun."""
-    items = plan.stimulus.item
-    with open(os.environ[LOG], "a") as file:
-        file.write(f"{items[0]} {len(items)} {os.getpid()}\n")
-    fill(writer, model, plan, bar)
-
-
-def dying(writer, model, plan, bar):
-    """`fill` in a worker that is killed in its second shard."""
-    if "POSPROBE_TEST_DYING" not in os.environ:
-        os.environ["POSPROBE_TEST_DYING"] = "1"
-        logged(writer, model, plan, bar)
-    else:
-        writer.put("sink_value", np.zeros((2, 4), "f4"), 0)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def replace_fill(function, log):
-    os.environ[LOG] = log
-    cluster.fill = function
-    return os.getpid()
 
 
 @pytest.fixture
