@@ -143,7 +143,7 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
         if any(stores[model].header.variant == "no_causal" for model in rows["model"]):
             continue
         for channel, value in (("mask", "V_M"), ("residual", "V_R")):
-            worst = rows.loc[rows[f"{value}_low"].idxmin()]
+            worst = rows.iloc[rows[f"{value}_low"].argmin()]
             interval = Interval(
                 float(worst[value]),
                 float(worst[f"{value}_low"]),

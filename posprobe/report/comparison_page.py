@@ -201,7 +201,7 @@ def _contribution(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for architecture, part in table.groupby("architecture", sort=False):
         part = part.set_index("quantity")
-        cells = [_cell(part.loc[name]) for name in COLUMNS]
+        cells = [_cell(row) for _, row in part.loc[list(COLUMNS)].iterrows()]
         rows.append(
             {"architecture": architecture, "models": int(part["models"].iloc[0]), "cells": cells}
         )
