@@ -58,7 +58,7 @@ class CaptureOptions:
     Raises
     ------
     StimulusError
-        If there is no such quantity, or an offset is not a whole number, is negative or comes twice.
+        If there is no such quantity, or offsets are not different whole numbers.
 
     Examples
     --------
