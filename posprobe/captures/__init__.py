@@ -9,6 +9,13 @@ cluster    the same on many machines
 
 from posprobe.captures.cluster import capture_distributed, connect
 from posprobe.captures.plan import QUANTITIES
-from posprobe.captures.run import capture, capture_stimulus
+from posprobe.captures.run import Consumer, capture, capture_stimulus
 
-__all__ = ["QUANTITIES", "capture", "capture_distributed", "capture_stimulus", "connect"]
+__all__ = [
+    "QUANTITIES",
+    "Consumer",
+    "capture",
+    "capture_distributed",
+    "capture_stimulus",
+    "connect",
+]
