@@ -10,12 +10,13 @@ cluster    the same on many machines
 
 from posprobe.captures.cluster import capture_distributed, connect
 from posprobe.captures.options import OFFSETS, QUANTITIES, CaptureOptions
-from posprobe.captures.run import capture, capture_stimulus
+from posprobe.captures.run import Consumer, capture, capture_stimulus
 
 __all__ = [
     "OFFSETS",
     "QUANTITIES",
     "CaptureOptions",
+    "Consumer",
     "capture",
     "capture_distributed",
     "capture_stimulus",
