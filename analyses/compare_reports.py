@@ -106,7 +106,7 @@ class Difference:
 
 
 def read_table(path: Path) -> Cells:
-    """Cells of a CSV file by row and column; a row by its labels."""
+    """Cells of a CSV file by row and column; a row by its labels, which are no cells."""
     table = pd.read_csv(path)
     labels = list(takewhile(lambda name: not is_decimal(table[name]), table.columns))
     names = [
@@ -117,7 +117,7 @@ def read_table(path: Path) -> Cells:
     rows = [f"{name} [{k}]" if k else name for name, k in zip(names, again, strict=True)]
     return {
         (row, column): value
-        for column in table.columns
+        for column in table.columns[len(labels) :]
         for row, value in zip(rows, table[column].tolist(), strict=True)
     }
 

@@ -1,16 +1,13 @@
 """Reports run anew against the committed ones: what counts as a difference, and how it is said."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+import scripts
 from click.testing import CliRunner
 
-SCRIPT = Path(__file__).parents[2] / "analyses" / "compare_reports.py"
 CHANNELS = pd.DataFrame(
     {
         "stimulus": ["shifted", "shifted", "natural"],
@@ -33,12 +30,7 @@ CLAIM = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("compare_reports", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # data classes look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return scripts.load("compare_reports")
 
 
 def write(folder, table=CHANNELS, claim=CLAIM, name="channels.csv"):
