@@ -15,7 +15,7 @@ def path(report, name):
 
 
 def table(report, name):
-    return pd.read_csv(path(report, name), float_precision="round_trip")
+    return pd.read_csv(path(report, name))
 
 
 def tables_of(folder):
@@ -23,7 +23,7 @@ def tables_of(folder):
     return {path.stem: pd.read_csv(path) for path in (folder / "tables").glob("*.csv")}
 
 
-def row(report, name, **labels):
+def row(report, name, labels):
     """The one row with these labels."""
     found = table(report, name)
     for column, value in labels.items():
