@@ -248,7 +248,7 @@ def test_what_is_0_at_layer_0_is_so_everywhere(
 
 def test_pooled_items_count_as_the_units_that_they_are():
     for n, units in ((199, 199), (450, 200)):
-        assert n_units(mock.Mock(item=np.repeat(np.arange(n), 3))) == units
+        assert n_units(mock.Mock(n_items=n)) == units
 
 
 def test_shares_that_are_undefined_are_not_printed(analysis):
