@@ -109,12 +109,14 @@ def test_every_pin_is_exact():
 
 
 def bound_names(tree):
-    """Names that a module binds: functions, classes, parameters, variables and attributes."""
+    """Names of a module's own: functions, classes, parameters, variables and attributes of self."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
                 yield name
-            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                 yield name
 
 
@@ -160,6 +162,7 @@ def test_nothing_beside_the_package_reaches_a_private_name(folder):
     [
         "from posprobe.store.hdf5 import {}",
         "import posprobe.store.hdf5 as h; h.{}()",
+        "hdf5.{} = None",
         "monkeypatch.setattr(hdf5, {!r}, None)",
         "monkeypatch.setattr('posprobe.store.hdf5.{}', None)",
     ],
