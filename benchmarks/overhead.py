@@ -124,9 +124,7 @@ def parts(model, ids, written, clock):
     set_attention(model, ATTENTION)
     names = {
         "attend": "kernel",
-        "_near_scores": "scores of key 0 and of the offsets",
-        "_remasked": "mask counterfactual",
-        "_sink_value": "values of key 0",
+        "observe_scores": "scores and mask counterfactual",
     }
     with contextlib.ExitStack() as stack:
         for name, part in names.items():

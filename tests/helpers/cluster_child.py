@@ -1,4 +1,4 @@
-"""What replaces `fill` on a Dask worker, in a module that workers can import."""
+"""What workers of a cluster do instead of capturing, in a module that they can import."""
 
 import os
 import signal
