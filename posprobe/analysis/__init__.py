@@ -29,14 +29,14 @@ from posprobe.analysis.heads import (
     strongest,
 )
 from posprobe.analysis.position0 import closed_system_table
-from posprobe.analysis.replacement import PRIMARY, replacement_table
+from posprobe.analysis.replacement import PRIMARY_TREATMENT, replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads
 from posprobe.analysis.tables import Analysis, analyze_files, possible_steps
 from posprobe.analysis.wording import first_token, listed, n_units, shifted_design
 
 __all__ = [
     "INTERVENTIONS",
-    "PRIMARY",
+    "PRIMARY_TREATMENT",
     "SINK_RATE",
     "Analysis",
     "Files",

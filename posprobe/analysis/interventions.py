@@ -32,7 +32,7 @@ def _has_channels(files: Files) -> bool:
 
 
 def _masked(files: Files, design: str) -> list[ActivationStore]:
-    return [store for store in files.masked if store.design == design]
+    return [store for store in files.masks if store.design == design]
 
 
 def _unmasked_naturals(files: Files) -> list[ActivationStore]:
@@ -99,11 +99,13 @@ def _specification(files: Files, inference: Inference) -> Found:
 
 def _cuts(files: Files, inference: Inference) -> Found:
     shifted, reading = given(files.shifted), _sink_reading(files)
-    return Found({"cut_sink": cut_table(shifted, files.cut, reading, inference=inference)})
+    return Found({"cut_sink": cut_table(shifted, files.cut_sink, reading, inference=inference)})
 
 
 def _forward(files: Files, inference: Inference) -> Found:
-    table = fixed_forward_table(given(files.shifted), given(files.fixed), inference=inference)
+    table = fixed_forward_table(
+        given(files.shifted), given(files.fixed_denominator), inference=inference
+    )
     return Found({"fixed_forward": table})
 
 
@@ -129,10 +131,10 @@ INTERVENTION_STEPS = (
         lambda files: _has_channels(files) and bool(files.replaced),
         _specification,
     ),
-    Step("cut sink", lambda files: _has_channels(files) and bool(files.cut), _cuts),
+    Step("cut sink", lambda files: _has_channels(files) and bool(files.cut_sink), _cuts),
     Step(
         "fixed denominator, forward",
-        lambda files: _has_channels(files) and files.fixed is not None,
+        lambda files: _has_channels(files) and files.fixed_denominator is not None,
         _forward,
     ),
     Step(

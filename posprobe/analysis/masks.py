@@ -38,7 +38,7 @@ from posprobe.store import ActivationStore
 __all__ = ["NATIVE", "Masks", "mask_name", "mask_probes", "mask_tables"]
 
 NATIVE = "native"
-RESPONSES = ("V_T", "V_M", "V_R")
+VARIANCES = ("V_T", "V_M", "V_R")
 
 
 class Masks(NamedTuple):
@@ -145,9 +145,9 @@ def _under_mask(native: ActivationStore, store: ActivationStore, inference: Infe
             intervals["window_left"] = _overall(behind.after, "V_T", level)
     rows = [
         {"mask": name, "positions": part.positions, **part.checks}
-        | _compared(part.before, part.after, response, level)
+        | _compared(part.before, part.after, variance, level)
         for part in ranges
-        for response in RESPONSES
+        for variance in VARIANCES
     ]
     layers = [_by_layer(whole.before, NATIVE, level), _by_layer(whole.after, name, level)]
     return Masks(pd.DataFrame(rows), pd.concat(layers, ignore_index=True), intervals)
@@ -245,7 +245,7 @@ def _growth(before: Variances, after: Variances, level: float) -> Interval:
 def _by_layer(variances: Variances, name: str, level: float) -> pd.DataFrame:
     over = variances.mean((1,))
     tables = []
-    for quantity in RESPONSES:
+    for quantity in VARIANCES:
         low, high = over.limits(quantity, level)
         columns = {"estimate": over.estimate[quantity], "low": low, "high": high}
         table = pd.DataFrame({k: v[:, 0] for k, v in columns.items()})

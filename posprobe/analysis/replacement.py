@@ -15,9 +15,15 @@ from posprobe.errors import DesignError
 from posprobe.intervals import Inference, Interval, fieller_ratio
 from posprobe.store import ActivationStore
 
-__all__ = ["PRIMARY", "common_items", "fraction_removed", "ratio_of_variances", "replacement_table"]
+__all__ = [
+    "PRIMARY_TREATMENT",
+    "common_items",
+    "fraction_removed",
+    "ratio_of_variances",
+    "replacement_table",
+]
 
-PRIMARY = "mean"
+PRIMARY_TREATMENT = "mean"
 
 
 def fraction_removed(
@@ -116,7 +122,7 @@ def replacement_table(
                     "treatment": treatment,
                     "positions": positions,
                     "up_to": up_to,
-                    "primary": treatment == PRIMARY and positions == "early",
+                    "primary": treatment == PRIMARY_TREATMENT and positions == "early",
                     **interval.row("fraction_removed"),
                     "V_R_native": before,
                     "V_R_replaced": after,

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.analysis.replacement import PRIMARY, common_items, ratio_of_variances
+from posprobe.analysis.replacement import PRIMARY_TREATMENT, common_items, ratio_of_variances
 from posprobe.channels import ChannelEffects, channel_effects, early_limit, position_covariance
 from posprobe.intervals import Array, Inference, pseudo_values
 from posprobe.store import ActivationStore
@@ -186,7 +186,7 @@ def _removed(before: Array, after: Array, level: float) -> dict[str, Any]:
 def _is_primary(table: pd.DataFrame, early: int) -> pd.Series:
     """The specification that was fixed beforehand."""
     return (
-        (table["treatment"] == PRIMARY)
+        (table["treatment"] == PRIMARY_TREATMENT)
         & (table["up_to"] == early)
         & (table["offsets"] == "all")
         & (table["layers"] == "all")

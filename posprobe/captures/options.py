@@ -86,9 +86,7 @@ class CaptureOptions:
             )
         wrong = [d for d in self.offsets if not isinstance(d, int) or d < 0]
         if wrong or len(set(self.offsets)) < len(self.offsets):
-            raise StimulusError(
-                f"offsets {self.offsets} must be different whole numbers of tokens"
-            )
+            raise StimulusError(f"offsets {self.offsets} must be different whole numbers of tokens")
 
     def changed(self, **fields: Any) -> CaptureOptions:
         """The same options but for some fields.

@@ -31,7 +31,7 @@ __all__ = [
     "variance_table",
 ]
 
-RESPONSES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
+VARIANCES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Variances:
         """Variances of the same items, as those of one layer with all their heads."""
 
         def joined(of: str) -> dict[str, Array]:
-            return {k: np.concatenate([getattr(p, of)[k] for p in parts], -1) for k in RESPONSES}
+            return {k: np.concatenate([getattr(p, of)[k] for p in parts], -1) for k in VARIANCES}
 
         return cls(joined("estimate"), joined("bootstrap"), joined("pseudo"))
 
@@ -129,7 +129,7 @@ def gather_variances(
             leave_one_out = 1.0 - np.eye(layer.n_items)
         estimate = layer.variances()
         resampled, without = layer.variances(weights), layer.variances(leave_one_out)
-        for name in RESPONSES:
+        for name in VARIANCES:
             into = parts.setdefault(name, {"estimate": [], "bootstrap": [], "pseudo": []})
             into["estimate"].append(estimate[name])
             into["bootstrap"].append(resampled[name])
@@ -148,7 +148,7 @@ def shares(variances: Variances, layer: int, head: int, level: float) -> dict[st
     -------
     dict of str to Interval
         `mask`: (V_M + C)/V_T, `residual`: (V_R + C)/V_T; unbounded where V_T is not
-        distinguishable from 0. Below 0 where the channels oppose each other. Empty where the
+        distinguishable from 0. Below 0 where -C exceeds the channel's own variance. Empty where the
         estimate of V_T is not above 0: noise may put it even significantly below.
     """
     if variances.estimate["V_T"][layer, head] <= 0:
@@ -193,7 +193,7 @@ def variance_table(
 def variance_columns(variances: Variances, level: float) -> pd.DataFrame:
     """Variances, shares, their limits, status and relation, one row per cell."""
     columns: dict[str, Array] = {}
-    for name in RESPONSES:
+    for name in VARIANCES:
         low, high = variances.limits(name, level)
         columns |= {
             name: variances.estimate[name].ravel(),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import SINK_RATE, Analysis
+from posprobe.figures import one_design
 from posprobe.report.words import bounds, number, percent, removed, with_interval
 
 __all__ = [
@@ -14,7 +15,6 @@ __all__ = [
     "denominator",
     "heads",
     "masks",
-    "one_design",
     "overall",
     "position0",
     "position_effects",
@@ -23,12 +23,6 @@ __all__ = [
     "replacement",
     "sinks",
 ]
-
-
-def one_design(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the shifted design where there are any: content is held fixed there."""
-    designs = list(table["stimulus"].unique())
-    return table[table["stimulus"] == ("shifted" if "shifted" in designs else designs[0])]
 
 
 def overall(analysis: Analysis) -> pd.Series:

@@ -6,7 +6,8 @@ import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims import Claim
-from posprobe.report.findings import one_design, overall
+from posprobe.figures import one_design
+from posprobe.report.findings import overall
 from posprobe.report.words import VERDICTS, bounds, percent, with_interval
 
 __all__ = ["summary"]
