@@ -320,7 +320,7 @@ def test_claims_on_presence_have_the_numbers_of_the_model_with_the_lowest_limit(
 def test_the_answers_follow_from_the_claims(report):
     claims = committed.claims(report)
     for answer in committed.comparison(report)["answers"]:
-        ending = {"V_R": "_V_R", "V_R/(V_R + V_M)": "_relative", "V_M and V_R": ""}[answer["value"]]
+        ending = {"V_R": "V_R", "V_R/(V_R + V_M)": "relative", "V_M and V_R": ""}[answer["value"]]
         parts = {
             claim["verdict"]
             for name, claim in claims.items()
