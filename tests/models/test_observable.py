@@ -362,13 +362,13 @@ def test_normalizer_that_is_not_that_of_the_rows_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("family", ["llama", "gpt-oss"])
 def test_scores_that_are_not_those_of_the_rows_are_refused(family, monkeypatch):
-    plain = scores._near_scores
+    plain = scores.near_scores
 
     def other_heads(*args):
         sink, near = plain(*args)
-        return sink, near.roll(1, dims=2)
+        return sink, {offset: own.roll(1, dims=2) for offset, own in near.items()}
 
-    monkeypatch.setattr(scores, "_near_scores", other_heads)
+    monkeypatch.setattr(scores, "near_scores", other_heads)
     with pytest.raises(ModelError, match="attention rows of layer 0 sum to 1 only within"):
         ObservableModel(tiny.tiny_model(family), name="tiny")
 
