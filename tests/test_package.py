@@ -1,5 +1,6 @@
 """The package as a whole: what importing it costs, what it offers, and what works without torch."""
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -105,3 +106,67 @@ def test_every_pin_is_exact():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
     assert pins
     assert all("==" in pin and "+" not in pin for pin in pins)
+
+
+def bound_names(tree):
+    """Names of a module's own: functions, classes, parameters, variables and attributes of self."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                yield name
+
+
+def used_names(tree):
+    """Names that a module imports, looks up, or spells, as in ``setattr(module, "name", ...)``."""
+    parts = {
+        part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
+    }
+    for node in set(ast.walk(tree)) - parts:  # an f-string's parts are not whole names
+        match node:
+            case ast.alias(name=name) | ast.Attribute(attr=name) | ast.Constant(value=str(name)):
+                yield name.rpartition(".")[2]
+
+
+def private(names):
+    return {name for name in names if name.startswith("_") and not name.endswith("_")}
+
+
+def private_names_of_posprobe_in(text):
+    tree = ast.parse(text)
+    return private(used_names(tree)) & PRIVATE - private(bound_names(tree))
+
+
+PRIVATE = private(
+    name
+    for path in (ROOT / "posprobe").rglob("*.py")
+    for name in bound_names(ast.parse(path.read_text()))
+)
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "analyses"])
+def test_nothing_beside_the_package_reaches_a_private_name(folder):
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in (ROOT / folder).rglob("*.py")
+        if (names := private_names_of_posprobe_in(path.read_text()))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from posprobe.store.hdf5 import {}",
+        "import posprobe.store.hdf5 as h; h.{}()",
+        "hdf5.{} = None",
+        "monkeypatch.setattr(hdf5, {!r}, None)",
+        "monkeypatch.setattr('posprobe.store.hdf5.{}', None)",
+    ],
+)
+def test_a_private_name_is_seen_however_it_is_reached(code):
+    name = "_" + "allocate"
+    assert private_names_of_posprobe_in(code.format(name)) == {name}

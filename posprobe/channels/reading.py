@@ -11,7 +11,8 @@ from posprobe.store import ActivationStore
 
 __all__ = ["channel_effects", "cut_heads", "early_limit", "score_shift"]
 
-_ITEMS = 64  # to a block: the scores of a layer are never in memory as a whole
+# The items of a block: the scores of a layer are never in memory as a whole.
+BLOCK_ITEMS = 64
 REQUIRED = ("normalizer", "sink_score", "offset_score", "remasked_normalizer", "remasked_body")
 
 
@@ -79,7 +80,7 @@ def channel_effects(
     if max_units is not None and n_items > max_units:
         edges = [unit * n_items // max_units for unit in range(max_units + 1)]
     else:
-        edges = [*range(0, n_items, _ITEMS), n_items]
+        edges = [*range(0, n_items, BLOCK_ITEMS), n_items]
     blocks = []
     for items in map(slice, edges[:-1], edges[1:]):
         block = _effects_of(store, layer, items, without_sink, same_rows)
@@ -128,8 +129,8 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
         )
     row, offset = np.nonzero(inside)
     found = []
-    for start in range(0, store.n_items, _ITEMS):
-        items = slice(start, start + _ITEMS)
+    for start in range(0, store.n_items, BLOCK_ITEMS):
+        items = slice(start, start + BLOCK_ITEMS)
         scores = _by_item(store, "offset_score", layer, items)[:, :, row, :, offset]  # pairs first
         store.release()
         spread = scores[:, :, -1].std((0, 2))

@@ -93,7 +93,7 @@ def _offsets_only(analysis: Analysis) -> Claim:
 
 def _largest(analysis: Analysis, name: str) -> float:
     """The largest value of any item behind a number of the table `layer_0`."""
-    return float(analysis.tables["layer_0"].set_index("name").loc[name, "largest"])
+    return float(analysis.tables["layer_0"].set_index("name")["largest"][name])
 
 
 def _writing(analysis: Analysis) -> Claim:

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "Scoring", "Visibility", "attend"]
+__all__ = [
+    "BLOCK",
+    "Scoring",
+    "Visibility",
+    "attend",
+    "attend_blockwise",
+    "attend_fused",
+    "fused_kernel_is_sound",
+]
 
 BLOCK = 256
 
@@ -134,9 +142,9 @@ def attend(
     fused = (
         scoring.softcap is None
         and query.shape[-1] == value.shape[-1]
-        and _fused_kernel_is_sound(query.device.type, query.dtype)
+        and fused_kernel_is_sound(query.device.type, query.dtype)
     )
-    path = _fused if fused else _blockwise
+    path = attend_fused if fused else attend_blockwise
     output, normalizer = path(query, key, value, visibility, scoring)
     if scoring.sink_logit is not None:
         whole = scoring.with_sink_logit(normalizer)
@@ -145,7 +153,7 @@ def attend(
     return output, normalizer
 
 
-def _blockwise(
+def attend_blockwise(
     query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """Attend by online softmax over blocks of keys: the portable reference of every fused path."""
@@ -179,7 +187,7 @@ def _blockwise(
     return output, normalizer
 
 
-def _fused(
+def attend_fused(
     query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """Attend with the CPU flash kernel and its log-sum-exp; a window goes in blocks of queries."""
@@ -202,7 +210,7 @@ def _fused(
 
 
 @functools.cache
-def _fused_kernel_is_sound(device: str, dtype: torch.dtype) -> bool:
+def fused_kernel_is_sound(device: str, dtype: torch.dtype) -> bool:
     """Whether the fused kernel exists here and agrees with the blockwise reference."""
     name = "_scaled_dot_product_flash_attention_for_cpu"
     if device != "cpu" or not hasattr(torch.ops.aten, name):
@@ -214,10 +222,10 @@ def _fused_kernel_is_sound(device: str, dtype: torch.dtype) -> bool:
     for visibility in (Visibility(), Visibility(window=9), Visibility(causal=False)):
         case = (query, key, value, visibility, Scoring(0.3))
         try:
-            fused = _fused(*case)
+            fused = attend_fused(*case)
         except RuntimeError:
             return False
-        for got, expected in zip(fused, _blockwise(*case), strict=True):
+        for got, expected in zip(fused, attend_blockwise(*case), strict=True):
             if not torch.allclose(got.double(), expected.double(), atol=tolerance, rtol=tolerance):
                 return False
     return True

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from posprobe.models.attention import Scoring, Visibility
 
-__all__ = ["Observation", "near_scores", "observe_scores"]
+__all__ = ["Observation", "observe_scores"]
 
 # Scores at offsets up to NEAR come from one product per block of NEAR_BLOCK queries.
 NEAR = 8
@@ -77,7 +77,7 @@ def observe_scores(
     rows = query[:, :, first:]
     near = [offset for offset in observation.offsets if offset <= NEAR]
     far = [offset for offset in observation.offsets if offset > NEAR]
-    sink, by_offset = near_scores(rows, key, first, near, scoring)
+    sink, by_offset = _near_scores(rows, key, first, near, scoring)
     by_offset |= {offset: _far_scores(rows, key, first, offset, scoring) for offset in far}
     seen = {"normalizer": normalizer[:, :, first:].transpose(1, 2), "sink_score": sink}
     if observation.offsets:
@@ -87,7 +87,7 @@ def observe_scores(
     return seen
 
 
-def near_scores(
+def _near_scores(
     rows: Tensor, key: Tensor, first: int, offsets: Iterable[int], scoring: Scoring
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Scores with key 0 and with near keys, by one product of each block of queries with its keys.

@@ -11,7 +11,7 @@ from posprobe.analysis import (
     Analysis,
     Files,
     analyze_files,
-    count_steps,
+    possible_steps,
     sink_reading_heads,
     sort_files,
 )
@@ -135,7 +135,7 @@ def analysis_of(paths, *names):
     steps = []
     files = sort_files(ActivationStore(paths[name]) for name in names)
     analysis = analyze_files(files, step=steps.append)
-    assert len(steps) == count_steps(files)
+    assert len(steps) == len(possible_steps(files))
     return analysis
 
 
@@ -190,7 +190,7 @@ def test_what_the_files_allow(paths, names, tables):
 def judged(paths, **tables):
     stores = {k: ActivationStore(paths[k]) for k in ("natural", "shifted")}
     intervals = {"fixed_denominator": tables.pop("patterns")} if "patterns" in tables else {}
-    analysis = Analysis(Files(**stores), tables, intervals, 0.95)
+    analysis = Analysis(Files(**stores), tables, intervals)
     return {claim.id: claim for claim in intervention_claims(analysis)}
 
 

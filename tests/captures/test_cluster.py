@@ -1,9 +1,10 @@
 """Distributed captures: the file of one machine, whatever happens to the workers."""
 
+import gc
 import itertools
 import os
-import signal
 import sys
+import weakref
 
 import dask
 import distributed
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
+from cluster_child import LOG, dying, logged, replace_fill
 from distributed.comm import CommClosedError
 from readings import GROUPS, make_data
 from stored import assert_same_bits, everything, make_tokenizer
@@ -28,7 +30,6 @@ from posprobe.store import ActivationStore
 
 OPTIONS = dict(n=12, length=24, window=5, batch_tokens=48, seed=2)  # six batches of two sequences
 TEXT = " ".join(f"word{n}" for n in np.random.default_rng(0).integers(0, 94, 700))
-LOG = "POSPROBE_TEST_LOG"
 
 
 @pytest.fixture(scope="module")
@@ -68,30 +69,6 @@ def take(client, folder, tmp_path):
         return capture_distributed(folder, path, client, **values)
 
     return function
-
-
-def logged(writer, model, plan, bar):
-    """`fill`, with a line for every shard that is begun."""
-    items = plan.stimulus.item
-    with open(os.environ[LOG], "a") as file:
-        file.write(f"{items[0]} {len(items)} {os.getpid()}\n")
-    fill(writer, model, plan, bar)
-
-
-def dying(writer, model, plan, bar):
-    """`fill` in a worker that is killed in its second shard."""
-    if "POSPROBE_TEST_DYING" not in os.environ:
-        os.environ["POSPROBE_TEST_DYING"] = "1"
-        logged(writer, model, plan, bar)
-    else:
-        writer.put("sink_value", np.zeros((2, 4), "f4"), 0)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def replace_fill(function, log):
-    os.environ[LOG] = log
-    cluster.fill = function
-    return os.getpid()
 
 
 @pytest.fixture
@@ -225,47 +202,47 @@ def test_one_machine_and_a_cluster_resume_each_other(take, whole, folder, tmp_pa
     assert capture(model, path, resume=True, **one).path.read_bytes() == whole.read_bytes()
 
 
-def test_shard_that_is_there_is_not_captured_again(take, log, tmp_path, monkeypatch, whole):
+def test_shard_that_is_there_is_not_captured_again(take, client, log, monkeypatch, whole):
     """As when a worker is lost between its shard and its answer."""
-    gather = cluster._gather
+    submit, as_completed = client.submit, distributed.as_completed
+    submitted, again = {}, []
 
-    def forgetful(client, tasks, arrived):
-        for future, part in list(tasks.items()):
-            future.result()
-            again = client.submit(*captured[part.start], pure=False)
-            tasks[again] = tasks.pop(future)
-        gather(client, tasks, arrived)
+    def remember(*arguments, **keywords):
+        future = submit(*arguments, **keywords)
+        submitted[future] = arguments
+        return future
 
-    captured = {}
-    submit = distributed.Client.submit
+    def forgetful(futures):
+        for future in as_completed(futures):
+            again.append(submit(*submitted[future], pure=False).result())
+            yield future
 
-    def remember(self, function, *arguments, **keywords):
-        if function is cluster._capture_shard:
-            captured[int(arguments[1].stimulus.item[0])] = (function, *arguments)
-        return submit(self, function, *arguments, **keywords)
-
-    monkeypatch.setattr(distributed.Client, "submit", remember)
-    monkeypatch.setattr(cluster, "_gather", forgetful)
+    monkeypatch.setattr(client, "submit", remember)
+    monkeypatch.setattr(distributed, "as_completed", forgetful)
     monkeypatch.setattr(cluster, "fill", logged)
     assert take().path.read_bytes() == whole.read_bytes()
-    assert len(log()) == len(captured) == 6
+    assert len(log()) == len(again) == 6
+    assert again == [None] * 6
 
 
-def test_model_is_loaded_once_per_process(take, monkeypatch, folder):
-    names = []
+def test_model_is_loaded_once_per_process_and_makes_room_for_the_next(take, monkeypatch, folder):
+    loaded, models = [], []
 
     def load(name, **keywords):
-        names.append((name, keywords))
-        return load_model(name, **keywords)
+        loaded.append(keywords)
+        model = load_model(name, **keywords)
+        models.append(weakref.ref(model))
+        return model
 
     monkeypatch.setattr(cluster, "load_model", load)
-    monkeypatch.setattr(cluster, "_MODELS", {})
-    take()
-    take(overwrite=True)
-    assert names == [(folder, {})]
-    take(overwrite=True, loading={"variant": "window(7)"})
-    assert names[1:] == [(folder, {"variant": "window(7)"})]
-    assert len(cluster._MODELS) == 1
+    windows = [{"variant": "window(6)"}, {"variant": "window(7)"}]
+    take(loading=windows[0])
+    take(overwrite=True, loading=windows[0])
+    assert loaded == windows[:1]
+    take(overwrite=True, loading=windows[1])
+    assert loaded == windows
+    gc.collect()
+    assert [model() is None for model in models] == [True, False]
 
 
 def test_worker_with_other_weights_is_refused(take, monkeypatch):
@@ -322,10 +299,10 @@ def test_existing_file_and_leftover_shards_are_spared(take, tmp_path):
     ],
 )
 def test_lost_cluster_is_one_line(error, message, take, monkeypatch):
-    def lost(*arguments):
+    def lost(futures):
         raise error
 
-    monkeypatch.setattr(cluster, "_gather", lost)
+    monkeypatch.setattr(distributed, "as_completed", lost)
     with pytest.raises(ClusterError, match=message):
         take()
 
@@ -334,7 +311,7 @@ def test_lost_cluster_is_one_line(error, message, take, monkeypatch):
 
 
 def test_refitted_replicates_through_joblib_on_dask_are_the_serial_ones(client, monkeypatch):
-    monkeypatch.setattr(refit, "_BATCH_BYTES", 1)  # one task per replicate
+    monkeypatch.setattr(refit, "BATCH_BYTES", 1)  # one task per replicate
     X, y, groups = make_data()
     partition = VariancePartition(GROUPS).fit(X, y, groups=groups)
     serial = partition.replicates("refit", n_resamples=6)

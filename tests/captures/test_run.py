@@ -15,11 +15,11 @@ import torch
 from stored import WORDS, assert_same_bits, everything, make_tokenizer
 from tqdm import tqdm
 
-from posprobe.captures import QUANTITIES, capture, capture_stimulus
-from posprobe.captures.plan import OFFSETS, plan_capture
+from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture, capture_stimulus
+from posprobe.captures.plan import plan_capture
 from posprobe.captures.position0 import POSITION0
 from posprobe.captures.run import FirstTokens
-from posprobe.errors import ModelError, StimulusError, StoreError
+from posprobe.errors import ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import (
     NO_INTERVENTION,
     Intervention,
@@ -275,7 +275,7 @@ def test_first_tokens_run_together_whatever_the_batch(take, llama, monkeypatch):
         options = dict(position0=position0, quantities=("position0_alone",))
         one, many = (take(child.stimulus(), batch_tokens=n, **options) for n in (1, 10_000))
         assert one.read("position0_alone").tobytes() == many.read("position0_alone").tobytes()
-    plan = plan_capture(llama, child.stimulus(), batch_tokens=50)
+    plan = plan_capture(llama, child.stimulus(), CaptureOptions(batch_tokens=50))
     whole = FirstTokens(llama, plan).of(slice(0, 20))
     for start in (0, 5, 7, 19):
         part = plan.part(slice(start, 20))
@@ -492,7 +492,7 @@ def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
 def test_contradictory_options_are_refused_before_anything_is_written(
     options, reason, take, tmp_path
 ):
-    with pytest.raises(StoreError, match=reason):
+    with pytest.raises(PosprobeError, match=reason):
         take(child.stimulus(), **options)
     assert leftovers(tmp_path) == []
 

@@ -14,9 +14,9 @@ from posprobe.channels import (
     channel_effects,
     cut_heads,
     position_covariance,
+    reading,
     score_shift,
 )
-from posprobe.channels import reading as effects
 from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights
 
@@ -190,7 +190,7 @@ PARTS = ("total", "mask", "residual", "sink")
 def test_blocks_of_items_change_nothing(design, rng, tmp_path, monkeypatch):
     store = rows(rng, design).store(tmp_path / "a.h5", order=rng)
     whole = channel_effects(store, 0)
-    monkeypatch.setattr(effects, "_ITEMS", 2)
+    monkeypatch.setattr(reading, "BLOCK_ITEMS", 2)
     blocks = channel_effects(store, 0)
     assert whole.n_items > 2
     for name in PARTS:
@@ -206,7 +206,7 @@ def test_blocks_of_items_change_nothing_without_sink(rng, tmp_path, monkeypatch)
     fields |= dict(window=case.window, offsets=case.offsets)
     store = synthetic.write(tmp_path / "a.h5", arrays, **fields)
     whole = channel_effects(store, 0, without_sink=True)
-    monkeypatch.setattr(effects, "_ITEMS", 2)
+    monkeypatch.setattr(reading, "BLOCK_ITEMS", 2)
     blocks = channel_effects(store, 0, without_sink=True)
     assert np.isfinite(whole.total).all()
     for name in PARTS:
@@ -307,7 +307,7 @@ def test_scores_that_move_with_the_window_are_measured_item_by_item(tmp_path, mo
     moved[1, 0], moved[3, :2] = 0.5, (0.2, -0.7)
     store = window_of_scores(tmp_path, moved)
     np.testing.assert_allclose(score_shift(store, 0), [0, 0.5, 0, 0.7, 0], atol=1e-6)
-    monkeypatch.setattr(effects, "_ITEMS", 2)
+    monkeypatch.setattr(reading, "BLOCK_ITEMS", 2)
     np.testing.assert_allclose(score_shift(store, 0), [0, 0.5, 0, 0.7, 0], atol=1e-6)
 
 

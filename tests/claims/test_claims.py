@@ -106,7 +106,7 @@ def test_same_files_and_seed_same_claims(stores, analysis):
 
 
 def test_the_same_claims_are_made_whatever_there_is(analysis, stores, claims):
-    nothing = by_id(Analysis(Files(), {}, {}, 0.95))
+    nothing = by_id(Analysis(Files(), {}, {}))
     assert list(nothing) == list(claims)
     assert {claim.verdict for claim in nothing.values()} == {"not_applicable"}
     natural = by_id(analyze_files(sort_files([stores["shifted"]])))
@@ -248,7 +248,7 @@ def test_what_is_0_at_layer_0_is_so_everywhere(
 
 def test_pooled_items_count_as_the_units_that_they_are():
     for n, units in ((199, 199), (450, 200)):
-        assert n_units(mock.Mock(item=np.repeat(np.arange(n), 3))) == units
+        assert n_units(mock.Mock(n_items=n)) == units
 
 
 def test_shares_that_are_undefined_are_not_printed(analysis):

@@ -49,10 +49,10 @@ def assert_equal(case, *, tolerance=1e-11):
 def path(request, monkeypatch):
     """Each of the two paths; the fused one must really be in use."""
     if request.param == "blockwise":
-        monkeypatch.setattr(attention, "_fused_kernel_is_sound", lambda device, dtype: False)
-        monkeypatch.setattr(attention, "_fused", None)
+        monkeypatch.setattr(attention, "fused_kernel_is_sound", lambda *_: False)
+        monkeypatch.setattr(attention, "attend_fused", None)
     else:
-        assert attention._fused_kernel_is_sound("cpu", torch.float64)
+        assert attention.fused_kernel_is_sound("cpu", torch.float64)
     return request.param
 
 
@@ -152,9 +152,9 @@ def test_head_selection_takes_its_own_learned_sinks():
 
 @pytest.fixture
 def fresh_self_test():
-    attention._fused_kernel_is_sound.cache_clear()
+    attention.fused_kernel_is_sound.cache_clear()
     yield
-    attention._fused_kernel_is_sound.cache_clear()
+    attention.fused_kernel_is_sound.cache_clear()
 
 
 def off_by_ln2(fused):
@@ -189,8 +189,8 @@ def ignores_causality(fused):
     return broken
 
 
-def absent(_fused):
-    def broken(*_):
+def absent(_):
+    def broken(*_case):
         raise RuntimeError("no grouped heads here")
 
     return broken
@@ -202,17 +202,17 @@ def absent(_fused):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_wrong_kernel_is_found_and_not_used(breaking, dtype, monkeypatch):
-    monkeypatch.setattr(attention, "_fused", breaking(attention._fused))
-    assert not attention._fused_kernel_is_sound("cpu", dtype)
+    monkeypatch.setattr(attention, "attend_fused", breaking(attention.attend_fused))
+    assert not attention.fused_kernel_is_sound("cpu", dtype)
     assert_equal((*draw(40, dtype=dtype), Visibility(window=9), Scoring(0.3)), tolerance=2e-6)
 
 
 @pytest.mark.usefixtures("fresh_self_test")
 def test_without_a_kernel_there_is_the_blockwise_path(monkeypatch):
-    assert not attention._fused_kernel_is_sound("meta", torch.float32)
+    assert not attention.fused_kernel_is_sound("meta", torch.float32)
     monkeypatch.delattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", False)
     monkeypatch.setattr(attention, "hasattr", lambda *_: False, raising=False)
-    assert not attention._fused_kernel_is_sound("cpu", torch.float32)
+    assert not attention.fused_kernel_is_sound("cpu", torch.float32)
 
 
 def test_no_mask_is_ever_a_square(monkeypatch):
@@ -226,5 +226,5 @@ def test_no_mask_is_ever_a_square(monkeypatch):
     monkeypatch.setattr(Visibility, "mask", spy)
     case = draw(length, batch=1)
     attend(*case, Visibility(window=9), Scoring(0.3))
-    attention._blockwise(*case, CAUSAL, Scoring(0.3))
+    attention.attend_blockwise(*case, CAUSAL, Scoring(0.3))
     assert max(sizes) <= BLOCK * 2 * BLOCK

@@ -1,16 +1,22 @@
 """Finding a model's files: bundled names, their parts and sums, GGUF files converted once."""
 
+import itertools
 import json
+import os
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
+from stored import WORDS, make_tokenizer
+from tiny_gguf import write_gguf
 
 from posprobe.errors import ModelError
-from posprobe.models import PACKAGED, bundled, checkpoints, list_zoo, load_model
+from posprobe.models import PACKAGED, bundled, list_zoo, load_model
 from posprobe.models.bundled import PackagedModel, file_digest
 from posprobe.models.checkpoints import Checkpoint, find_checkpoint
 
@@ -40,44 +46,45 @@ def test_bundled_model_that_is_not_installed_is_refused(name, reason, monkeypatc
 
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
-    """A packaged model in three parts, and what it is converted from."""
-    site = tmp_path / "site"
-    for number, words in enumerate([b"first ", b"second ", b"third"]):
+    """Where a packaged model in three parts is installed, and the model that is in them."""
+    model = write_gguf(tmp_path / "whole.gguf")
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    site, cuts = tmp_path / "site", [0, 1000, 70_000, len(whole)]
+    for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
         folder = site / f"odd_part{number}" / "data"
         folder.mkdir(parents=True)
         (folder.parent / "__init__.py").write_text("raise RuntimeError('imported')\n")
-        (folder / f"odd.gguf.part{number}").write_bytes(words)
+        (folder / f"odd.gguf.part{number}").write_bytes(whole[start:stop])
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])
-    model = PackagedModel(
+    packaged = PackagedModel(
         "odd",
         "none",
         "odd==1",
         ("odd_part0", "odd_part1", "odd_part2"),
         "*.gguf.part*",
-        file_digest([*site.rglob("*.part0"), *site.rglob("*.part1"), *site.rglob("*.part2")]),
+        file_digest([tmp_path / "whole.gguf"]),
     )
-    monkeypatch.setitem(PACKAGED, "odd", model)
+    monkeypatch.setitem(PACKAGED, "odd", packaged)
     monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
-    read = []
-    monkeypatch.setattr(checkpoints, "_rewrite", lambda path, _: read.append(path.read_bytes()))
-    monkeypatch.setattr(checkpoints, "_quantization", lambda path: "Q4_K_M")
-    return site, read
+    return site, model
 
 
-def test_parts_are_joined_in_order_and_converted_once(parts, tmp_path):
+def test_parts_are_joined_in_order_and_converted_once(parts, tmp_path, monkeypatch):
     found = find_checkpoint("odd")
-    assert parts[1] == [b"first second third"]
-    assert found.quantization == "Q4_K_M"
-    assert find_checkpoint("odd") == found
-    assert len(parts[1]) == 1
+    assert found.quantization == "F32"
+    converted = transformers.AutoModelForCausalLM.from_pretrained(found.location).state_dict()
+    for name, weight in parts[1].state_dict().items():
+        assert torch.equal(converted[name], weight)
     (folder,) = (tmp_path / "cache").iterdir()
-    assert [path.name for path in folder.iterdir()] == ["posprobe.json"]
+    assert not list(folder.glob("*.gguf*"))
     notes = json.loads((folder / "posprobe.json").read_text())
     assert notes["sha256"] == PACKAGED["odd"].sha256
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
+    assert find_checkpoint("odd") == found
 
 
 def test_damaged_part_is_refused(parts, tmp_path):
-    next(parts[0].rglob("*.part1")).write_bytes(b"sekond ")
+    next(parts[0].rglob("*.part1")).write_bytes(b"changed")
     with pytest.raises(ModelError, match=r"'odd': odd.gguf.part0 is damaged \(SHA-256\); install"):
         find_checkpoint("odd")
     assert not (tmp_path / "cache").exists()
@@ -96,10 +103,13 @@ def test_missing_part_is_refused(parts, gone):
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
+    """A family of one model, with the tokenizer that the family shares."""
     folder = tmp_path / "rope-0"
     tiny.tiny_model("llama", dtype=torch.float32).half().save_pretrained(folder)
     (folder / "training.csv").write_text("step\n")
-    sums = {path.name: file_digest([path]) for path in folder.iterdir()}
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    paths = [*folder.iterdir(), *(tmp_path / "tokenizer").iterdir()]
+    sums = {os.path.relpath(path, folder): file_digest([path]) for path in paths}
     (folder / "provenance.json").write_text(json.dumps({"files": sums}))
     monkeypatch.setenv("POSPROBE_ZOO", str(tmp_path))
     return folder
@@ -107,16 +117,24 @@ def zoo(tmp_path, monkeypatch):
 
 def test_model_of_the_family_is_loaded_by_its_short_name(zoo):
     assert list_zoo() == ["zoo/rope-0"]
-    assert find_checkpoint("zoo/rope-0") == Checkpoint("zoo/rope-0", str(zoo), "F16")
+    shared = str(zoo / "../tokenizer")
+    assert find_checkpoint("zoo/rope-0") == Checkpoint("zoo/rope-0", str(zoo), "F16", shared)
     model = load_model("zoo/rope-0")
     assert (model.name, model.quantization) == ("zoo/rope-0", "F16")
     assert model.model.dtype == torch.float32
 
 
+def test_model_of_the_family_reads_text_by_the_shared_tokenizer(zoo):
+    text = " ".join(WORDS)
+    assert not list(zoo.glob("tokenizer*"))
+    ids = load_model("zoo/rope-0").tokenize(text)
+    assert ids.tolist() == make_tokenizer()(text, add_special_tokens=False)["input_ids"]
+
+
 def test_family_is_that_of_the_checkout_unless_another_is_named(monkeypatch):
     monkeypatch.delenv("POSPROBE_ZOO", raising=False)
-    root = bundled._zoo_root()
-    assert root is not None
+    name = list_zoo()[0]
+    root = Path(find_checkpoint(name).location).parent
     assert (root.parent.name, root.name) == ("data", "zoo")
     assert (root.parents[1] / "pyproject.toml").is_file()
 
@@ -144,26 +162,37 @@ def test_package_without_the_repository_says_what_to_do(monkeypatch, tmp_path):
         find_checkpoint("zoo/rope-0")
 
 
-def test_changed_weights_are_refused(zoo):
-    weights = zoo / "model.safetensors"
-    changed = bytearray(weights.read_bytes())
+LOADED = (
+    "config.json",
+    "model.safetensors",
+    "../tokenizer/tokenizer.json",
+    "../tokenizer/tokenizer_config.json",
+)
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_changed_file_is_refused(name, zoo):
+    changed = bytearray((zoo / name).read_bytes())
     changed[-1] ^= 1
-    weights.write_bytes(changed)
-    with pytest.raises(ModelError, match=r"'zoo/rope-0': model.safetensors is not the file that"):
+    (zoo / name).write_bytes(changed)
+    with pytest.raises(ModelError, match=f"'zoo/rope-0': {name} is not the file that was") as error:
         find_checkpoint("zoo/rope-0")
+    assert one_line(error)
 
 
-def test_weights_without_a_sum_are_refused(zoo):
+@pytest.mark.parametrize("name", LOADED)
+def test_file_without_a_sum_is_refused(name, zoo):
     written = json.loads((zoo / "provenance.json").read_text())
-    del written["files"]["model.safetensors"]
+    del written["files"][name]
     (zoo / "provenance.json").write_text(json.dumps(written))
-    with pytest.raises(ModelError, match=r"model\.safetensors is not the file that was"):
+    with pytest.raises(ModelError, match=f"'zoo/rope-0': {name} is not the file that was"):
         find_checkpoint("zoo/rope-0")
 
 
-def test_missing_file_is_refused(zoo):
-    (zoo / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"config.json cannot be read \(No such file"):
+@pytest.mark.parametrize("name", LOADED)
+def test_missing_file_is_refused(name, zoo):
+    (zoo / name).unlink()
+    with pytest.raises(ModelError, match=rf"{name} cannot be read \(No such file"):
         find_checkpoint("zoo/rope-0")
 
 
@@ -189,7 +218,7 @@ def test_truncated_gguf_is_refused_and_leaves_nothing(size, tmp_path, monkeypatc
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def write_gguf(path, keys, tensors=()):
+def write_header(path, keys, tensors=()):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_block_count(1)
@@ -221,7 +250,7 @@ def write_gguf(path, keys, tensors=()):
 )
 def test_gguf_that_scales_its_rotation_is_refused(keys, tensors, named, tmp_path, monkeypatch):
     monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
-    write_gguf(tmp_path / "scaled.gguf", keys, tensors)
+    write_header(tmp_path / "scaled.gguf", keys, tensors)
     with pytest.raises(ModelError, match=rf"scaled\.gguf scales its rotary .*{named}.*") as error:
         load_model(str(tmp_path / "scaled.gguf"))
     assert one_line(error)
@@ -231,7 +260,7 @@ def test_gguf_that_scales_its_rotation_is_refused(keys, tensors, named, tmp_path
 @pytest.mark.parametrize("keys", [{"scaling.type": "none"}, {"scaling.factor": 1.0}])
 def test_gguf_that_scales_by_nothing_is_not_refused_for_it(keys, tmp_path, monkeypatch):
     monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
-    write_gguf(tmp_path / "plain.gguf", keys)
+    write_header(tmp_path / "plain.gguf", keys)
     with pytest.raises(ModelError, match=r"plain\.gguf is no complete GGUF file"):
         load_model(str(tmp_path / "plain.gguf"))
 

@@ -20,7 +20,6 @@ from posprobe.models import (
     Observer,
     load_model,
     observation,
-    scores,
 )
 from posprobe.models.attention import Visibility
 from posprobe.models.masks import recognise_mask
@@ -362,13 +361,13 @@ def test_normalizer_that_is_not_that_of_the_rows_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("family", ["llama", "gpt-oss"])
 def test_scores_that_are_not_those_of_the_rows_are_refused(family, monkeypatch):
-    plain = scores.near_scores
+    plain = observation.observe_scores
 
     def other_heads(*args):
-        sink, near = plain(*args)
-        return sink, {offset: own.roll(1, dims=2) for offset, own in near.items()}
+        seen = plain(*args)
+        return seen | {"offset_score": seen["offset_score"].roll(1, dims=2)}
 
-    monkeypatch.setattr(scores, "near_scores", other_heads)
+    monkeypatch.setattr(observation, "observe_scores", other_heads)
     with pytest.raises(ModelError, match="attention rows of layer 0 sum to 1 only within"):
         ObservableModel(tiny.tiny_model(family), name="tiny")
 

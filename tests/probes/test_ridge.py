@@ -26,7 +26,7 @@ from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights
 from posprobe.probes import ClusterGram, GroupRidgeCV, PositionProbe, VariancePartition, guess_error
 from posprobe.probes.controls import with_controls
-from posprobe.probes.ridge.design import Design
+from posprobe.probes.ridge.design import Design, make_design
 from posprobe.probes.ridge.refit import refit_scores, weighted_fits
 from posprobe.probes.ridge.scored import replicate_interval
 
@@ -174,7 +174,7 @@ def test_sequence_weights_are_repetitions_of_sequences():
 def test_many_weighted_fits_are_ridge_with_sample_weights(targets, monkeypatch):
     X, y, groups = make_data()
     y = np.c_[y, X[:, 0] ** 2, X[:, 1]][:, :targets]
-    monkeypatch.setattr("posprobe.probes.ridge.refit._BATCH_BYTES", 5000)
+    monkeypatch.setattr("posprobe.probes.ridge.refit.BATCH_BYTES", 5000)
     gram = ClusterGram.from_arrays(X, y, groups)
     before, weights = gram.grams.copy(), cluster_weights(20, 12, 0)
     coef, intercept = weighted_fits(gram, weights, 3.0)
@@ -363,12 +363,10 @@ def test_a_refit_replicate_repeats_everything(alphas):
     X, y, groups = make_data()
     probe = PositionProbe(alphas=alphas).fit(X, y, groups=groups)
     weights = cluster_weights(20, 10, 0)
-    ours = refit_scores(
-        probe.gram_, probe.fold_of_sequence_, probe._design, [(0,)], [(3,)], weights.astype(float)
-    )
-    brute = [
-        brute_force_replicate(X, y, groups, probe.fold_of_sequence_, w, alphas) for w in weights
-    ]
+    gram, folds = probe.gram_, probe.fold_of_sequence_
+    design = make_design(gram.sum(), gram.shift, probe.feature_groups_, alphas)
+    ours = refit_scores(gram, folds, design, [(0,)], [(3,)], weights.astype(float))
+    brute = [brute_force_replicate(X, y, groups, folds, w, alphas) for w in weights]
     np.testing.assert_allclose(ours[:, 0], brute, rtol=1e-9)
 
 
@@ -376,7 +374,7 @@ def test_replicates_do_not_depend_on_batches_or_processes(monkeypatch):
     X, y, groups = make_positions()
     probe = PositionProbe().fit(X, y, groups=groups)
     whole = probe.interval(n_resamples=12)
-    monkeypatch.setattr("posprobe.probes.ridge.refit._BATCH_BYTES", 5000)
+    monkeypatch.setattr("posprobe.probes.ridge.refit.BATCH_BYTES", 5000)
     again = probe.interval(n_resamples=12, n_jobs=2)
     assert (again.low, again.high) == pytest.approx((whole.low, whole.high), rel=1e-9)
 

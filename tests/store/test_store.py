@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -416,7 +417,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, folder, reason):
 
 
 def test_a_disk_that_is_too_small_is_refused_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(StoreError, match=r"needs [\d,]+ bytes and its disk has 1,000: keep fewer"):
         write_all(tmp_path / "a.h5")
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,8 @@ from transformers import AttentionInterface
 
 from posprobe.captures import capture, capture_stimulus
 from posprobe.channels import channel_effects, decompose, score_shift
-from posprobe.models import ObservableModel, Observation, Observer, checkpoints, load_model
+from posprobe.models import ObservableModel, Observation, Observer, load_model
+from posprobe.models.checkpoints import find_checkpoint
 from posprobe.models.observation import observed_attention
 from posprobe.models.proofs import ATTENTION
 
@@ -271,8 +272,8 @@ KEPT = ("normalizer", "sink_score", "position0", "position0_alone")
 
 
 def test_smollm2_is_converted_once(smollm2, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_convert", None)
-    assert checkpoints.find_checkpoint("smollm2").quantization == "Q4_1"
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
+    assert find_checkpoint("smollm2").quantization == "Q4_1"
     assert smollm2.quantization == "Q4_1"
     assert (smollm2.n_layers, smollm2.n_heads, smollm2.width) == (30, 9, 576)
     assert (smollm2.native_bos, smollm2.bos_id) == (None, 1)

@@ -24,7 +24,7 @@ from posprobe.probes.ridge.design import Design
 __all__ = ["refit_scores", "weighted_fits"]
 
 # Summed Grams of one batch of replicates stay below this many bytes.
-_BATCH_BYTES = 1 << 27
+BATCH_BYTES = 1 << 27
 
 
 def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[Array, Array]:
@@ -55,7 +55,7 @@ def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[
         If a weighted Gram is nearly singular.
     """
     w, p = np.asarray(weights, dtype=np.float64), gram.n_features
-    size = max(1, _BATCH_BYTES // gram.grams[0].nbytes)
+    size = max(1, BATCH_BYTES // gram.grams[0].nbytes)
     slopes = np.concatenate([_fits(gram, w[i : i + size], alpha) for i in range(0, len(w), size)])
     coef, level = slopes[:, :p], slopes[:, p]
     return coef, level + gram.shift[p:] - gram.shift[:p] @ coef
@@ -131,7 +131,7 @@ def refit_scores(
         R2 averaged over targets; NaN where fewer than two folds have weight, or no penalty has a
         fit.
     """
-    size = max(1, _BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
+    size = max(1, BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
     batches = [weights[i : i + size] for i in range(0, len(weights), size)]
     parts = Parallel(n_jobs=n_jobs)(
         delayed(_batch_scores)(gram, folds, design, subsets, start, batch) for batch in batches
