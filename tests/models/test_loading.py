@@ -1,18 +1,29 @@
-"""Where a checkpoint is looked for: the hub is asked once, and its silence is not waited out."""
+"""Where a checkpoint is looked for, how it is loaded, and what is refused as none."""
 
+import copy
+import re
 import shutil
 
 import huggingface_hub
 import pytest
 import tiny
+import tokenizers
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
+from watched import IDS
 
 from posprobe.errors import ModelError
-from posprobe.models import load_model, loading
+from posprobe.models import (
+    Intervention,
+    ObservableModel,
+    load_model,
+    loading,
+)
 from posprobe.models.checkpoints import Checkpoint
 from posprobe.models.loading import source
+
+# --- the hub is asked once, and its silence is not waited out ---
 
 HUB = Checkpoint("org/model", "org/model")
 
@@ -88,3 +99,189 @@ def test_loading_leaves_transformers_as_talkative_as_it_was():
     with pytest.raises(RuntimeError, match="stop"), loading.quiet():
         raise RuntimeError("stop")
     assert transformers.logging.get_verbosity() == before
+
+
+# --- folders ---
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return ObservableModel(tiny.tiny_model("llama"))
+
+
+WORDS = ["a", "the", "of", "king", "queen", "sea", "ship", "storm"]
+
+
+def make_tokenizer(*, prepends_bos):
+    vocabulary = {word: n for n, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    if prepends_bos:
+        plain.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.tiny_model("llama").save_pretrained(tmp_path)
+    make_tokenizer(prepends_bos=True).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_folder_is_loaded_as_it_was_saved(folder, dtype):
+    model = load_model(str(folder), dtype=dtype)
+    assert str(model.model.dtype) == f"torch.{dtype}"
+    assert model.name == str(folder)
+    reference = tiny.tiny_model("llama")(IDS, use_cache=False).logits.detach().double()
+    tolerance = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 0.5}[dtype]
+    torch.testing.assert_close(model.logits(IDS).double(), reference, atol=tolerance, rtol=0.1)
+
+
+def test_bos_is_the_one_that_the_tokenizer_prepends(folder):
+    model = load_model(str(folder))
+    assert (model.native_bos, model.bos_id) == (1, 1)
+    assert model.tokenize("the king of the sea").tolist() == [4, 6, 5, 4, 8]
+    assert model.tokenize("").tolist() == []
+    assert model.special_ids == [0, 1, 2]
+    make_tokenizer(prepends_bos=False).save_pretrained(folder)
+    model = load_model(str(folder))
+    assert (model.native_bos, model.bos_id) == (None, 1)
+    assert model.tokenize("the king of the sea").tolist() == [4, 6, 5, 4, 8]
+
+
+def test_a_token_put_at_the_end_is_no_bos(llama):
+    tokenizer = make_tokenizer(prepends_bos=False)
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    model = copy.copy(llama)
+    model.tokenizer = tokenizer
+    assert tokenizer("a")["input_ids"] == [3, 2]
+    assert model.native_bos is None
+
+
+def test_long_text_is_tokenized_without_a_warning(folder, capfd):
+    model = load_model(str(folder))
+    model.tokenizer.model_max_length = 4
+    assert len(model.tokenize("the sea " * 100)) == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_model_without_tokenizer_takes_token_ids_only(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    model = load_model(str(folder))
+    assert (model.tokenizer, model.native_bos, model.bos_id, model.special_ids) == (
+        *(None,) * 3,
+        [],
+    )
+    with pytest.raises(ModelError, match="has no tokenizer; pass token ids"):
+        model.tokenize("the sea")
+
+
+def test_variant_is_loaded_as_its_configuration_says(folder):
+    model = load_model(str(folder), variant="ntk(4)", dtype="float64")
+    theta = model.effective_config()["rope_parameters"]["rope_theta"]
+    assert theta == pytest.approx(10_000 * 4 ** (8 / 6))
+    frequencies = model.model.model.rotary_emb.inv_freq
+    expected = theta ** (-torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(frequencies.double(), expected.double(), rtol=1e-6, atol=0)
+    model = load_model(str(folder), variant="linear(4)", dtype="float64")
+    quarter = 10_000 ** (-torch.arange(0, 8, 2) / 8) / 4
+    frequencies = model.model.model.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies.double(), quarter.double(), rtol=1e-6, atol=0)
+    model = load_model(str(folder), variant="window(5)")
+    assert model.intervention() == Intervention(window=5)
+
+
+def test_digest_knows_the_weights(llama):
+    own = ObservableModel(tiny.tiny_model("llama"))
+    assert llama.weights_digest() == own.weights_digest() == own.weights_digest()
+    with torch.no_grad():
+        own.model.model.norm.weight[0] += 1  # in place, after the digest was made
+    assert own.weights_digest() != llama.weights_digest()
+    other = tiny.tiny_model("llama")
+    other.model.layers[2].mlp.up_proj.weight.data[0, 0] += 1e-12
+    assert ObservableModel(other).weights_digest() != llama.weights_digest()
+
+
+def test_configuration_names_no_path_of_this_machine(folder):
+    values = load_model(str(folder)).effective_config()
+    assert str(folder) not in str(values)
+    assert values["num_key_value_heads"] == 2
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    transformers.LlamaModel(tiny.tiny_config("llama")).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lack 1 weights of a Llama.* \(lm_head") as error:
+        load_model(str(tmp_path))
+    assert one_line(error)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    tiny.tiny_config("llama", intermediate_size=40).save_pretrained(folder)
+    with pytest.raises(ModelError, match="could not be loaded") as error:
+        load_model(str(folder))
+    assert one_line(error)
+
+
+def test_truncated_weights_are_refused(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="could not be loaded") as error:
+        load_model(str(folder))
+    assert one_line(error)
+
+
+def test_configuration_that_is_no_json_is_refused(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=f"{re.escape(str(folder))}.*could not be loaded") as error:
+        load_model(str(folder))
+    assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nobody/no-such-model", "'nobody/no-such-model' could not be loaded .*hub id that is rea"),
+        ("no-such-model", "'no-such-model' could not be loaded"),
+        ("./no/such/folder", "there is no such folder; check the path"),
+        ("/no/such/folder", "there is no such folder; check the path"),
+        ("no-such-file.gguf", "'no-such-file.gguf': there is no such file; check the path"),
+        ("", "no model was named"),
+    ],
+)
+def test_unknown_model_is_refused(name, reason):
+    with pytest.raises(ModelError, match=reason) as error:
+        load_model(name)
+    assert one_line(error)
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(ModelError, match="dtype 'float8' is unknown; use one of float32"):
+        load_model("smollm2", dtype="float8")
+
+
+def test_folder_that_is_no_model_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="the folder has no weights"):
+        load_model(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"the folder has no config\.json"):
+        load_model(str(folder))
+
+
+def test_file_that_is_no_model_is_refused(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"x")
+    with pytest.raises(ModelError, match="is a file that is no GGUF; give its folder"):
+        load_model(str(path))
