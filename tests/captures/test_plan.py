@@ -5,7 +5,7 @@ import pytest
 from stored import leftovers
 
 from posprobe.captures import capture_stimulus
-from posprobe.errors import ModelError, StimulusError, StoreError
+from posprobe.errors import ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import (
     ObservableModel,
 )
