@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,9 @@ from posprobe.captures.options import CaptureOptions
 from posprobe.captures.position0 import check_treatment, replace_token
 from posprobe.captures.selection import parse_layers, parse_positions
 from posprobe.errors import StimulusError
-from posprobe.models import BLOCK, Intervention, ObservableModel, Observation
+from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
 from posprobe.stimuli import Stimulus
-from posprobe.store import Header
+from posprobe.store import OWN_POSITION, Header
 
 __all__ = [
     "ALONE",
@@ -201,7 +202,8 @@ def _header(
         weights_digest=model.weights_digest(),
         config=model.effective_config()
         | {"posprobe_quantization": model.quantization}
-        | {"posprobe_variant": model.variant_evidence(longest)},
+        | {"posprobe_variant": model.variant_evidence(longest)}
+        | _own_position(model, stimulus),
         trained_length=model.max_length or 0,
         variant=str(model.variant),
         position0_treatment=options.position0,
@@ -211,6 +213,17 @@ def _header(
         versions=versions(),
         batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
     )
+
+
+def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:
+    """What a file says where scores move with position by themselves; nothing elsewhere."""
+    found = own_position(
+        model,
+        int(stimulus.tokens[-1, stimulus.lengths[-1] - 1]),
+        shortest=int(stimulus.lengths.min()),
+        longest=int(stimulus.lengths.max()),
+    )
+    return {} if found is None else {OWN_POSITION: found}
 
 
 def _layers(chosen: tuple[int, ...] | str | None, model: ObservableModel) -> tuple[int, ...] | None:
