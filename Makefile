@@ -1,19 +1,22 @@
 # make audit   a report on where MODEL gets absolute position from, in OUT
-# make test    the checks and the tests, in WORKERS processes (0: in this one, as a debugger needs)
+# make test    the checks and the tests, in WORKERS processes (0: in one, as a debugger needs)
 # make check   the checks alone; make slow: the tests that take minutes; make coverage: by branches
+# make reports reruns the analyses into out/anew and says what differs from the committed reports
 PYTHON ?= python3.11
 VENV ?= .venv
 MODEL ?= smollm2
 OUT ?= out/$(notdir $(MODEL))
 ARGS ?=
 WORKERS ?= 2
+GEMMA ?=
+ANEW := out/anew
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 SOURCES := posprobe tests $(wildcard benchmarks analyses)
 
-.PHONY: audit test check slow coverage benchmarks setup clean
+.PHONY: audit test check slow coverage benchmarks reports setup clean
 
 audit: $(STAMP)
 	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
@@ -36,6 +39,17 @@ slow: $(STAMP)
 
 benchmarks: $(STAMP)
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+# From nothing: a capture that an earlier version left behind would hide what has changed since.
+# GEMMA=1 needs Gemma 3 installed; without it that report is left out.
+reports: $(STAMP)
+	rm -rf $(ANEW)
+	$(BIN)/python analyses/01_two_channels.py --files $(ANEW)/files/01 \
+		--report $(ANEW)/reports/01_two_channels
+	$(BIN)/python analyses/02_architectures.py --files $(ANEW)/files/02 \
+		--report $(ANEW)/reports/02_architectures $(if $(GEMMA),--gemma)
+	$(BIN)/python analyses/compare_reports.py analyses/reports $(ANEW)/reports \
+		$(if $(GEMMA),,--leave-out 02_architectures/gemma)
 
 setup: $(STAMP)
 

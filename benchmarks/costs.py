@@ -18,8 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from posprobe.captures import QUANTITIES
-from posprobe.captures.plan import OFFSETS
+from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions
 from posprobe.stimuli.stimulus import default_prefixes
 from posprobe.store import Header
 
@@ -124,7 +123,7 @@ def measured_seconds(name, length, n):
     elapsed = []
     with tempfile.TemporaryDirectory() as folder:
         for count in (2, n):  # the first warms up
-            planned = plan_capture(model, draw(model, n=count, length=length))
+            planned = plan_capture(model, draw(model, n=count, length=length), CaptureOptions())
             start = time.perf_counter()
             path = Path(folder) / f"{len(elapsed)}.h5"
             with StoreWriter.create(path, planned.header, planned.index) as writer:

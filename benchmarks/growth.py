@@ -73,13 +73,16 @@ def make_model(folder):
 
 
 def plan(folder, n):
+    from posprobe.captures import CaptureOptions
     from posprobe.captures.plan import plan_capture
     from posprobe.models import load_model
     from posprobe.stimuli import make_stimulus
 
     model = load_model(str(folder / "model"))
     corpus = np.random.default_rng(0).integers(0, 512, n * LENGTH + 1)
-    return model, plan_capture(model, make_stimulus("natural", corpus, n=n, length=LENGTH))
+    return model, plan_capture(
+        model, make_stimulus("natural", corpus, n=n, length=LENGTH), CaptureOptions()
+    )
 
 
 def capture(folder, n):
@@ -147,11 +150,12 @@ def stream(folder, n):
 def probe(folder, n):
     """`posprobe analyze`'s probes of one layer, intervals by refitting included."""
     from posprobe.analysis.probes import probe_layers
+    from posprobe.intervals import Inference
     from posprobe.store import ActivationStore
 
     store = ActivationStore(folder / f"{n}.h5")
     with Peak() as peak:
-        probe_layers(store, layers=[LAYER], refit_layers=[LAYER], n_jobs=1)
+        probe_layers(store, layers=[LAYER], refit_layers=[LAYER], inference=Inference(n_jobs=1))
     return peak
 
 

@@ -50,12 +50,14 @@ def take(model, length, path):
     """Capture one sequence; seconds of it."""
     from tqdm import tqdm
 
+    from posprobe.captures import CaptureOptions
     from posprobe.captures.plan import plan_capture
     from posprobe.captures.run import draw, fill
     from posprobe.store import StoreWriter
 
     kept = dict(residual_layers="last", residual_positions="all/64", past_training=True)
-    plan = plan_capture(model, draw(model, n=2, length=length), **kept).part(slice(0, 1))
+    plan = plan_capture(model, draw(model, n=2, length=length), CaptureOptions(**kept))
+    plan = plan.part(slice(0, 1))
     start = time.perf_counter()
     with (
         contextlib.suppress(EnoughError),

@@ -31,7 +31,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from posprobe.captures.plan import ALONE, BATCH_TOKENS, OFFSETS, plan_capture
+from posprobe.captures import OFFSETS, CaptureOptions
+from posprobe.captures.plan import ALONE, BATCH_TOKENS, plan_capture
 from posprobe.captures.run import FirstTokens, Stream
 from posprobe.models import Observation, Observer, load_model, observation
 from posprobe.models.proofs import ATTENTION
@@ -80,7 +81,7 @@ class Written:
         stimulus = make_stimulus(
             "natural", corpus, n=batch * n_batches, length=length, window=WINDOW
         )
-        self.plan = plan_capture(model, stimulus, past_training=True)
+        self.plan = plan_capture(model, stimulus, CaptureOptions(past_training=True))
         path = folder / f"{length}.h5"
         self.writer = StoreWriter.create(path, self.plan.header, self.plan.index, overwrite=True)
         self.background = BackgroundWriter(self.writer)

@@ -75,7 +75,7 @@ def draw_tokens(name, lengths, folder):
     from posprobe.models.checkpoints import find_checkpoint
 
     location = find_checkpoint(name).location
-    model = load_model(location)
+    model = load_model(name)
     files = {}
     for length in lengths:
         files[length] = folder / f"tokens-{length}.npy"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import posprobe
 from posprobe.errors import PosprobeError
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from posprobe.intervals import Inference
 
-TREATMENTS = ("native", "special", "content", "mean", "noise", "zero")
+__all__ = ["main"]
 
 
 class Commands(click.Group):
@@ -41,11 +43,69 @@ def shared(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
-STIMULUS_OPTIONS = shared(
-    click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to draw from."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
+class Numbers(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Text to numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 1,2,4,8", param, ctx)
+
+
+TEXT = click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to draw from.")
+QUIET = click.option("--quiet", is_flag=True, help="Show no progress bar.")
+SIZE_OPTIONS = shared(
+    click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence."),
+    click.option("--window", type=int, default=32, show_default=True, help="Tokens of the window."),
+    click.option(
+        "--prefixes",
+        type=Numbers(),
+        help="Positions of the window in the shifted design.  [default: five, up to the length]",
+    ),
+    click.option(
+        "--offsets",
+        type=Numbers(),
+        default="1,2,4,8",
+        show_default=True,
+        help="Distances at which scores are kept.",
+    ),
 )
+
+
+def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of all intervals, which it gets as one `inference`."""
+
+    @click.option("--level", type=float, default=0.95, show_default=True, help="Of all intervals.")
+    @click.option(
+        "--resamples", type=int, default=2000, show_default=True, help="Bootstrap samples."
+    )
+    @click.option(
+        "--refits",
+        type=int,
+        default=40,
+        show_default=True,
+        help="Bootstrap samples in which probes are fitted anew.",
+    )
+    @click.option(
+        "--jobs", type=int, default=-1, show_default=True, help="Processes; -1: one per core."
+    )
+    @click.option("--seed", type=int, default=0, show_default=True, help="Of all random draws.")
+    @functools.wraps(command)
+    def wrapped(
+        *, level: float, resamples: int, refits: int, jobs: int, seed: int, **others: Any
+    ) -> Any:
+        from posprobe.intervals import Inference
+
+        inference = Inference(level, resamples, refits, seed, jobs)
+        return command(inference=inference, **others)
+
+    return wrapped
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,19 +119,13 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
 @click.option("--variants", default="standard", show_default=True, help="Comma-separated.")
 @click.option("--n", type=int, help="Sequences and windows.  [default: 40 and 32]")
-@click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence.")
+@SIZE_OPTIONS
 @click.option("--full", is_flag=True, help="More replacements, cut sinks, fixed denominators.")
-@STIMULUS_OPTIONS
+@TEXT
+@inference_options
+@QUIET
 def audit(
-    model: str,
-    out: Path,
-    variants: str,
-    n: int | None,
-    length: int,
-    full: bool,
-    text: Path | None,
-    seed: int,
-    quiet: bool,
+    model: str, out: Path, variants: str, text: Path | None, quiet: bool, **options: Any
 ) -> None:
     """Capture, analyze and report on MODEL: a hub id, folder, GGUF file or bundled name."""
     from posprobe.models import Variant, parse_variant
@@ -84,19 +138,10 @@ def audit(
     for name in asked:
         names.setdefault(parse_variant(name), name)
     for variant in names:
-        variant.check_length(length)  # before the first of them is captured
+        variant.check_length(options["length"])  # before the first of them is captured
     for name in names.values():
-        report = run(
-            model,
-            out if len(names) == 1 else out / name,
-            variant=name,
-            text=_read(text),
-            n=n,
-            length=length,
-            full=full,
-            seed=seed,
-            progress=not quiet,
-        )
+        folder = out if len(names) == 1 else out / name
+        report = run(model, folder, variant=name, text=_read(text), progress=not quiet, **options)
         click.echo(report)
 
 
@@ -104,19 +149,20 @@ def audit(
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option(
-    "--design",
-    type=click.Choice(["natural", "shifted", "iid", "repeated"]),
-    default="natural",
-    show_default=True,
+    "--design", default="natural", show_default=True, help="natural, shifted, iid or repeated."
 )
 @click.option(
     "--bos",
-    type=click.Choice(["native", "force", "none"]),
     default="native",
     show_default=True,
-    help="Beginning of sequence: as the tokenizer does, always, never.",
+    help="Beginning of sequence: native (as the tokenizer does), force or none.",
 )
-@click.option("--position0", type=click.Choice(TREATMENTS), default="native", show_default=True)
+@click.option(
+    "--position0",
+    default="native",
+    show_default=True,
+    help="What stands at position 0: native, special, content, mean, noise or zero.",
+)
 @click.option(
     "--variant", default="standard", show_default=True, help="See `posprobe models`, as ntk(8)."
 )
@@ -126,8 +172,7 @@ def audit(
     help="Hide key 0 from heads: all, layer:head,..., or a .json file of [layer, head].",
 )
 @click.option("--n", type=int, default=40, show_default=True, help="Sequences or windows.")
-@click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence.")
-@click.option("--window", type=int, default=32, show_default=True, help="Tokens of the window.")
+@SIZE_OPTIONS
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
@@ -174,7 +219,9 @@ def audit(
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted capture.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@STIMULUS_OPTIONS
+@TEXT
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the stimulus.")
+@QUIET
 def capture(
     model: str,
     output: Path,
@@ -185,36 +232,38 @@ def capture(
     model_dtype: str,
     text: Path | None,
     quiet: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Run a stimulus through MODEL and write what is observed to one HDF5 file."""
-    if cut_sink is not None:
-        from posprobe.models import Intervention, parse_heads
+    from posprobe.captures import CaptureOptions
+    from posprobe.models import Intervention, parse_heads
 
-        options["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
-    options |= {"text": _read(text), "progress": not quiet}
+    if cut_sink is not None:
+        given["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
+    options, given = CaptureOptions().split(given)
+    given |= {"text": _read(text), "progress": not quiet, "options": options}
     loading = {"variant": variant, "device": device, "dtype": model_dtype}
     if dask is not None:
         from posprobe.captures import capture_distributed, connect
 
         with connect(dask) as client:
-            capture_distributed(model, output, client, loading=loading, **options).close()
+            capture_distributed(model, output, client, loading=loading, **given).close()
     else:
         loaded = posprobe.load_model(model, **loading)  # type: ignore[arg-type]
-        posprobe.capture(loaded, output, **options).close()
+        posprobe.capture(loaded, output, **given).close()
     click.echo(output.absolute())
 
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def analyze(files: tuple[Path, ...], out: Path, seed: int, quiet: bool) -> None:
+@inference_options
+@QUIET
+def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: bool) -> None:
     """Write statistics and report from stored FILES alone: no model, no torch."""
     from posprobe.workflows.analyze import analyze as run
 
-    click.echo(run(files, out, seed=seed, progress=not quiet))
+    click.echo(run(files, out, inference=inference, progress=not quiet))
 
 
 @main.command()
@@ -231,14 +280,14 @@ def analyze(files: tuple[Path, ...], out: Path, seed: int, quiet: bool) -> None:
 @click.option(
     "--different-tokens", is_flag=True, help="Allow different tokens (other tokenizers, one text)."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@inference_options
+@QUIET
 def compare(
     files: tuple[Path, ...],
     out: Path,
     patterns: tuple[str, ...],
     different_tokens: bool,
-    seed: int,
+    inference: Inference,
     quiet: bool,
 ) -> None:
     """Compare models, or variants of one, from stored FILES alone: no model, no torch."""
@@ -256,7 +305,7 @@ def compare(
         out,
         architectures={name: pattern for name, _, pattern in pairs},
         different_tokens=different_tokens,
-        seed=seed,
+        inference=inference,
         progress=not quiet,
     )
     click.echo(report)

@@ -61,7 +61,7 @@ def load_data(out: Path, work: Path) -> Data:
         return Data(stored["train"], stored["held_out"], source)
 
 
-def train(run: Run, out: Path, tokenizer: Path | None) -> Path:
+def train(run: Run, out: Path) -> Path:
     """Train one model to the end, from wherever it is, and export it."""
     while run.step < run.settings.steps:
         row = run.advance()
@@ -72,7 +72,7 @@ def train(run: Run, out: Path, tokenizer: Path | None) -> Path:
             f"({run.cpu_seconds / run.step:.3f} s a step)",
             flush=True,
         )
-    return run.export(out, tokenizer)
+    return run.export(out)
 
 
 def last_norm(row: dict) -> str:
@@ -150,7 +150,7 @@ def train_all(names: list[tuple[str, int]], out: Path, work: Path, device: torch
     for architecture, seed in names:
         if not is_finished(out / f"{architecture}-{seed}", Settings()):
             run = Run(architecture, seed, Settings(), data, work, device)
-            print(f"finished {train(run, out, out / 'tokenizer')}", flush=True)
+            print(f"finished {train(run, out)}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,8 +25,6 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -81,6 +79,12 @@ def learning_rate(step: int, settings: Settings) -> float:
 def sha256(path: Path) -> str:
     """Return the checksum of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a model's files and of its family's tokenizer, by path from there."""
+    paths = [*sorted(folder.iterdir()), *sorted(folder.parent.glob("tokenizer/*"))]
+    return {os.path.relpath(path, folder): sha256(path) for path in paths}
 
 
 class Run:
@@ -218,15 +222,13 @@ class Run:
         tokens = corpus.held_out_batch(self.data.held_out, settings.shape.length, settings.held_out)
         return sink_curve.sink_row(model, tokens.to(self.device))
 
-    def export(self, out: Path, tokenizer: Path | None) -> Path:
+    def export(self, out: Path) -> Path:
         """Write the finished model to ``out/<name>`` in one move, and return that folder."""
         folder, partial = out / self.name, out / f"{self.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         self.model.half().save_pretrained(partial)
         (partial / "generation_config.json").unlink(missing_ok=True)
-        for name in TOKENIZER_FILES if tokenizer else ():
-            shutil.copy(tokenizer / name, partial / name)
         write_curve(partial / "training.csv", self.rows)
         text = json.dumps(self.provenance(partial), indent=1)
         (partial / "provenance.json").write_text(text + "\n")
@@ -245,7 +247,7 @@ class Run:
             "name": self.name,
             "architecture": self.architecture,
             "seed": self.seed,
-            "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+            "files": checksums(folder),
             "retrain": f"python analyses/zoo/train.py --model {self.name}",
             "settings": asdict(settings),
             "tokens": settings.steps * settings.batch * settings.shape.length,

@@ -1,6 +1,7 @@
 """Stored files of one model -> tables: everything that claims, figures and report are made of.
 
 files          which file answers what
+steps          what a step of an analysis needs, and what it finds
 tables         all tables of one model, and the numbers that claims rest on
 checks, exact  manipulation checks; what must hold exactly
 interventions  which interventions the files hold, each with its table
@@ -16,6 +17,7 @@ precision      shifted against natural design
 wording        a stored file in words
 """
 
+from posprobe.analysis.checks import check
 from posprobe.analysis.denominator import mean_normalizers
 from posprobe.analysis.files import INTERVENTIONS, Files, sort_files
 from posprobe.analysis.heads import (
@@ -27,28 +29,27 @@ from posprobe.analysis.heads import (
     strongest,
 )
 from posprobe.analysis.position0 import closed_system_table
-from posprobe.analysis.probes import N_RESAMPLES
-from posprobe.analysis.replacement import PRIMARY, replacement_table
+from posprobe.analysis.replacement import PRIMARY_TREATMENT, replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads
-from posprobe.analysis.tables import Analysis, analyze_files, count_steps
+from posprobe.analysis.tables import Analysis, analyze_files, possible_steps
 from posprobe.analysis.wording import first_token, listed, n_units, shifted_design
 
 __all__ = [
     "INTERVENTIONS",
-    "N_RESAMPLES",
-    "PRIMARY",
+    "PRIMARY_TREATMENT",
     "SINK_RATE",
     "Analysis",
     "Files",
     "Head",
     "analyze_files",
+    "check",
     "closed_system_table",
-    "count_steps",
     "first_token",
     "held_back_half",
     "listed",
     "mean_normalizers",
     "n_units",
+    "possible_steps",
     "random_heads",
     "replacement_table",
     "share_of_sink_heads",

@@ -32,7 +32,7 @@ from posprobe.analysis.heads import Head
 from posprobe.analysis.replacement import common_items, ratio_of_variances
 from posprobe.channels import channel_effects, cut_heads, early_limit, position_covariance
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, pseudo_values
+from posprobe.intervals import Array, Inference, pseudo_values
 from posprobe.store import ActivationStore
 
 __all__ = ["MEASURES", "cut_table"]
@@ -56,7 +56,7 @@ def cut_table(
     cuts: Iterable[ActivationStore],
     sink_reading: Sequence[Head],
     *,
-    level: float = 0.95,
+    inference: Inference = Inference(),
 ) -> pd.DataFrame:
     """Fraction of V_R removed by hiding key 0 from sink-reading, random and all heads.
 
@@ -69,9 +69,9 @@ def cut_table(
         that all files hold are compared, paired.
     sink_reading : sequence of (layer, head)
         The heads that read the sink, chosen on other data: they say what a file is.
-    level : float
-        Of Fieller's intervals on jackknife pseudo-values. They are over items: random draws are the
-        draws that were made.
+    inference : Inference
+        Level of Fieller's intervals on jackknife pseudo-values. They are over items: random draws
+        are the draws that were made.
 
     Returns
     -------
@@ -106,10 +106,12 @@ def cut_table(
             for up_to, positions in ranges.items():
                 of = {"measured": measured, "positions": positions, "up_to": up_to}
                 key = measured, up_to
-                rows.append(_removed(condition, before, key, kept, level) | of)
+                rows.append(_removed(condition, before, key, kept, inference.level) | of)
                 draws = _matched_draws(condition, conditions)
                 if draws:
-                    rows.append(_difference(condition, draws, before, key, kept, level) | of)
+                    rows.append(
+                        _difference(condition, draws, before, key, kept, inference.level) | of
+                    )
     leading = ["heads", "measured", "positions", "up_to"]
     table = pd.DataFrame(rows)
     return table[leading + [name for name in table if name not in leading]]
@@ -246,10 +248,4 @@ def _ratio(
         unknown = dict.fromkeys(("fraction_removed", "low", "high"), np.nan)
         return row | unknown | {"method": "undefined", "n": len(a)}
     interval = ratio_of_variances(a, b, quantity=quantity, level=level)
-    return row | {
-        "fraction_removed": interval.estimate,
-        "low": np.nan if interval.low is None else interval.low,
-        "high": np.nan if interval.high is None else interval.high,
-        "method": interval.method + (": unbounded" if interval.unbounded else ""),
-        "n": interval.n,
-    }
+    return row | interval.row("fraction_removed")

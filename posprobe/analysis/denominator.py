@@ -17,10 +17,10 @@ from posprobe.channels import early_limit
 from posprobe.errors import DesignError
 from posprobe.intervals import (
     Array,
+    Inference,
     Interval,
     bootstrap_interval,
     bootstrap_limits,
-    cluster_weights,
     max_t,
 )
 from posprobe.probes import PositionProbe, features
@@ -34,7 +34,6 @@ __all__ = [
     "mean_normalizers",
 ]
 
-N_RESAMPLES = 2000
 CAVEAT = (
     "Inside the forward pass rows no longer sum to 1 but to exp(z - c), so that row sums carry "
     "position themselves: this shows what happens under the change, not what the denominator does."
@@ -59,7 +58,7 @@ class FixedDenominator(NamedTuple):
 
 
 def fixed_denominator_probes(
-    store: ActivationStore, *, level: float = 0.95, seed: int = 0
+    store: ActivationStore, *, inference: Inference = Inference()
 ) -> FixedDenominator:
     """Probe position from log attention weights (P) and from scores alone (P_fix), by layer.
 
@@ -71,8 +70,7 @@ def fixed_denominator_probes(
     ----------
     store : ActivationStore
         Of the natural design.
-    level : float
-    seed : int
+    inference : Inference
 
     Returns
     -------
@@ -89,7 +87,7 @@ def fixed_denominator_probes(
             f"{store.path.name} has {n_items} sequences; probes need 5 folds, so capture with a "
             "larger --n"
         )
-    weights = np.vstack([np.ones(n_items), cluster_weights(n_items, N_RESAMPLES, seed)])
+    weights = np.vstack([np.ones(n_items), inference.weights(n_items)])
     rows, every = [], []
     for layer in range(store.n_layers):
         scores = {}
@@ -103,7 +101,7 @@ def fixed_denominator_probes(
         for name, draws in scores.items():
             column = name if name == "difference" else f"r2_{name}"
             low, high = bootstrap_limits(
-                draws[1:], draws[0], n=n_items, level=level, method="percentile"
+                draws[1:], draws[0], n=n_items, level=inference.level, method="percentile"
             )
             row |= {column: draws[0], f"{column}_low": low, f"{column}_high": high}
         rows.append(row)
@@ -114,7 +112,7 @@ def fixed_denominator_probes(
         differences[1:].mean(1),
         float(differences[0].mean()),
         n=n_items,
-        level=level,
+        level=inference.level,
         method="percentile",
         estimand="mean over layers of R2(P) - R2(P_fix), fixed probes",
     )
@@ -163,7 +161,7 @@ def mean_normalizers(
 
 
 def fixed_forward_table(
-    native: ActivationStore, fixed: ActivationStore, *, level: float = 0.95
+    native: ActivationStore, fixed: ActivationStore, *, inference: Inference = Inference()
 ) -> pd.DataFrame:
     r"""What becomes of V_R when the forward pass runs under fixed denominators.
 
@@ -174,7 +172,7 @@ def fixed_forward_table(
     ----------
     native, fixed : ActivationStore
         The same shifted stimulus, or its first items, without and with `fixed_denominator`.
-    level : float
+    inference : Inference
 
     Returns
     -------
@@ -189,7 +187,9 @@ def fixed_forward_table(
     layers = sorted({layer for layer, _, _ in constants})
     first, last = _log_row_sums(fixed, constants)
     for positions, up_to in (("early", early_limit(native)), ("all", native.prefixes[-1])):
-        interval, before, after = fraction_removed(native, fixed, up_to=up_to, level=level)
+        interval, before, after = fraction_removed(
+            native, fixed, up_to=up_to, level=inference.level
+        )
         rows.append(
             {
                 "layers": ", ".join(map(str, layers)),
@@ -197,11 +197,7 @@ def fixed_forward_table(
                 "up_to": up_to,
                 "V_R_native": before,
                 "V_R_fixed": after,
-                "fraction_removed": interval.estimate,
-                "low": np.nan if interval.low is None else interval.low,
-                "high": np.nan if interval.high is None else interval.high,
-                "method": interval.method + (": unbounded" if interval.unbounded else ""),
-                "n": interval.n,
+                **interval.row("fraction_removed"),
                 "log_row_sum_first": first,
                 "log_row_sum_last": last,
                 "caveat": CAVEAT,

@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 
 from posprobe.channels import channel_effects, score_shift
-from posprobe.intervals import Interval, mean_interval
+from posprobe.intervals import Inference, Interval, mean_interval
 from posprobe.store import ActivationStore
 
 __all__ = ["layer_0_table", "repeated_table"]
 
 
-def layer_0_table(store: ActivationStore, level: float) -> tuple[pd.DataFrame, dict[str, Interval]]:
+def layer_0_table(
+    store: ActivationStore, inference: Inference = Inference()
+) -> tuple[pd.DataFrame, dict[str, Interval]]:
     """What must be 0 where the residual stream is the embedding: largest values, item by item."""
     effects = channel_effects(store, 0)
     largest = {
@@ -23,16 +25,21 @@ def layer_0_table(store: ActivationStore, level: float) -> tuple[pd.DataFrame, d
         "layer_0_rest": "largest |R - S|, nats",
         "scores_moved": "largest change of a score at a fixed offset, relative to their spread",
     }
-    found = {k: mean_interval(v, estimand=what[k], level=level) for k, v in largest.items()}
+    found = {
+        k: mean_interval(v, estimand=what[k], level=inference.level) for k, v in largest.items()
+    }
     rows = [
-        {"name": k, "quantity": what[k], "estimate": i.estimate, "low": i.low, "high": i.high}
+        {"name": k, "quantity": what[k], "estimate": i.estimate}
+        | i.limits()
         | {"largest": float(largest[k].max()), "n": i.n}
         for k, i in found.items()
     ]
     return pd.DataFrame(rows), found
 
 
-def repeated_table(store: ActivationStore, level: float) -> tuple[pd.DataFrame, Interval]:
+def repeated_table(
+    store: ActivationStore, inference: Inference = Inference()
+) -> tuple[pd.DataFrame, Interval]:
     """Largest absolute residual and mask effect at each layer and position, over all items."""
     rows, largest = [], []
     for layer in range(store.n_layers):
@@ -48,5 +55,5 @@ def repeated_table(store: ActivationStore, level: float) -> tuple[pd.DataFrame, 
                     "mask": float(mask[:, p].max()),
                 }
             )
-    interval = mean_interval(np.max(largest, axis=0), estimand="largest |R|", level=level)
+    interval = mean_interval(np.max(largest, axis=0), estimand="largest |R|", level=inference.level)
     return pd.DataFrame(rows), interval

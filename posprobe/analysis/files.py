@@ -11,8 +11,14 @@ from posprobe.store import ActivationStore
 
 __all__ = ["INTERVENTIONS", "Files", "sort_files"]
 
-INTERVENTIONS = {"cut_sink": "cut", "fixed_denominator": "fixed", "causal": "masked"}
-INTERVENTIONS |= {"window": "masked"}
+# Fields of an intervention, and the field of `Files` for captures under it.
+INTERVENTIONS = {
+    "cut_sink": "cut_sink",
+    "fixed_denominator": "fixed_denominator",
+    "causal": "masks",
+    "window": "masks",
+}
+SEVERAL = ("replaced", "cut_sink", "masks")  # files may answer these questions
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,11 @@ class Files:
         One token all along; the same behind a BOS.
     replaced : list of ActivationStore
         The shifted stimulus with another embedding at position 0.
-    cut : list of ActivationStore
+    cut_sink : list of ActivationStore
         The shifted stimulus with key 0 hidden from some heads.
-    fixed : ActivationStore or None
+    fixed_denominator : ActivationStore or None
         The shifted stimulus under fixed denominators.
-    masked : list of ActivationStore
+    masks : list of ActivationStore
         The shifted stimulus under another mask, none or a window; the natural one under none.
     """
 
@@ -40,19 +46,20 @@ class Files:
     repeated: ActivationStore | None = None
     bos_repeated: ActivationStore | None = None
     replaced: list[ActivationStore] = field(default_factory=list)
-    cut: list[ActivationStore] = field(default_factory=list)
-    fixed: ActivationStore | None = None
-    masked: list[ActivationStore] = field(default_factory=list)
+    cut_sink: list[ActivationStore] = field(default_factory=list)
+    fixed_denominator: ActivationStore | None = None
+    masks: list[ActivationStore] = field(default_factory=list)
 
     def all(self) -> list[ActivationStore]:
         """Every file there is."""
-        named = [self.natural, self.shifted, self.repeated, self.bos_repeated, self.fixed]
-        there = [store for store in named if store is not None]
-        return there + self.replaced + self.cut + self.masked
+        one = (self.natural, self.shifted, self.repeated, self.bos_repeated, self.fixed_denominator)
+        there = [store for store in one if store is not None]
+        return there + self.replaced + self.cut_sink + self.masks
 
     def intervened(self) -> list[ActivationStore]:
         """The files under a change of attention that the others are without."""
-        return [*self.cut, *([] if self.fixed is None else [self.fixed]), *self.masked]
+        fixed = [] if self.fixed_denominator is None else [self.fixed_denominator]
+        return [*self.cut_sink, *fixed, *self.masks]
 
 
 def sort_files(stores: Iterable[ActivationStore]) -> Files:
@@ -73,11 +80,11 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
         raise DesignError("no file was given; make one with: posprobe capture MODEL -o FILE.h5")
     weakest = _weakest(stores)
     first = next((s for s in stores if not _intervention(s, weakest)), stores[0])
-    found: dict[str, Any] = {"replaced": [], "cut": [], "masked": []}
+    found: dict[str, Any] = {role: [] for role in SEVERAL}
     for store in stores:
         _check_same(store, first)
         role = _role(store, _intervention(store, weakest))
-        if role in ("replaced", "cut", "masked"):
+        if role in SEVERAL:
             _check_new(store, found[role])
             found[role].append(store)
         elif role in found:
@@ -86,11 +93,7 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
             )
         else:
             found[role] = store
-    for role in (
-        "replaced",
-        "cut",
-        "masked",
-    ):  # the same report, in whatever order files were given
+    for role in SEVERAL:  # the same report, in whatever order files were given
         found[role].sort(key=lambda store: store.path.name)
     return Files(**found)
 

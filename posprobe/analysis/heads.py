@@ -17,7 +17,7 @@ from scipy import stats
 
 from posprobe.analysis.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Interval, fieller_ratio, mean_interval
+from posprobe.intervals import Array, Inference, fieller_ratio, mean_interval
 from posprobe.store import ActivationStore
 
 __all__ = [
@@ -57,7 +57,7 @@ def held_back_half(store: ActivationStore) -> NDArray[np.bool_]:
 
 
 def sink_head_table(
-    store: ActivationStore, *, threshold: float = SINK_RATE, level: float = 0.95
+    store: ActivationStore, *, threshold: float = SINK_RATE, inference: Inference = Inference()
 ) -> pd.DataFrame:
     """Sink rate of every head in the half that chooses and in the half that reports.
 
@@ -67,8 +67,9 @@ def sink_head_table(
         Of the natural design.
     threshold : float
         A head is sink-reading if its sink rate in the held-back half is above this.
-    level : float
-        Of Wilson's interval, head by head and not adjusted for their number: no head is tested.
+    inference : Inference
+        Level of Wilson's interval, head by head and not adjusted for their number: no head is
+        tested.
 
     Returns
     -------
@@ -88,7 +89,7 @@ def sink_head_table(
     columns: dict[str, Any] = {"layer": layers.ravel(), "head": heads.ravel()}
     for name, half in (("rate_chosen", chosen), ("sink_rate", ~chosen)):
         counts = (attention[half] > SINK_THRESHOLD).sum(0).ravel()
-        low, high = _wilson(counts, int(half.sum()), level)
+        low, high = _wilson(counts, int(half.sum()), inference.level)
         columns |= {name: counts / half.sum(), f"{name}_low": low, f"{name}_high": high}
     columns |= {
         "attention": attention[~chosen].mean(0).ravel(),
@@ -181,7 +182,7 @@ def _draw(like: Sequence[Head], others: list[Head], rng: np.random.Generator) ->
 
 
 def writing_table(
-    store: ActivationStore, *, threshold: float = SINK_RATE, level: float = 0.95
+    store: ActivationStore, *, threshold: float = SINK_RATE, inference: Inference = Inference()
 ) -> pd.DataFrame:
     r"""What sink-reading heads and all others write of position 0 into the residual stream.
 
@@ -194,8 +195,9 @@ def writing_table(
     ----------
     store : ActivationStore
         Of the natural design, with `sink_value`.
-    threshold, level
-        Sink rate above which a head is sink-reading; of the intervals.
+    threshold : float
+        Sink rate above which a head is sink-reading.
+    inference : Inference
 
     Returns
     -------
@@ -237,10 +239,10 @@ def writing_table(
         groups = values[:, reading].mean(1), values[:, ~reading].mean(1)
         counts = int(reading.sum()), int((~reading).sum())
         for heads, each, count in zip(("sink-reading", "other"), groups, counts, strict=True):
-            interval = mean_interval(each, estimand="norm written", level=level)
-            rows.append({"quantity": quantity, "heads": heads, "n_heads": count} | _row(interval))
-        ratio = fieller_ratio(groups[1], groups[0], quantity="ratio", level=level)
-        rows.append({"quantity": quantity, "heads": "ratio", "n_heads": sum(counts)} | _row(ratio))
+            interval = mean_interval(each, estimand="norm written", level=inference.level)
+            rows.append({"quantity": quantity, "heads": heads, "n_heads": count} | interval.row())
+        ratio = fieller_ratio(groups[1], groups[0], quantity="ratio", level=inference.level)
+        rows.append({"quantity": quantity, "heads": "ratio", "n_heads": sum(counts)} | ratio.row())
     return pd.DataFrame(rows)
 
 
@@ -260,16 +262,6 @@ def _later_norm(store: ActivationStore, half: NDArray[np.bool_]) -> Array:
         norm = np.sqrt(np.einsum("sqd,sqd->sq", stream, stream, dtype=np.float64))
         norms.append(np.where(later, norm, 0.0).sum(1) / later.sum(1))
     return np.stack(norms, 1)[:, :, None]
-
-
-def _row(interval: Interval) -> dict[str, Any]:
-    return {
-        "estimate": interval.estimate,
-        "low": np.nan if interval.low is None else interval.low,
-        "high": np.nan if interval.high is None else interval.high,
-        "method": interval.method + (": unbounded" if interval.unbounded else ""),
-        "n": interval.n,
-    }
 
 
 def _wilson(counts: NDArray[np.int64], n: int, level: float) -> tuple[Array, Array]:

@@ -1,12 +1,8 @@
-"""The interventions that a set of files allows: what to compute, in order, from which of them."""
+"""What the files allow beyond the split itself: one step for each intervention, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
-import pandas as pd
 
 from posprobe.analysis.cuts import cut_table
 from posprobe.analysis.denominator import fixed_denominator_probes, fixed_forward_table
@@ -15,136 +11,135 @@ from posprobe.analysis.heads import Head, sink_head_table, sink_reading_heads, w
 from posprobe.analysis.masks import mask_probes, mask_tables
 from posprobe.analysis.precision import precision_table
 from posprobe.analysis.specification import specification_curve
-from posprobe.intervals import Interval
+from posprobe.analysis.steps import Found, Step, given
+from posprobe.intervals import Inference
 from posprobe.store import ActivationStore
 
-__all__ = ["Found", "intervention_steps"]
+__all__ = ["INTERVENTION_STEPS"]
 
 LEAST_ITEMS = {"heads": 4, "probes": 5}
 
 
-class Found(NamedTuple):
-    """Tables by file name, and single numbers that claims rest on."""
-
-    tables: dict[str, pd.DataFrame]
-    intervals: dict[str, Interval]
-
-
-Make = Callable[[float, int], Found]
+def _has(store: ActivationStore | None, purpose: str, quantity: str) -> bool:
+    """Whether a file keeps the quantity, of enough items for the purpose."""
+    if store is None:
+        return False
+    return store.n_items >= LEAST_ITEMS[purpose] and quantity in store.header.quantities
 
 
-def intervention_steps(files: Files) -> list[tuple[str, Make]]:
-    """What the files allow beyond the split itself.
+def _has_channels(files: Files) -> bool:
+    return _has(files.shifted, "heads", "remasked_normalizer")
 
-    Returns
-    -------
-    list of (name, make)
-        ``make(level, seed)`` gives the tables: `sink_heads` and `sink_writing` (natural file),
-        `fixed_denominator` (natural), `precision` (natural and shifted), `specification` (shifted
-        and replaced), `cut_sink` (shifted and cut), `fixed_forward` (shifted and fixed), `masks`
-        and `mask_layers` (shifted under other masks), `mask_probes` (natural without its mask).
-    """
+
+def _masked(files: Files, design: str) -> list[ActivationStore]:
+    return [store for store in files.masks if store.design == design]
+
+
+def _unmasked_naturals(files: Files) -> list[ActivationStore]:
+    return [s for s in _masked(files, "natural") if _has(s, "probes", "normalizer")]
+
+
+def _sink_reading(files: Files) -> list[Head]:
+    """The sink-reading heads, chosen on the natural file; none without one."""
+    if not _has(files.natural, "heads", "sink_score"):
+        return []
+    return sink_reading_heads(given(files.natural))
+
+
+def _precision_is_comparable(files: Files) -> bool:
     natural, shifted = files.natural, files.shifted
-    steps: list[tuple[str, Make]] = []
-    reading: list[Head] = []
-    if natural is not None and _has(natural, "heads", "sink_score"):
-        reading = sink_reading_heads(natural)
-        steps.append(("sink-reading heads", _heads(natural, reading)))
-    if natural is not None and _has(natural, "probes", "offset_score"):
-        steps.append(("fixed denominator", _patterns(natural)))
-    unmasked = [
-        s for s in files.masked if s.design == "natural" and _has(s, "probes", "normalizer")
-    ]
-    if unmasked and natural is not None:
-        steps.append(("no mask, probes", _unmasked(natural, unmasked[0])))
-    if shifted is None or not _has(shifted, "heads", "remasked_normalizer"):
-        return steps
-    if natural is not None and _comparable(natural, shifted):
-        steps.append(("precision", _precision(natural, shifted)))
-    if files.replaced:
-        steps.append(("specification curve", _specification(shifted, files.replaced, reading)))
-    if files.cut:
-        steps.append(("cut sink", _cut(shifted, files.cut, reading)))
-    if files.fixed is not None:
-        steps.append(("fixed denominator, forward", _forward(shifted, files.fixed)))
-    masked = [store for store in files.masked if store.design == "shifted"]
-    if masked:
-        steps.append(("other masks", _masked(shifted, masked)))
-    return steps
-
-
-def _has(store: ActivationStore, purpose: str, quantity: str) -> bool:
-    enough = store.n_items >= LEAST_ITEMS[purpose]
-    return enough and quantity in store.header.quantities
-
-
-def _comparable(natural: ActivationStore, shifted: ActivationStore) -> bool:
     return (
-        _has(natural, "heads", "remasked_normalizer")
+        natural is not None
+        and shifted is not None
+        and _has_channels(files)
+        and _has(natural, "heads", "remasked_normalizer")
         and natural.window == shifted.window
         and natural.offsets == shifted.offsets
         and bool({*natural.prefixes[:-1]} & {*shifted.prefixes[:-1]})
     )
 
 
-def _heads(store: ActivationStore, reading: list[Head]) -> Make:
-    def make(level: float, seed: int) -> Found:
-        tables = {"sink_heads": sink_head_table(store, level=level)}
-        two_groups = 0 < len(reading) < store.n_layers * store.n_heads
-        known = "sink_value" in store.header.quantities and bool(
-            np.isfinite(store.read("sink_value")).all()
-        )
-        if two_groups and known:
-            tables["sink_writing"] = writing_table(store, level=level)
-        return Found(tables, {})
-
-    return make
-
-
-def _patterns(store: ActivationStore) -> Make:
-    def make(level: float, seed: int) -> Found:
-        probes = fixed_denominator_probes(store, level=level, seed=seed)
-        return Found({"fixed_denominator": probes.table}, {"fixed_denominator": probes.mean})
-
-    return make
-
-
-def _precision(natural: ActivationStore, shifted: ActivationStore) -> Make:
-    return lambda level, seed: Found(
-        {"precision": precision_table(natural, shifted, level=level, seed=seed)}, {}
+def _heads(files: Files, inference: Inference) -> Found:
+    natural, reading = given(files.natural), _sink_reading(files)
+    tables = {"sink_heads": sink_head_table(natural, inference=inference)}
+    has_two_groups = 0 < len(reading) < natural.n_layers * natural.n_heads
+    values_are_known = "sink_value" in natural.header.quantities and bool(
+        np.isfinite(natural.read("sink_value")).all()
     )
+    if has_two_groups and values_are_known:
+        tables["sink_writing"] = writing_table(natural, inference=inference)
+    return Found(tables)
 
 
-def _specification(
-    native: ActivationStore, replaced: list[ActivationStore], reading: list[Head]
-) -> Make:
-    return lambda level, _: Found(
-        {"specification": specification_curve(native, replaced, sink_reading=reading, level=level)},
-        {},
+def _patterns(files: Files, inference: Inference) -> Found:
+    probes = fixed_denominator_probes(given(files.natural), inference=inference)
+    return Found({"fixed_denominator": probes.table}, {"fixed_denominator": probes.mean})
+
+
+def _unmasked_probes(files: Files, inference: Inference) -> Found:
+    masked = _unmasked_naturals(files)[0]
+    table, intervals = mask_probes(given(files.natural), masked, inference=inference)
+    return Found({"mask_probes": table}, intervals)
+
+
+def _precision(files: Files, inference: Inference) -> Found:
+    natural, shifted = given(files.natural), given(files.shifted)
+    return Found({"precision": precision_table(natural, shifted, inference=inference)})
+
+
+def _specification(files: Files, inference: Inference) -> Found:
+    table = specification_curve(
+        given(files.shifted),
+        files.replaced,
+        sink_reading=_sink_reading(files),
+        inference=inference,
     )
+    return Found({"specification": table})
 
 
-def _cut(native: ActivationStore, cuts: list[ActivationStore], reading: list[Head]) -> Make:
-    return lambda level, _: Found({"cut_sink": cut_table(native, cuts, reading, level=level)}, {})
+def _cuts(files: Files, inference: Inference) -> Found:
+    shifted, reading = given(files.shifted), _sink_reading(files)
+    return Found({"cut_sink": cut_table(shifted, files.cut_sink, reading, inference=inference)})
 
 
-def _forward(native: ActivationStore, fixed: ActivationStore) -> Make:
-    return lambda level, _: Found(
-        {"fixed_forward": fixed_forward_table(native, fixed, level=level)}, {}
+def _forward(files: Files, inference: Inference) -> Found:
+    table = fixed_forward_table(
+        given(files.shifted), given(files.fixed_denominator), inference=inference
     )
+    return Found({"fixed_forward": table})
 
 
-def _masked(native: ActivationStore, masked: list[ActivationStore]) -> Make:
-    def make(level: float, seed: int) -> Found:
-        found = mask_tables(native, masked, level=level, seed=seed)
-        return Found({"masks": found.table, "mask_layers": found.layers}, found.intervals)
-
-    return make
+def _masks(files: Files, inference: Inference) -> Found:
+    masked = _masked(files, "shifted")
+    found = mask_tables(given(files.shifted), masked, inference=inference)
+    return Found({"masks": found.table, "mask_layers": found.layers}, found.intervals)
 
 
-def _unmasked(native: ActivationStore, masked: ActivationStore) -> Make:
-    def make(level: float, seed: int) -> Found:
-        table, intervals = mask_probes(native, masked, level=level, seed=seed)
-        return Found({"mask_probes": table}, intervals)
-
-    return make
+INTERVENTION_STEPS = (
+    Step("sink-reading heads", lambda files: _has(files.natural, "heads", "sink_score"), _heads),
+    Step(
+        "fixed denominator", lambda files: _has(files.natural, "probes", "offset_score"), _patterns
+    ),
+    Step(
+        "no mask, probes",
+        lambda files: files.natural is not None and bool(_unmasked_naturals(files)),
+        _unmasked_probes,
+    ),
+    Step("precision", _precision_is_comparable, _precision),
+    Step(
+        "specification curve",
+        lambda files: _has_channels(files) and bool(files.replaced),
+        _specification,
+    ),
+    Step("cut sink", lambda files: _has_channels(files) and bool(files.cut_sink), _cuts),
+    Step(
+        "fixed denominator, forward",
+        lambda files: _has_channels(files) and files.fixed_denominator is not None,
+        _forward,
+    ),
+    Step(
+        "other masks",
+        lambda files: _has_channels(files) and bool(_masked(files, "shifted")),
+        _masks,
+    ),
+)

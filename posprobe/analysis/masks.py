@@ -22,15 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from posprobe.analysis.replacement import common_items
+from posprobe.analysis.replacement import common_items, ratio_of_variances
 from posprobe.channels import ChannelEffects, Variances, channel_effects, gather_variances
 from posprobe.intervals import (
     Array,
+    Inference,
     Interval,
     bootstrap_interval,
     bootstrap_limits,
-    cluster_weights,
-    fieller_ratio,
     mean_interval,
 )
 from posprobe.probes import PositionProbe, features
@@ -38,9 +37,8 @@ from posprobe.store import ActivationStore
 
 __all__ = ["NATIVE", "Masks", "mask_name", "mask_probes", "mask_tables"]
 
-N_RESAMPLES = 1000
 NATIVE = "native"
-NAMES = ("V_T", "V_M", "V_R")
+VARIANCES = ("V_T", "V_M", "V_R")
 
 
 class Masks(NamedTuple):
@@ -82,8 +80,7 @@ def mask_tables(
     native: ActivationStore,
     masked: Sequence[ActivationStore],
     *,
-    level: float = 0.95,
-    seed: int = 0,
+    inference: Inference = Inference(),
 ) -> Masks:
     """Compare the channels under other masks with the native ones, items paired.
 
@@ -94,8 +91,7 @@ def mask_tables(
     masked : sequence of ActivationStore
         The same stimulus, or its first items, without causal mask or with a window. Offsets that a
         window hides are left out of both.
-    level, seed
-        Of the intervals; of the resampling.
+    inference : Inference
 
     Returns
     -------
@@ -106,47 +102,72 @@ def mask_tables(
     DesignError
         If the files are not of the same windows, or have fewer than three items in common.
     """
-    rows: list[dict[str, Any]] = []
-    layers: list[pd.DataFrame] = []
-    intervals: dict[str, Interval] = {}
-    for store in masked:
-        name, window = mask_name(store), _window(store)
-        pairs = _pairs(native, store)
-        mismatch = _mismatch(store)[common_items(native, store)[1]]
-        ranges = {"all": pairs}
-        if window is not None and sum(p >= window for p in store.prefixes) > 1:
-            ranges["behind the window"] = [
-                (a.beyond(window - 1), b.beyond(window - 1)) for a, b in pairs
-            ]
-        for positions, effects in ranges.items():
-            before, after = (
-                gather_variances(part, seed=seed) for part in zip(*effects, strict=True)
-            )
-            largest = np.max([np.abs(b.mask).max((1, 2, 3)) for _, b in effects], axis=0)
-            common = {
-                "mask": name,
-                "positions": positions,
-                "largest_M": float(largest.max()),
-                "mismatch": float(mismatch.max()),
-            }
-            rows += [common | _compared(before, after, quantity, level) for quantity in NAMES]
-            closed = window is None or positions != "all"
-            if closed:
-                kind = "mask" if window is None else "window"
-                intervals[f"{kind}_closed"] = mean_interval(
-                    np.maximum(largest, mismatch),
-                    estimand="largest |M| and mismatch",
-                    level=level,
-                )
-            if positions != "all":
-                intervals["window_left"] = _overall(after, "V_T", level)
-            elif window is not None and store.n_layers >= 3:
-                intervals["window_growth"] = _growth(before, after, level)
-            if positions == "all":
-                layers += [_by_layer(v, m, level) for m, v in ((NATIVE, before), (name, after))]
-    by_layer = pd.concat(layers, ignore_index=True)
-    by_layer = by_layer.drop_duplicates(["mask", "layer", "quantity"], ignore_index=True)
-    return Masks(pd.DataFrame(rows), by_layer, intervals)
+    found = [_under_mask(native, store, inference) for store in masked]
+    layers = pd.concat([one.layers for one in found], ignore_index=True)
+    return Masks(
+        pd.concat([one.table for one in found], ignore_index=True),
+        layers.drop_duplicates(["mask", "layer", "quantity"], ignore_index=True),
+        {name: interval for one in found for name, interval in one.intervals.items()},
+    )
+
+
+class _Range(NamedTuple):
+    """Both channels over one range of positions, natively and under another mask.
+
+    `largest` is the largest of |M| and of the mismatch of normalizers, item by item, in nats.
+    """
+
+    positions: str
+    before: Variances
+    after: Variances
+    largest: Array
+    checks: dict[str, float]
+
+
+def _under_mask(native: ActivationStore, store: ActivationStore, inference: Inference) -> Masks:
+    """The tables and intervals of one other mask."""
+    name, window, level = mask_name(store), _window(store), inference.level
+    pairs = _pairs(native, store)
+    mismatch = _mismatch(store)[common_items(native, store)[1]]
+    whole = _range("all", pairs, mismatch, inference)
+    ranges = [whole]
+    if window is None:
+        intervals = {"mask_closed": _closed(whole, level)}
+    else:
+        intervals = {}
+        if store.n_layers >= 3:
+            intervals["window_growth"] = _growth(whole.before, whole.after, level)
+        if sum(p >= window for p in store.prefixes) > 1:
+            beyond = [(a.beyond(window - 1), b.beyond(window - 1)) for a, b in pairs]
+            behind = _range("behind the window", beyond, mismatch, inference)
+            ranges.append(behind)
+            intervals["window_closed"] = _closed(behind, level)
+            intervals["window_left"] = _overall(behind.after, "V_T", level)
+    rows = [
+        {"mask": name, "positions": part.positions, **part.checks}
+        | _compared(part.before, part.after, variance, level)
+        for part in ranges
+        for variance in VARIANCES
+    ]
+    layers = [_by_layer(whole.before, NATIVE, level), _by_layer(whole.after, name, level)]
+    return Masks(pd.DataFrame(rows), pd.concat(layers, ignore_index=True), intervals)
+
+
+def _range(
+    positions: str,
+    pairs: Sequence[tuple[ChannelEffects, ChannelEffects]],
+    mismatch: Array,
+    inference: Inference,
+) -> _Range:
+    before, after = (gather_variances(part, inference) for part in zip(*pairs, strict=True))
+    largest = np.max([np.abs(changed.mask).max((1, 2, 3)) for _, changed in pairs], axis=0)
+    checks = {"largest_M": float(largest.max()), "mismatch": float(mismatch.max())}
+    return _Range(positions, before, after, np.maximum(largest, mismatch), checks)
+
+
+def _closed(part: _Range, level: float) -> Interval:
+    """What must be 0 where the mask channel is closed: the largest |M| and mismatch of an item."""
+    return mean_interval(part.largest, estimand="largest |M| and mismatch", level=level)
 
 
 def _window(store: ActivationStore) -> int | None:
@@ -182,19 +203,13 @@ def _mismatch(store: ActivationStore) -> Array:
 def _compared(before: Variances, after: Variances, quantity: str, level: float) -> dict[str, Any]:
     changed = _overall(after, quantity, level)
     own, other = (v.mean((0, 1)).pseudo[quantity][:, 0, 0] for v in (before, after))
-    ratio = fieller_ratio(own, other, level=level, estimand=f"fraction of {quantity} removed")
-    bounded = not ratio.unbounded and own.mean() > 0
+    ratio = ratio_of_variances(own, other, level=level, estimand=f"fraction of {quantity} removed")
     return {
         "quantity": quantity,
         "native": float(own.mean()),
         "changed": changed.estimate,
-        "changed_low": changed.low,
-        "changed_high": changed.high,
-        "fraction_removed": ratio.estimate,
-        "low": ratio.low if bounded else np.nan,
-        "high": ratio.high if bounded else np.nan,
-        "method": "fieller" if bounded else "fieller: unbounded",
-        "n": after.n_items,
+        **changed.limits("changed"),
+        **ratio.row("fraction_removed"),
     }
 
 
@@ -230,7 +245,7 @@ def _growth(before: Variances, after: Variances, level: float) -> Interval:
 def _by_layer(variances: Variances, name: str, level: float) -> pd.DataFrame:
     over = variances.mean((1,))
     tables = []
-    for quantity in NAMES:
+    for quantity in VARIANCES:
         low, high = over.limits(quantity, level)
         columns = {"estimate": over.estimate[quantity], "low": low, "high": high}
         table = pd.DataFrame({k: v[:, 0] for k, v in columns.items()})
@@ -242,7 +257,7 @@ def _by_layer(variances: Variances, name: str, level: float) -> pd.DataFrame:
 
 
 def mask_probes(
-    native: ActivationStore, masked: ActivationStore, *, level: float = 0.95, seed: int = 0
+    native: ActivationStore, masked: ActivationStore, *, inference: Inference = Inference()
 ) -> tuple[pd.DataFrame, dict[str, Interval]]:
     """Probe position from the normalizers of each layer, with the causal mask and without.
 
@@ -250,9 +265,8 @@ def mask_probes(
     ----------
     native, masked : ActivationStore
         The natural design, the same sequences; those that both hold are compared.
-    level, seed
-        Of the intervals (probes as fitted, out-of-fold scores per sequence resampled, percentiles);
-        of the resampling.
+    inference : Inference
+        Of the intervals: probes as fitted, out-of-fold scores per sequence resampled, percentiles.
 
     Returns
     -------
@@ -262,7 +276,7 @@ def mask_probes(
         `normalizer_unmasked`: R2 at layer 0 without the mask; `normalizer_masked`: with it.
     """
     items = np.intersect1d(native.item, masked.item)
-    weights = np.vstack([np.ones(len(items)), cluster_weights(len(items), N_RESAMPLES, seed)])
+    weights = np.vstack([np.ones(len(items)), inference.weights(len(items))])
     rows = []
     first: dict[str, Interval] = {}
     for layer in range(native.n_layers):
@@ -273,7 +287,7 @@ def mask_probes(
             probe = PositionProbe(keep_gram=False).fit(X[kept], y[kept], groups=groups[kept])
             draws = 1 - (weights @ probe.sequence_sse_) / (weights @ probe.sequence_sst_)
             low, high = bootstrap_limits(
-                draws[1:], draws[0], n=len(items), level=level, method="percentile"
+                draws[1:], draws[0], n=len(items), level=inference.level, method="percentile"
             )
             row |= {f"r2_{name}": draws[0], f"r2_{name}_low": low, f"r2_{name}_high": high}
             if layer == 0:
@@ -282,7 +296,7 @@ def mask_probes(
                     draws[1:],
                     float(draws[0]),
                     n=len(items),
-                    level=level,
+                    level=inference.level,
                     method="percentile",
                     estimand="R2 at layer 0, fixed probe",
                 )

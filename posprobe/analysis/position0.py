@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis.sinks import Array
-from posprobe.intervals import Interval, mean_interval
+from posprobe.intervals import Inference, Interval, mean_interval
 from posprobe.store import ActivationStore
 
 __all__ = ["closed_system_table", "closure", "fingerprint_spread"]
@@ -58,18 +58,20 @@ def _cosine(a: Array, b: Array) -> float:
     return float(np.median((a * b).sum(-1) / sizes))
 
 
-def closure(store: ActivationStore, *, level: float = 0.95) -> Interval:
+def closure(store: ActivationStore, *, inference: Inference = Inference()) -> Interval:
     """Largest relative difference over layers between position 0 and a length-1 run, per sequence.
 
     The mean over sequences with its t interval; 0 if position 0 is a closed system.
     """
     pairs = ((store.read("position0", k), store.read("position0_alone", k)) for k in _layers(store))
     worst = np.max([_relative(a.astype(float) - b, b.astype(float)) for a, b in pairs], axis=0)
-    return mean_interval(worst, estimand="relative difference to a length-1 run", level=level)
+    return mean_interval(
+        worst, estimand="relative difference to a length-1 run", level=inference.level
+    )
 
 
 def fingerprint_spread(
-    store: ActivationStore, *, level: float = 0.95
+    store: ActivationStore, *, inference: Inference = Inference()
 ) -> tuple[Interval, pd.DataFrame]:
     """How much the trajectory of position 0 differs between inputs, relative to its norm.
 
@@ -89,7 +91,7 @@ def fingerprint_spread(
     table = pd.DataFrame({"layer": _layers(store), "spread": np.mean(distances, axis=1)})
     worst = np.max(distances, axis=0)
     interval = mean_interval(
-        worst, estimand="relative spread of position 0 over inputs", level=level
+        worst, estimand="relative spread of position 0 over inputs", level=inference.level
     )
     return interval, table
 

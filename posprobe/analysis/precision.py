@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from posprobe.channels import channel_effects
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, bootstrap_interval, cluster_weights
+from posprobe.intervals import Array, Inference, bootstrap_limits, cluster_weights
 from posprobe.store import ActivationStore
 
 __all__ = ["precision_table"]
 
-N_RESAMPLES = 500
 SCOPES = {
     "each head": "root mean square over layers, heads and offsets",
     "mean over heads": "of the mean over layers, heads and offsets",
@@ -23,7 +22,7 @@ SCOPES = {
 
 
 def precision_table(
-    natural: ActivationStore, shifted: ActivationStore, *, level: float = 0.95, seed: int = 0
+    natural: ActivationStore, shifted: ActivationStore, *, inference: Inference = Inference()
 ) -> pd.DataFrame:
     r"""Standard errors of T(p) in the natural and in the shifted design, at equal n.
 
@@ -36,9 +35,8 @@ def precision_table(
     ----------
     natural, shifted : ActivationStore
         With the same window and offsets; positions that both have are compared.
-    level : float
+    inference : Inference
         Of a bootstrap-t interval of the log ratio, items of the designs drawn independently.
-    seed : int
 
     Returns
     -------
@@ -59,8 +57,10 @@ def precision_table(
             f"{natural.path.name} and {shifted.path.name} cannot be compared in precision; capture "
             "both with the same --length and --window"
         )
-    rng = np.random.default_rng(seed)
-    weights = [np.vstack([np.ones(n), cluster_weights(n, N_RESAMPLES, rng)]) for _ in range(2)]
+    rng = np.random.default_rng(inference.seed)
+    weights = [
+        np.vstack([np.ones(n), cluster_weights(n, inference.n_resamples, rng)]) for _ in range(2)
+    ]
     errors = [
         _standard_errors(store, positions, n, own)
         for store, own in zip((natural, shifted), weights, strict=True)
@@ -68,19 +68,18 @@ def precision_table(
     rows = []
     for scope in SCOPES:
         log_ratio = np.log(errors[0][scope] / errors[1][scope])
+        limits = bootstrap_limits(log_ratio[1:], log_ratio[0], n=n, level=inference.level)
         for p, position in enumerate(positions):
-            interval = bootstrap_interval(
-                log_ratio[1:, p], float(log_ratio[0, p]), n=n, level=level, estimand="log ratio"
-            )
+            low, high = limits[0][p], limits[1][p]
             rows.append(
                 {
                     "position": int(position),
                     "scope": scope,
                     "se_natural": errors[0][scope][0, p],
                     "se_shifted": errors[1][scope][0, p],
-                    "ratio": np.exp(interval.estimate),
-                    "low": np.exp(interval.low or 0.0),
-                    "high": np.exp(interval.high or 0.0),
+                    "ratio": np.exp(log_ratio[0, p]),
+                    "low": np.exp(low),
+                    "high": np.exp(high),
                     "n": n,
                 }
             )

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from posprobe.channels import MAX_UNITS
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, bootstrap_interval, cluster_weights
+from posprobe.intervals import Array, Inference, Interval, bootstrap_interval
 from posprobe.probes import (
     Block,
     ClusterGram,
@@ -23,11 +22,10 @@ from posprobe.probes import (
 )
 from posprobe.store import ActivationStore
 
-__all__ = ["N_RESAMPLES", "REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
+__all__ = ["REFIT_LAYERS", "Probes", "probe_layers", "spread_layers"]
 
 REFIT_LAYERS = 5
 FIXED: Estimand = "fixed_probe"
-N_RESAMPLES: dict[Estimand, int] = {FIXED: 2000, "refit": 40}
 
 
 def spread_layers(n_layers: int, count: int) -> list[int]:
@@ -58,9 +56,7 @@ def probe_layers(
     *,
     layers: Iterable[int] | None = None,
     refit_layers: Iterable[int] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
-    n_jobs: int | None = -1,
+    inference: Inference = Inference(),
 ) -> Probes:
     """Probe position from normalizers (N), residual stream (R) and both (J), layer by layer.
 
@@ -79,10 +75,7 @@ def probe_layers(
         None: all layers whose residual stream was kept.
     refit_layers : iterable of int or None
         None: five, spread evenly.
-    level : float
-    seed : int
-    n_jobs : int or None
-        Processes that refit.
+    inference : Inference
 
     Returns
     -------
@@ -108,9 +101,9 @@ def probe_layers(
     spread = spread_layers(store.n_layers, REFIT_LAYERS)
     refit = set(spread if refit_layers is None else refit_layers)
     n_groups = min(store.n_items, MAX_UNITS)
-    weights = {
-        kind: cluster_weights(n_groups, count, seed).astype(float)
-        for kind, count in N_RESAMPLES.items()
+    weights: dict[Estimand, Array] = {
+        FIXED: inference.weights(n_groups),
+        "refit": inference.refit_weights(n_groups),
     }
     probes, partitions = [], []
     draws: dict[str, list[np.ndarray]] = {}
@@ -119,7 +112,9 @@ def probe_layers(
         model, y = _fit(store, layer)
         table = pd.concat(
             [
-                model.intervals(kind, level=level, weights=weights[kind], n_jobs=n_jobs)
+                model.intervals(
+                    kind, level=inference.level, weights=weights[kind], n_jobs=inference.n_jobs
+                )
                 for kind in kinds
             ]
         ).drop(columns="mc_se")  # 0: with two groups nothing is sampled
@@ -135,11 +130,14 @@ def probe_layers(
         for column, name in enumerate(r2["features"].unique()):
             draws.setdefault(name, []).append(replicates[:, column])
     table = pd.concat(probes, ignore_index=True)
-    mean = {name: _mean_r2(table, name, replicates, level) for name, replicates in draws.items()}
+    mean = {
+        name: _mean_r2(table, name, replicates, inference.level)
+        for name, replicates in draws.items()
+    }
     return Probes(table, pd.concat(partitions, ignore_index=True), mean)
 
 
-def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, NDArray[np.float64]]:
+def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
     """The fitted models of a layer, and the positions that they were fitted to."""
     items = np.unique(store.item)
     if len(items) <= MAX_UNITS:

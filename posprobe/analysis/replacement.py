@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from posprobe.analysis.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.channels import channel_effects, early_limit, gather_variances
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, fieller_ratio
+from posprobe.intervals import Inference, Interval, fieller_ratio
 from posprobe.store import ActivationStore
 
-__all__ = ["PRIMARY", "common_items", "fraction_removed", "ratio_of_variances", "replacement_table"]
+__all__ = [
+    "PRIMARY_TREATMENT",
+    "common_items",
+    "fraction_removed",
+    "ratio_of_variances",
+    "replacement_table",
+]
 
-PRIMARY = "mean"
+PRIMARY_TREATMENT = "mean"
 
 
 def fraction_removed(
@@ -56,7 +62,7 @@ def fraction_removed(
     for store, items in zip((native, replaced), common_items(native, replaced), strict=True):
         layers = (channel_effects(store, k) for k in range(store.n_layers))
         effects = (layer.take(items).up_to(up_to) for layer in layers)
-        overall.append(gather_variances(effects, n_resamples=2).mean((0, 1)))
+        overall.append(gather_variances(effects).mean((0, 1)))
     before, after = (variances.pseudo["V_R"][:, 0, 0] for variances in overall)
     interval = ratio_of_variances(before, after, level=level, estimand="fraction of V_R removed")
     native_variance, replaced_variance = (float(v.estimate["V_R"][0, 0]) for v in overall)
@@ -93,7 +99,7 @@ def ratio_of_variances(
 
 
 def replacement_table(
-    native: ActivationStore, replaced: list[ActivationStore], *, level: float = 0.95
+    native: ActivationStore, replaced: list[ActivationStore], *, inference: Inference = Inference()
 ) -> pd.DataFrame:
     """One row per treatment of position 0 and range of queries.
 
@@ -108,18 +114,16 @@ def replacement_table(
     for store in replaced:
         treatment = store.header.position0_treatment
         for positions, up_to in (("early", early_limit(native)), ("all", native.prefixes[-1])):
-            interval, before, after = fraction_removed(native, store, up_to=up_to, level=level)
+            interval, before, after = fraction_removed(
+                native, store, up_to=up_to, level=inference.level
+            )
             rows.append(
                 {
                     "treatment": treatment,
                     "positions": positions,
                     "up_to": up_to,
-                    "primary": treatment == PRIMARY and positions == "early",
-                    "fraction_removed": interval.estimate,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "method": interval.method + (": unbounded" if interval.unbounded else ""),
-                    "n": interval.n,
+                    "primary": treatment == PRIMARY_TREATMENT and positions == "early",
+                    **interval.row("fraction_removed"),
                     "V_R_native": before,
                     "V_R_replaced": after,
                     "sink_rate_native": _sink_rate(native),

@@ -8,17 +8,16 @@ import pandas as pd
 from posprobe.channels import cut_heads
 from posprobe.intervals import (
     Array,
+    Inference,
     Interval,
     bootstrap_interval,
     bootstrap_limits,
-    cluster_weights,
 )
 from posprobe.store import ActivationStore
 
 __all__ = ["SINK_THRESHOLD", "Array", "share_of_sink_heads", "sink_attention", "sink_table"]
 
 SINK_THRESHOLD = 0.3
-N_RESAMPLES = 2000
 
 
 def sink_attention(store: ActivationStore, layer: int) -> Array:
@@ -39,8 +38,7 @@ def sink_table(
     store: ActivationStore,
     *,
     threshold: float = SINK_THRESHOLD,
-    level: float = 0.95,
-    seed: int = 0,
+    inference: Inference = Inference(),
 ) -> pd.DataFrame:
     """Sink rate of every head: share of sequences whose mean attention to key 0 is > threshold.
 
@@ -55,7 +53,9 @@ def sink_table(
     """
     attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
     mean = attention.mean(0)
-    low, high = bootstrap_limits(_means(attention, seed), mean, n=len(attention), level=level)
+    low, high = bootstrap_limits(
+        _means(attention, inference), mean, n=len(attention), level=inference.level
+    )
     layers, heads = np.indices(mean.shape)
     return pd.DataFrame(
         {
@@ -70,18 +70,21 @@ def sink_table(
 
 
 def share_of_sink_heads(
-    store: ActivationStore, *, threshold: float = SINK_THRESHOLD, level: float = 0.95, seed: int = 0
+    store: ActivationStore, *, threshold: float = SINK_THRESHOLD, inference: Inference = Inference()
 ) -> Interval:
     """Share of heads whose mean attention to key 0 is > threshold, by cluster bootstrap."""
     attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
     estimate = float((attention.mean(0) > threshold).mean())
-    replicates = (_means(attention, seed) > threshold).mean((1, 2))
+    replicates = (_means(attention, inference) > threshold).mean((1, 2))
     return bootstrap_interval(
-        replicates, estimate, n=len(attention), level=level, estimand="share of heads that sink"
+        replicates,
+        estimate,
+        n=len(attention),
+        level=inference.level,
+        estimand="share of heads that sink",
     )
 
 
-def _means(values: Array, seed: int) -> Array:
+def _means(values: Array, inference: Inference) -> Array:
     """Bootstrap means over sequences: (B, ...)."""
-    weights = cluster_weights(len(values), N_RESAMPLES, np.random.default_rng(seed))
-    return np.tensordot(weights, values, 1) / len(values)
+    return np.tensordot(inference.weights(len(values)), values, 1) / len(values)

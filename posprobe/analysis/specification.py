@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from posprobe.analysis.replacement import PRIMARY, common_items, ratio_of_variances
+from posprobe.analysis.replacement import PRIMARY_TREATMENT, common_items, ratio_of_variances
 from posprobe.channels import ChannelEffects, channel_effects, early_limit, position_covariance
-from posprobe.intervals import Array, pseudo_values
+from posprobe.intervals import Array, Inference, pseudo_values
 from posprobe.store import ActivationStore
 
 __all__ = ["METRICS", "specification_curve"]
@@ -37,7 +37,7 @@ def specification_curve(
     replaced: Iterable[ActivationStore],
     *,
     sink_reading: Sequence[tuple[int, int]] = (),
-    level: float = 0.95,
+    inference: Inference = Inference(),
 ) -> pd.DataFrame:
     r"""Fraction removed, 1 - metric(replaced)/metric(native), under every specification.
 
@@ -55,8 +55,8 @@ def specification_curve(
     sink_reading : sequence of (layer, head)
         Layers where at least half of the heads are among these are the sink-reading layers; none:
         that choice of layers is left out.
-    level : float
-        Of each interval. They are not adjusted for their number: the curve shows how much the
+    inference : Inference
+        Level of each interval. They are not adjusted for their number: the curve shows how much the
         choice matters, and only the primary specification is a test.
 
     Returns
@@ -81,7 +81,7 @@ def specification_curve(
         if key not in own:
             own[key] = _all_pseudo_values(native, mine, ranges)
         pair = own[key], _all_pseudo_values(store, theirs, ranges)
-        for row in _specifications(pair, ranges, choices, native.offsets, level):
+        for row in _specifications(pair, ranges, choices, native.offsets, inference.level):
             rows.append({"treatment": store.header.position0_treatment} | row)
     table = pd.DataFrame(rows)
     if len(table):
@@ -176,21 +176,17 @@ def _mean(values: Array) -> Array:
 
 def _removed(before: Array, after: Array, level: float) -> dict[str, Any]:
     """Fraction removed with Fieller's limits, or the word that there is nothing to remove."""
-    row: dict[str, Any] = {"fraction_removed": np.nan, "low": np.nan, "high": np.nan}
     if np.isnan(before).any() or before.mean() == 0:
-        return row | {"method": "undefined", "n": len(before)}
+        unknown = dict.fromkeys(("fraction_removed", "low", "high"), np.nan)
+        return unknown | {"method": "undefined", "n": len(before)}
     interval = ratio_of_variances(before, after, level=level)
-    row["fraction_removed"] = interval.estimate
-    if not interval.unbounded:
-        row |= {"low": interval.low, "high": interval.high}
-    unbounded = ": unbounded" if interval.unbounded else ""
-    return row | {"method": interval.method + unbounded, "n": interval.n}
+    return interval.row("fraction_removed")
 
 
 def _is_primary(table: pd.DataFrame, early: int) -> pd.Series:
     """The specification that was fixed beforehand."""
     return (
-        (table["treatment"] == PRIMARY)
+        (table["treatment"] == PRIMARY_TREATMENT)
         & (table["up_to"] == early)
         & (table["offsets"] == "all")
         & (table["layers"] == "all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,18 +12,17 @@ import pandas as pd
 from posprobe.analysis.checks import check
 from posprobe.analysis.exact import layer_0_table, repeated_table
 from posprobe.analysis.files import Files
-from posprobe.analysis.interventions import intervention_steps
+from posprobe.analysis.interventions import INTERVENTION_STEPS
 from posprobe.analysis.position0 import closed_system_table, closure, fingerprint_spread
 from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads, sink_table
+from posprobe.analysis.steps import Found, Step, given, titled
 from posprobe.channels import decompose
-from posprobe.intervals import Interval
+from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["Analysis", "analyze_files", "count_steps"]
-
-Step = Callable[[str], None]
+__all__ = ["Analysis", "analyze_files", "possible_steps"]
 
 
 @dataclass(frozen=True)
@@ -36,110 +36,123 @@ class Analysis:
         By file name, without extension.
     intervals : dict of str to Interval
         Single numbers that claims rest on.
-    level : float
-        Of every interval.
+    inference : Inference
+        How every interval was made.
     """
 
     files: Files
     tables: dict[str, pd.DataFrame]
     intervals: dict[str, Interval]
-    level: float
+    inference: Inference = Inference()
+
+    @property
+    def level(self) -> float:
+        """Nominal coverage of every interval."""
+        return self.inference.level
 
 
-def count_steps(files: Files) -> int:
-    """How often `analyze_files` will call `step`."""
-    natural, shifted = files.natural, files.shifted
-    repeated = [store for store in (files.repeated, files.bos_repeated) if store is not None]
-    with_residual = natural is not None and "residual" in natural.header.quantities
-    named = (natural, with_residual, shifted is not None and files.replaced)
-    channels = [store for store in (shifted, natural) if store is not None and _split(store)]
-    return sum(map(bool, named)) + len(channels) + len(repeated) + len(intervention_steps(files))
-
-
-def _split(store: ActivationStore) -> bool:
-    return "remasked_normalizer" in store.header.quantities
+def possible_steps(files: Files) -> list[Step]:
+    """The steps of an analysis that the files have what it takes for, in order."""
+    return [step for step in STEPS if step.possible(files)]
 
 
 def analyze_files(
     files: Files,
     *,
-    level: float = 0.95,
-    seed: int = 0,
-    step: Step = lambda what: None,
+    inference: Inference = Inference(),
+    step: Callable[[str], None] = lambda what: None,
 ) -> Analysis:
     """Compute all tables that the files allow, without a model.
 
     Parameters
     ----------
     files : Files
-    level : float
-        Of all intervals.
-    seed : int
-        Of all resampling.
+    inference : Inference
+        How intervals are made.
     step : callable
-        Told what comes next, for a progress bar.
+        Told what comes next, once for each of `possible_steps`, for a progress bar.
 
     Returns
     -------
     Analysis
     """
-    tables: dict[str, pd.DataFrame] = {}
-    intervals: dict[str, Interval] = {}
-    if files.natural is not None:
-        step("sinks")
-        _sinks(files.natural, tables, intervals, level, seed)
-        if "residual" in files.natural.header.quantities:
-            step("probes")
-            probes = probe_layers(files.natural, level=level, seed=seed)
-            tables["probes"], tables["partition"] = probes.probes, probes.partition
-            intervals |= {f"probe_{name}": mean for name, mean in probes.mean.items()}
-    for store in (files.shifted, files.natural):
-        if store is not None and _split(store):
-            step(f"channels, {store.design}")
-            _channels(store, tables, level, seed)
-    if files.shifted is not None:
-        if _split(files.shifted):
-            tables["layer_0"], exact = layer_0_table(files.shifted, level)
-            intervals |= exact
-        intervals["fingerprint_bos"], spread = fingerprint_spread(files.shifted, level=level)
-        _append(tables, "fingerprint", spread, _first_token(files.shifted))
-        if files.replaced:
-            step("replacement of position 0")
-            tables["replacement"] = replacement_table(files.shifted, files.replaced, level=level)
-    for store in (files.repeated, files.bos_repeated):
-        if store is not None:
-            step("repeated token")
-            name = "repeated" if store is files.repeated else "bos_repeated"
-            table, intervals[name] = repeated_table(store, level)
-            _append(tables, "repeated", table, name)
-    for name, make in intervention_steps(files):
-        step(name)
-        found = make(level, seed)
-        tables |= found.tables
-        intervals |= found.intervals
-    tables["checks"] = pd.DataFrame([check(store) for store in files.all()])
-    return Analysis(files, tables, intervals, level)
+    found = Found()
+    for one in possible_steps(files):
+        step(one.name)
+        found = found.joined(one.make(files, inference))
+    checks = pd.DataFrame([check(store) for store in files.all()])
+    return Analysis(files, found.tables | {"checks": checks}, found.intervals, inference)
 
 
-def _append(tables: dict[str, pd.DataFrame], name: str, table: pd.DataFrame, stimulus: str) -> None:
-    table = table.copy()
-    table.insert(0, "stimulus", stimulus)
-    tables[name] = pd.concat([tables[name], table]) if name in tables else table
+def _sinks(files: Files, inference: Inference) -> Found:
+    store = given(files.natural)
+    interval, spread = fingerprint_spread(store, inference=inference)
+    return Found(
+        {
+            "sinks": sink_table(store, inference=inference),
+            "closed_system": closed_system_table(store),
+            "fingerprint": titled(spread, _first_token(store)),
+        },
+        {
+            "sink_heads": share_of_sink_heads(store, inference=inference),
+            "closure": closure(store, inference=inference),
+            "fingerprint_text": interval,
+        },
+    )
 
 
-def _sinks(
-    store: ActivationStore,
-    tables: dict[str, pd.DataFrame],
-    intervals: dict[str, Interval],
-    level: float,
-    seed: int,
-) -> None:
-    tables["sinks"] = sink_table(store, level=level, seed=seed)
-    intervals["sink_heads"] = share_of_sink_heads(store, level=level, seed=seed)
-    tables["closed_system"] = closed_system_table(store)
-    intervals["closure"] = closure(store, level=level)
-    intervals["fingerprint_text"], spread = fingerprint_spread(store, level=level)
-    _append(tables, "fingerprint", spread, _first_token(store))
+def _probes(files: Files, inference: Inference) -> Found:
+    probes = probe_layers(given(files.natural), inference=inference)
+    return Found(
+        {"probes": probes.probes, "partition": probes.partition},
+        {f"probe_{name}": mean for name, mean in probes.mean.items()},
+    )
+
+
+def _channels(files: Files, inference: Inference, *, design: str) -> Found:
+    result = decompose(given(getattr(files, design)), by_offset=True, inference=inference)
+    assert result.by_offset is not None
+    each = {name: "float32" for name in result.by_offset.select_dtypes("float")}
+    tables = {
+        "channels_by_head": result.by_head,
+        "channels_by_layer": result.by_layer,
+        "channels": result.overall,
+        "position_effects": result.positions,
+        "channels_by_offset": result.by_offset.astype(each),  # long, and scores are float32
+    }
+    return Found({name: titled(table, design) for name, table in tables.items()})
+
+
+def _layer_0(files: Files, inference: Inference) -> Found:
+    table, intervals = layer_0_table(given(files.shifted), inference)
+    return Found({"layer_0": table}, intervals)
+
+
+def _fingerprint(files: Files, inference: Inference) -> Found:
+    store = given(files.shifted)
+    interval, spread = fingerprint_spread(store, inference=inference)
+    return Found(
+        {"fingerprint": titled(spread, _first_token(store))}, {"fingerprint_bos": interval}
+    )
+
+
+def _replacement(files: Files, inference: Inference) -> Found:
+    table = replacement_table(given(files.shifted), files.replaced, inference=inference)
+    return Found({"replacement": table})
+
+
+def _repeated(files: Files, inference: Inference, *, role: str) -> Found:
+    table, interval = repeated_table(given(getattr(files, role)), inference)
+    return Found({"repeated": titled(table, role)}, {role: interval})
+
+
+def _has_channels(files: Files, *, design: str) -> bool:
+    store = getattr(files, design)
+    return store is not None and "remasked_normalizer" in store.header.quantities
+
+
+def _has_residual(files: Files) -> bool:
+    return files.natural is not None and "residual" in files.natural.header.quantities
 
 
 def _first_token(store: ActivationStore) -> str:
@@ -147,17 +160,33 @@ def _first_token(store: ActivationStore) -> str:
     return "one first token" if len(np.unique(store.tokens[:, 0])) == 1 else "many first tokens"
 
 
-def _channels(
-    store: ActivationStore, tables: dict[str, pd.DataFrame], level: float, seed: int
-) -> None:
-    result = decompose(store, by_offset=True, level=level, seed=seed)
-    assert result.by_offset is not None
-    each = {name: "float32" for name in result.by_offset.select_dtypes("float")}
-    for name, table in (
-        ("channels_by_head", result.by_head),
-        ("channels_by_layer", result.by_layer),
-        ("channels", result.overall),
-        ("position_effects", result.positions),
-        ("channels_by_offset", result.by_offset.astype(each)),  # long, and scores are float32
-    ):
-        _append(tables, name, table, store.design)
+STEPS = (
+    Step("sinks", lambda files: files.natural is not None, _sinks),
+    Step("probes", _has_residual, _probes),
+    *(
+        Step(
+            f"channels, {design}",
+            partial(_has_channels, design=design),
+            partial(_channels, design=design),
+        )
+        for design in ("shifted", "natural")
+    ),
+    Step("layer 0", partial(_has_channels, design="shifted"), _layer_0),
+    Step("fingerprint", lambda files: files.shifted is not None, _fingerprint),
+    Step(
+        "replacement of position 0",
+        lambda files: files.shifted is not None and bool(files.replaced),
+        _replacement,
+    ),
+    Step(
+        "repeated token",
+        lambda files: files.repeated is not None,
+        partial(_repeated, role="repeated"),
+    ),
+    Step(
+        "repeated token behind a BOS",
+        lambda files: files.bos_repeated is not None,
+        partial(_repeated, role="bos_repeated"),
+    ),
+    *INTERVENTION_STEPS,
+)

@@ -96,7 +96,7 @@ def gls(parts: Components, psi: Array, phi: Array, *, reml: bool = True) -> GLSF
     GLSFit
     """
     p = parts.X[0].shape[1]
-    gram = np.zeros((p + 1, p + 1))
+    gram: Array = np.zeros((p + 1, p + 1))
     logdet = 0.0
     for g, (y, X) in enumerate(zip(parts.y, parts.X, strict=True)):
         V = np.eye(len(y)) + parts.Z[g] @ psi @ parts.Z[g].T

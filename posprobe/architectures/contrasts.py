@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, benjamini_hochberg
+from posprobe.intervals import Interval, benjamini_hochberg, holm
 
 __all__ = [
     "Contrast",
@@ -232,14 +232,5 @@ def adjust(p_values: Sequence[float], method: str = "holm") -> list[float]:
     p = np.array(p_values, dtype=float)
     known = np.isfinite(p)
     if known.any():
-        p[known] = _holm(p[known]) if method == "holm" else benjamini_hochberg(p[known])
+        p[known] = holm(p[known]) if method == "holm" else benjamini_hochberg(p[known])
     return p.tolist()
-
-
-def _holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    # statsmodels' own collects garbage at every call, a tenth of a second in a large process.
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
-    adjusted = np.empty_like(p)
-    adjusted[order] = stepped
-    return adjusted

@@ -216,13 +216,16 @@ def _refine(parts: Components, one: _Candidate, reml: bool) -> _Candidate:
         root[lower] = theta[: len(lower[0])]
         return root @ root.T, theta[len(lower[0]) :] ** 2
 
+    def deviance(theta: NDArray[np.float64]) -> float:
+        return gls(parts, *unpack(theta), reml=reml).deviance
+
     # A jitter, since the factor of a singular Psi is wanted too.
     root = np.linalg.cholesky(one.psi + 1e-8 * (1 + np.trace(one.psi)) * np.eye(q))
     theta = np.concatenate([root[lower], np.sqrt(np.clip(one.phi, 0, None))])
     for _ in range(3):  # Nelder-Mead may collapse; a fresh simplex shows whether it had
         with np.errstate(invalid="ignore"):  # of two infinite deviances
             found = optimize.minimize(
-                lambda theta: gls(parts, *unpack(theta), reml=reml).deviance,
+                deviance,
                 theta,
                 method="Nelder-Mead",
                 options={

@@ -1,5 +1,6 @@
 """Stimuli through a model into a file.
 
+options    what is kept and what is changed
 plan       everything that is decided before the first forward pass
 position0  treatments of position 0
 run        the capture itself
@@ -8,7 +9,16 @@ cluster    the same on many machines
 """
 
 from posprobe.captures.cluster import capture_distributed, connect
-from posprobe.captures.plan import QUANTITIES
-from posprobe.captures.run import capture, capture_stimulus
+from posprobe.captures.options import OFFSETS, QUANTITIES, CaptureOptions
+from posprobe.captures.run import Consumer, capture, capture_stimulus
 
-__all__ = ["QUANTITIES", "capture", "capture_distributed", "capture_stimulus", "connect"]
+__all__ = [
+    "OFFSETS",
+    "QUANTITIES",
+    "CaptureOptions",
+    "Consumer",
+    "capture",
+    "capture_distributed",
+    "capture_stimulus",
+    "connect",
+]

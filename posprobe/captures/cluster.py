@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import logging
 import socket
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from posprobe.captures.options import CaptureOptions
 from posprobe.captures.plan import CapturePlan, plan_capture, versions
 from posprobe.captures.run import draw, fill, token_bar
 from posprobe.errors import ClusterError, PosprobeError
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["capture_distributed", "connect"]
 
 SHARDS_PER_WORKER = 4
-_PLANNED = frozenset(inspect.signature(plan_capture).parameters)
 _MODELS: dict[Recipe, tuple[ObservableModel, str]] = {}
 _LOCK = threading.Lock()  # a model is observed by one pass at a time
 
@@ -127,10 +126,11 @@ def capture_distributed(
     *,
     loading: Mapping[str, Any] | None = None,
     text: str | None = None,
+    options: CaptureOptions = CaptureOptions(),
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | tqdm = True,
-    **options: Any,
+    **given: Any,
 ) -> ActivationStore:
     """Capture on a cluster: the same file as `posprobe.capture` writes on one machine.
 
@@ -156,9 +156,11 @@ def capture_distributed(
         Replace an existing file.
     progress : bool or tqdm
         Show a progress bar on standard error; or a bar of the caller's, which counts tokens.
-    **options
-        Of `posprobe.capture` and `posprobe.captures.capture_stimulus`: the stimulus, what is kept,
-        what is changed.
+    options : CaptureOptions
+        What is kept and what is changed.
+    **given
+        As in `posprobe.capture`: the stimulus (``design``, ``n``, ``length``, ...), and fields of
+        `options` by themselves.
 
     Returns
     -------
@@ -177,9 +179,10 @@ def capture_distributed(
     The data equal those of one machine bit for bit if the workers' forward passes do: same
     processor, same number of threads, same libraries. Batches are the same always.
     """
+    options, drawing = options.split(given)
     recipe = Recipe(model, tuple(sorted((loading or {}).items())))
     with _lost_cluster():
-        plan = _answer(client.submit(_plan, recipe, text, options, pure=False))
+        plan = _answer(client.submit(_plan, recipe, text, drawing, options, pure=False))
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:
@@ -246,15 +249,13 @@ def _gather(client: Client, tasks: dict[Future, slice], arrived: Callable[[slice
 
 
 def _plan(
-    recipe: Recipe, text: str | None, options: Mapping[str, Any]
+    recipe: Recipe, text: str | None, drawing: Mapping[str, Any], options: CaptureOptions
 ) -> CapturePlan | PosprobeError:
     """On a worker: draw the stimulus and decide everything else."""
-    drawing = {name: value for name, value in options.items() if name not in _PLANNED}
-    planning = {name: value for name, value in options.items() if name in _PLANNED}
     try:
         with _LOCK:
             model, _ = recipe.load()
-            return plan_capture(model, draw(model, text, **drawing), **planning)
+            return plan_capture(model, draw(model, text, **drawing), options)
     except PosprobeError as error:
         return error  # raised here, it would come with Dask's traceback on standard error
 

@@ -8,37 +8,24 @@ from importlib.metadata import version
 
 import numpy as np
 
-from posprobe.captures.position0 import POSITION0, replace_token
+from posprobe.captures.options import CaptureOptions
+from posprobe.captures.position0 import check_treatment, replace_token
 from posprobe.captures.selection import parse_layers, parse_positions
 from posprobe.errors import StimulusError
-from posprobe.models import BLOCK, NO_INTERVENTION, Intervention, ObservableModel, Observation
+from posprobe.models import BLOCK, Intervention, ObservableModel, Observation
 from posprobe.stimuli import Stimulus
 from posprobe.store import Header
 
 __all__ = [
     "ALONE",
     "BATCH_TOKENS",
-    "OFFSETS",
-    "QUANTITIES",
     "CapturePlan",
     "effective_window",
     "plan_capture",
     "versions",
 ]
 
-OFFSETS = (1, 2, 4, 8)
 BATCH_TOKENS = 2048
-QUANTITIES = (
-    "normalizer",
-    "sink_score",
-    "offset_score",
-    "remasked_normalizer",
-    "remasked_body",
-    "sink_value",
-    "residual",
-    "position0",
-    "position0_alone",
-)
 ALONE = 64  # first tokens that run by themselves in one pass
 REMASKED = {"remasked_normalizer", "remasked_body"}
 
@@ -103,63 +90,48 @@ class CapturePlan:
 def plan_capture(
     model: ObservableModel,
     stimulus: Stimulus,
+    options: CaptureOptions,
     *,
-    quantities: tuple[str, ...] = QUANTITIES,
-    residual_layers: tuple[int, ...] | str | None = None,
-    residual_positions: tuple[int, ...] | str | None = None,
-    offsets: tuple[int, ...] = OFFSETS,
-    dtype: str = "float32",
-    position0: str = "native",
-    intervention: Intervention = NO_INTERVENTION,
-    batch_tokens: int | None = None,
-    past_training: bool = False,
     consumed: Collection[str] = (),
 ) -> CapturePlan:
     """Decide everything that a capture does.
 
-    Parameters and errors are those of `posprobe.captures.capture_stimulus`; `consumed` are the
-    quantities that are computed besides those of the file.
+    Parameters
+    ----------
+    model : ObservableModel
+    stimulus : Stimulus
+    options : CaptureOptions
+    consumed : collection of str
+        Quantities that are computed besides those of the file.
 
     Returns
     -------
     CapturePlan
+
+    Raises
+    ------
+    PosprobeError
+        As in `posprobe.captures.capture_stimulus`.
     """
-    _check_length(model, stimulus.tokens.shape[1], past_training)
-    if position0 not in POSITION0:
-        raise StimulusError(
-            f"position0 {position0!r} is unknown; use one of {', '.join(POSITION0)}"
-        )
-    change = model.intervention().combined(intervention)
+    _check_length(model, stimulus.tokens.shape[1], options.past_training)
+    check_treatment(options.position0)
+    change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
-    stimulus = replace_token(model, stimulus, position0)
-    header = _header(model, stimulus, change, position0, dtype)
-    if isinstance(residual_layers, str):
-        residual_layers = parse_layers(residual_layers, model.n_layers)
-    if isinstance(residual_positions, str):
-        residual_positions = parse_positions(residual_positions, stimulus.n_queries)
-    if residual_positions is not None and not residual_positions:
-        raise StimulusError("residual_positions is empty; leave 'residual' out of the quantities")
-    header = dataclasses.replace(
-        header,
-        residual_layers=residual_layers,
-        residual_queries=residual_positions or (),
-        offsets=offsets if "offset_score" in {*quantities, *consumed} else (),
-        quantities=quantities,
-        batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
-    )
+    stimulus = replace_token(model, stimulus, options.position0)
+    header = _header(model, stimulus, change, options, {*options.quantities, *consumed})
     observation = Observation(
         n_queries=stimulus.n_queries,
         offsets=header.offsets,
-        prefixes=stimulus.prefixes if REMASKED & {*quantities, *consumed} else (),
+        prefixes=stimulus.prefixes if REMASKED & {*options.quantities, *consumed} else (),
         window=stimulus.window,
         first_is_apart=stimulus.design != "repeated"
         or stimulus.bos_token is not None
-        or position0 != "native",
+        or options.position0 != "native",
     )
     firsts = dataclasses.replace(
         stimulus, tokens=stimulus.tokens[:, :1], lengths=np.ones_like(stimulus.lengths)
     )
-    return CapturePlan(stimulus, header, observation, change, position0, firsts)
+    return CapturePlan(stimulus, header, observation, change, options.position0, firsts)
 
 
 def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
@@ -203,11 +175,12 @@ def _header(
     model: ObservableModel,
     stimulus: Stimulus,
     change: Intervention,
-    position0: str,
-    dtype: str,
+    options: CaptureOptions,
+    computed: set[str],
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [effective_window(w, change, longest) or 0 for w in model.layer_windows]
+    batch_tokens = options.batch_tokens
     return Header(
         model=model.name,
         design=stimulus.design,
@@ -217,23 +190,41 @@ def _header(
         n_sequences=len(stimulus.tokens),
         length=longest,
         n_queries=stimulus.n_queries,
-        quantities=(),
+        quantities=options.quantities,
         layer_window=tuple(windows),
         prefixes=stimulus.prefixes,
         window=stimulus.window,
-        dtype=dtype,
+        offsets=options.offsets if "offset_score" in computed else (),
+        residual_layers=_layers(options.residual_layers, model),
+        residual_queries=_queries(options.residual_positions, stimulus),
+        dtype=options.dtype,
         weights_digest=model.weights_digest(),
         config=model.effective_config()
         | {"posprobe_quantization": model.quantization}
         | {"posprobe_variant": model.variant_evidence(longest)},
         trained_length=model.max_length or 0,
         variant=str(model.variant),
-        position0_treatment=position0,
+        position0_treatment=options.position0,
         interventions=[change.describe()],
         stimulus=stimulus.describe(),
         seed=stimulus.seed,
         versions=versions(),
+        batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
     )
+
+
+def _layers(chosen: tuple[int, ...] | str | None, model: ObservableModel) -> tuple[int, ...] | None:
+    """The layers whose residual stream is kept; None: all."""
+    return parse_layers(chosen, model.n_layers) if isinstance(chosen, str) else chosen
+
+
+def _queries(chosen: tuple[int, ...] | str | None, stimulus: Stimulus) -> tuple[int, ...]:
+    """The queries at which the residual stream is kept; none: all."""
+    if isinstance(chosen, str):
+        chosen = parse_positions(chosen, stimulus.n_queries)
+    if chosen is not None and not chosen:
+        raise StimulusError("residual_positions is empty; leave 'residual' out of the quantities")
+    return chosen or ()
 
 
 def versions() -> dict[str, str]:

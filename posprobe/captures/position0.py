@@ -12,7 +12,7 @@ from posprobe.errors import StimulusError
 from posprobe.models import ObservableModel
 from posprobe.stimuli import Stimulus
 
-__all__ = ["POSITION0", "item_rng", "replace_token", "replaced_embedding"]
+__all__ = ["POSITION0", "check_treatment", "item_rng", "replace_token", "replaced_embedding"]
 
 POSITION0 = {
     "native": "the token that stands there",
@@ -22,6 +22,20 @@ POSITION0 = {
     "noise": "Gaussian noise with the norm of the native embedding, drawn per item",
     "zero": "a vector of zeros",
 }
+
+
+def check_treatment(position0: str) -> None:
+    """Refuse a treatment of position 0 that there is not.
+
+    Raises
+    ------
+    StimulusError
+        With the names of those that there are.
+    """
+    if position0 not in POSITION0:
+        raise StimulusError(
+            f"position0 {position0!r} is unknown; use one of {', '.join(POSITION0)}"
+        )
 
 
 def replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) -> Stimulus:

@@ -12,18 +12,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from posprobe.captures.plan import (
-    ALONE,
-    OFFSETS,
-    QUANTITIES,
-    CapturePlan,
-    effective_window,
-    plan_capture,
-)
+from posprobe.captures.options import CaptureOptions
+from posprobe.captures.plan import ALONE, CapturePlan, effective_window, plan_capture
 from posprobe.captures.position0 import replaced_embedding
 from posprobe.errors import ModelError, PosprobeError, StoreError
 from posprobe.models import (
-    NO_INTERVENTION,
     Intervention,
     ObservableModel,
     Observation,
@@ -76,7 +69,11 @@ def capture(
     bos: str = "native",
     text: str | None = None,
     seed: int = 0,
-    **options: object,
+    options: CaptureOptions = CaptureOptions(),
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | tqdm = True,
+    **changes: Any,
 ) -> ActivationStore:
     """Draw a stimulus, run it through a model, and write what is observed to one HDF5 file.
 
@@ -92,8 +89,12 @@ def capture(
         first token, seed: see `posprobe.make_stimulus`.
     text : str or None
         The text to draw from (None: the Python language reference that comes with CPython).
-    **options
-        Of `capture_stimulus`: what is kept, what is changed, and whether to resume.
+    options : CaptureOptions
+        What is kept and what is changed.
+    resume, overwrite, progress
+        As in `capture_stimulus`.
+    **changes
+        Fields of `options` by themselves: ``position0="mean"``, ``offsets=(1, 2)``, ...
 
     Returns
     -------
@@ -104,6 +105,7 @@ def capture(
     ModelError, StimulusError, StoreError
         For a model, a text or a file that cannot be used, in one line.
     """
+    options = options.changed(**changes)
     if isinstance(model, str):
         model = load_model(model)
     stimulus = draw(
@@ -117,7 +119,9 @@ def capture(
         bos=bos,
         seed=seed,
     )
-    return capture_stimulus(model, stimulus, path, **options)  # type: ignore[arg-type]
+    return capture_stimulus(
+        model, stimulus, path, options, resume=resume, overwrite=overwrite, progress=progress
+    )
 
 
 def draw(
@@ -165,20 +169,13 @@ def capture_stimulus(
     model: ObservableModel,
     stimulus: Stimulus,
     path: str | Path,
+    options: CaptureOptions = CaptureOptions(),
     *,
-    quantities: tuple[str, ...] = QUANTITIES,
-    residual_layers: tuple[int, ...] | str | None = None,
-    residual_positions: tuple[int, ...] | str | None = None,
-    offsets: tuple[int, ...] = OFFSETS,
-    dtype: str = "float32",
-    position0: str = "native",
-    intervention: Intervention = NO_INTERVENTION,
-    batch_tokens: int | None = None,
-    past_training: bool = False,
     consumers: Sequence[Consumer] = (),
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | tqdm = True,
+    **changes: Any,
 ) -> ActivationStore:
     """Run a stimulus through a model and write what is observed to one HDF5 file.
 
@@ -187,29 +184,8 @@ def capture_stimulus(
     model : ObservableModel
     stimulus : Stimulus
     path : str or Path
-    quantities : tuple of str
-        Data sets to keep, of `QUANTITIES`.
-    residual_layers : tuple of int, str or None
-        Layers whose residual stream is kept (None: all; number L is the last block's output), or
-        text as in `posprobe.captures.selection.parse_layers`.
-    residual_positions : tuple of int, str or None
-        Positions at which the residual stream is kept (None: all), or text as in
-        `posprobe.captures.selection.parse_positions`; in the shifted design numbered from the start
-        of the window, which stands elsewhere in each sequence.
-    offsets : tuple of int
-        Distances, in tokens, at which scores are kept.
-    dtype : {"float32", "float16"}
-        Of the residual stream in the file.
-    position0 : str
-        Treatment of position 0, one of `POSITION0`.
-    intervention : Intervention
-        Change of the attention, on top of the model's variant.
-    batch_tokens : int or None
-        Tokens per forward pass, at most (one sequence at least). None: 2,048, or on a GPU as many
-        as half of its free memory takes; the file says how many.
-    past_training : bool
-        Allow sequences longer than the model was made for, or than what its variant, which may
-        scale the rotary embedding, makes of that. The file says so.
+    options : CaptureOptions
+        What is kept and what is changed.
     consumers : sequence of Consumer
         Get what they want of every layer as soon as it exists, besides the file: statistics that
         need no stored activations. `residual_layers` and `residual_positions` apply to them too.
@@ -219,6 +195,8 @@ def capture_stimulus(
         Replace an existing file.
     progress : bool or tqdm
         Show a progress bar on standard error; or a bar of the caller's, which counts tokens.
+    **changes
+        Fields of `options` by themselves.
 
     Returns
     -------
@@ -237,20 +215,8 @@ def capture_stimulus(
         fit into it, as one beyond float16. What refused a value or a window would refuse it again:
         nothing is left then to resume, as there is after an interruption or on a full disk.
     """
-    plan = plan_capture(
-        model,
-        stimulus,
-        quantities=quantities,
-        residual_layers=residual_layers,
-        residual_positions=residual_positions,
-        offsets=offsets,
-        dtype=dtype,
-        position0=position0,
-        intervention=intervention,
-        batch_tokens=batch_tokens,
-        past_training=past_training,
-        consumed={name for consumer in consumers for name in consumer.quantities},
-    )
+    consumed = {name for consumer in consumers for name in consumer.quantities}
+    plan = plan_capture(model, stimulus, options.changed(**changes), consumed=consumed)
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:

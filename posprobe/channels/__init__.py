@@ -8,11 +8,18 @@ decomposition  tables by layer, head and offset: `posprobe.decompose`
 
 from posprobe.channels.decomposition import MAX_UNITS, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
-from posprobe.channels.reading import channel_effects, cut_heads, early_limit, score_shift
+from posprobe.channels.reading import (
+    REQUIRED,
+    channel_effects,
+    cut_heads,
+    early_limit,
+    score_shift,
+)
 from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = [
     "MAX_UNITS",
+    "REQUIRED",
     "ChannelEffects",
     "Variances",
     "channel_effects",

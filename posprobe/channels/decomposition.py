@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,6 @@ import pandas as pd
 from posprobe.channels.effects import ChannelEffects
 from posprobe.channels.reading import channel_effects, early_limit
 from posprobe.channels.variances import (
-    N_RESAMPLES,
     Variances,
     adjusted_p,
     gather_variances,
@@ -18,7 +19,7 @@ from posprobe.channels.variances import (
     variance_table,
 )
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, bootstrap_limits, cluster_weights
+from posprobe.intervals import Array, Inference, bootstrap_limits
 from posprobe.store import ActivationStore
 
 __all__ = ["MAX_UNITS", "Decomposition", "decompose"]
@@ -61,9 +62,8 @@ def decompose(
     *,
     up_to: int | None = None,
     by_offset: bool = False,
-    level: float = 0.95,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
+    inference: Inference = Inference(),
+    **changes: Any,
 ) -> Decomposition:
     r"""Split the effect of position on attention into mask and residual channel, with intervals.
 
@@ -99,8 +99,10 @@ def decompose(
         limits; V_T, V_M, V_R, C_MR, shares, `status` and `relation` as in the other tables;
         `V_T_p_adjusted` and `V_R_p_adjusted` (max-T over all rows of heads, ranges and offsets
         together; NaN in the means over all). Limits hold for each number by itself.
-    level : float
-    n_resamples, seed : int
+    inference : Inference
+        Level, number of bootstrap samples and seed.
+    **changes
+        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
 
     Returns
     -------
@@ -118,25 +120,26 @@ def decompose(
         result = posprobe.decompose(posprobe.ActivationStore("shifted.h5"))
         result.overall[["V_T", "V_M", "V_R", "share_mask", "share_residual"]]
     """
+    inference = dataclasses.replace(inference, **changes)
     layers = range(store.n_layers)
     effects = [channel_effects(store, layer, max_units=MAX_UNITS) for layer in layers]
     if up_to is not None:
         effects = [layer.up_to(up_to) for layer in effects]
         if len(effects[0].positions) < 2:
             raise DesignError(f"no position up to {up_to}; the first is {store.prefixes[0]}")
-    variances = gather_variances(effects, n_resamples=n_resamples, seed=seed)
+    variances = gather_variances(effects, inference)
     names = list(range(store.n_layers)), list(range(store.n_heads))
-    by_head = variance_table(variances, *names, level)
-    by_layer = variance_table(variances.mean((1,)), names[0], ["all"], level)
+    by_head = variance_table(variances, *names, inference.level)
+    by_layer = variance_table(variances.mean((1,)), names[0], ["all"], inference.level)
     for table in (by_head, by_layer):
         table.insert(1, "layer_type", [store.layer_types[layer] for layer in table["layer"]])
     return Decomposition(
         by_head=by_head,
         by_layer=by_layer,
-        overall=variance_table(variances.mean((0, 1)), ["all"], ["all"], level),
-        positions=_positions(effects, level, n_resamples, seed),
+        overall=variance_table(variances.mean((0, 1)), ["all"], ["all"], inference.level),
+        positions=_positions(effects, inference),
         variances=variances,
-        by_offset=_offsets(store, level, n_resamples, seed) if by_offset else None,
+        by_offset=_offsets(store, inference) if by_offset else None,
     )
 
 
@@ -150,7 +153,7 @@ def _ranges(effects: list[ChannelEffects], early: int) -> dict[str, list[Channel
     return {name: part for name, part in ranges.items() if len(part[0].positions) > 1}
 
 
-def _offsets(store: ActivationStore, level: float, n_resamples: int, seed: int) -> pd.DataFrame:
+def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
     """Heads and their mean at each offset, one range of queries after the other."""
     effects = [
         channel_effects(store, layer, same_rows=True, max_units=MAX_UNITS)
@@ -159,9 +162,7 @@ def _offsets(store: ActivationStore, level: float, n_resamples: int, seed: int) 
     tables, tested = [], []
     for name, layers in _ranges(effects, early_limit(store)).items():
         each = [layer.by_offset() for layer in layers]
-        variances = Variances.side_by_side(
-            [gather_variances([layer], n_resamples=n_resamples, seed=seed) for layer in each]
-        )
+        variances = Variances.side_by_side([gather_variances([layer], inference) for layer in each])
         means = {
             part: np.concatenate([getattr(layer, key)[:, :-1].mean((1, 3)) for layer in each], 1)
             for part, key in EFFECTS.items()
@@ -175,8 +176,8 @@ def _offsets(store: ActivationStore, level: float, n_resamples: int, seed: int) 
             groups.append((label, variances.heads(at).mean((1,)), over))
         for label, cells, values in groups:
             columns = (
-                _mean_effects(values, level, n_resamples, seed),
-                variance_columns(cells, level),
+                _mean_effects(values, inference),
+                variance_columns(cells, inference.level),
             )
             tables.append(pd.concat([label, *columns], axis=1).assign(positions=name))
         tested.append(variances)
@@ -199,24 +200,20 @@ def _cells(layers: list[ChannelEffects]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "head", "offset"])
 
 
-def _mean_effects(
-    effects: dict[str, Array], level: float, n_resamples: int, seed: int
-) -> pd.DataFrame:
+def _mean_effects(effects: dict[str, Array], inference: Inference) -> pd.DataFrame:
     """T, M and R, items x cells, averaged over items, with limits."""
     columns: dict[str, Array] = {}
     for name, values in effects.items():
         n = len(values)
-        replicates = cluster_weights(n, n_resamples, seed) @ values / n
-        low, high = bootstrap_limits(replicates, values.mean(0), n=n, level=level)
+        replicates = inference.weights(n) @ values / n
+        low, high = bootstrap_limits(replicates, values.mean(0), n=n, level=inference.level)
         columns |= {name: values.mean(0), f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(columns)
 
 
-def _positions(
-    effects: list[ChannelEffects], level: float, n_resamples: int, seed: int
-) -> pd.DataFrame:
+def _positions(effects: list[ChannelEffects], inference: Inference) -> pd.DataFrame:
     """Mean effects at each position, layer by layer and over all layers."""
-    weights = cluster_weights(effects[0].n_items, n_resamples, seed).astype(float)
+    weights = inference.weights(effects[0].n_items)
     estimates = [layer.profile() for layer in effects]
     replicates = [layer.profile(weights) for layer in effects]
     names = [*range(len(effects)), "all"]
@@ -227,7 +224,7 @@ def _positions(
         table = pd.DataFrame({"layer": name, "position": effects[0].positions})
         for part in estimate:
             low, high = bootstrap_limits(
-                replicate[part], estimate[part], n=effects[0].n_items, level=level
+                replicate[part], estimate[part], n=effects[0].n_items, level=inference.level
             )
             table[part], table[f"{part}_low"], table[f"{part}_high"] = estimate[part], low, high
         tables.append(table)

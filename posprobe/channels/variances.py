@@ -14,16 +14,15 @@ from posprobe.channels.effects import ChannelEffects
 from posprobe.errors import DesignError
 from posprobe.intervals import (
     Array,
+    Inference,
     Interval,
     bootstrap_limits,
-    cluster_weights,
     fieller_ratio,
     max_t,
     pseudo_values,
 )
 
 __all__ = [
-    "N_RESAMPLES",
     "Variances",
     "adjusted_p",
     "gather_variances",
@@ -32,8 +31,7 @@ __all__ = [
     "variance_table",
 ]
 
-N_RESAMPLES = 1000
-QUANTITIES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
+VARIANCES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,8 @@ class Variances:
     estimate : dict of str to array of shape (L, H)
         V_T, V_M, V_R, C_MR and V_S, in squared nats.
     bootstrap : dict of str to array of shape (B, L, H)
-        The same in each bootstrap sample of items; one set of weights for all layers and heads.
+        The same in each bootstrap sample of items (B of them, or none); one set of weights for all
+        layers and heads.
     pseudo : dict of str to array of shape (N, L, H)
         Jackknife pseudo-values, item by item.
     """
@@ -91,13 +90,13 @@ class Variances:
         """Variances of the same items, as those of one layer with all their heads."""
 
         def joined(of: str) -> dict[str, Array]:
-            return {k: np.concatenate([getattr(p, of)[k] for p in parts], -1) for k in QUANTITIES}
+            return {k: np.concatenate([getattr(p, of)[k] for p in parts], -1) for k in VARIANCES}
 
         return cls(joined("estimate"), joined("bootstrap"), joined("pseudo"))
 
 
 def gather_variances(
-    effects: Iterable[ChannelEffects], *, n_resamples: int = N_RESAMPLES, seed: int = 0
+    effects: Iterable[ChannelEffects], inference: Inference | None = None
 ) -> Variances:
     """Estimate, bootstrap and jackknife the variances of all layers with shared weights.
 
@@ -105,8 +104,8 @@ def gather_variances(
     ----------
     effects : iterable of ChannelEffects
         One per layer, of the same items.
-    n_resamples, seed : int
-        Bootstrap samples of items.
+    inference : Inference or None
+        Number and seed of the bootstrap samples of items; None: the jackknife alone.
 
     Raises
     ------
@@ -122,13 +121,15 @@ def gather_variances(
                     f"intervals of position effects need at least 3 items, not {layer.n_items}; "
                     "capture with a larger --n"
                 )
-            weights = cluster_weights(layer.n_items, n_resamples, seed).astype(float)
-            # a sample that drew one item only has no pair of different items
-            weights = weights[(weights > 0).sum(1) > 1]
+            weights = np.empty((0, layer.n_items))
+            if inference is not None:
+                weights = inference.weights(layer.n_items)
+                # a sample that drew one item only has no pair of different items
+                weights = weights[(weights > 0).sum(1) > 1]
             leave_one_out = 1.0 - np.eye(layer.n_items)
         estimate = layer.variances()
         resampled, without = layer.variances(weights), layer.variances(leave_one_out)
-        for name in QUANTITIES:
+        for name in VARIANCES:
             into = parts.setdefault(name, {"estimate": [], "bootstrap": [], "pseudo": []})
             into["estimate"].append(estimate[name])
             into["bootstrap"].append(resampled[name])
@@ -147,7 +148,7 @@ def shares(variances: Variances, layer: int, head: int, level: float) -> dict[st
     -------
     dict of str to Interval
         `mask`: (V_M + C)/V_T, `residual`: (V_R + C)/V_T; unbounded where V_T is not
-        distinguishable from 0. Below 0 where the channels oppose each other. Empty where the
+        distinguishable from 0. Below 0 where -C exceeds the channel's own variance. Empty where the
         estimate of V_T is not above 0: noise may put it even significantly below.
     """
     if variances.estimate["V_T"][layer, head] <= 0:
@@ -192,7 +193,7 @@ def variance_table(
 def variance_columns(variances: Variances, level: float) -> pd.DataFrame:
     """Variances, shares, their limits, status and relation, one row per cell."""
     columns: dict[str, Array] = {}
-    for name in QUANTITIES:
+    for name in VARIANCES:
         low, high = variances.limits(name, level)
         columns |= {
             name: variances.estimate[name].ravel(),

@@ -19,7 +19,7 @@ from posprobe.store import ActivationStore
 
 __all__ = ["channel_claims", "repeated_claims"]
 
-CHANNELS = {"mask": "residual stream", "residual": "mask"}  # each with what makes the rest
+OTHER_CHANNEL = {"mask": "residual stream", "residual": "mask"}  # each with what makes the rest
 
 
 def channel_claims(analysis: Analysis) -> list[Claim]:
@@ -35,7 +35,7 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
     store, table = analysis.files.shifted, analysis.tables.get("channels", pd.DataFrame())
     if store is None or "shifted" not in set(table.get("stimulus", ())):
         reason = "needs a capture of the shifted design (--design shifted) with all scores"
-        everything = statements | {f"share_{k}": _share_statement(k) for k in CHANNELS}
+        everything = statements | {f"share_{k}": _share_statement(k) for k in OTHER_CHANNEL}
         return [not_applicable(name, text, reason) for name, text in everything.items()]
     row = table[table["stimulus"] == "shifted"].iloc[0]
     protocol = (
@@ -54,8 +54,8 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
 def _share_statement(channel: str) -> str:
     return (
         f"The {channel} channel accounts for a positive share of the effect of position (the rest "
-        f"is the {CHANNELS[channel]}'s; shares add to 1, and one is negative where the channels "
-        "oppose each other)."
+        f"is the {OTHER_CHANNEL[channel]}'s; shares add to 1, and a share is negative where the "
+        "channels oppose each other by more than its own variance, -C_MR > V)."
     )
 
 
@@ -63,7 +63,7 @@ def _share_claims(
     row: pd.Series, store: ActivationStore, protocol: str, level: float
 ) -> list[Claim]:
     claims = []
-    for channel in CHANNELS:
+    for channel in OTHER_CHANNEL:
         name, statement = f"share_{channel}", _share_statement(channel)
         if row["status"] != "ok":
             reason = "undefined: the total effect V_T is not distinguishable from 0"

@@ -23,7 +23,7 @@ HYPOTHESES = {
     "H3": "Both channels are present in every architecture.",
 }
 LACKING = "needs one each of: ntk, window, and standard (or rope)"
-UNITS = {"V_R": "nats^2", RELATIVE: "1"}
+VALUE_UNITS = {"V_R": "nats^2", RELATIVE: "1"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,12 @@ def _contrast_claim(one: ContrastResult, value: str, comparison: Comparison) -> 
     if one.p_holm < 1 - comparison.level:
         verdict = "supported" if one.interval.estimate > 0 else "contradicted"
     return make_claim(
-        name, statement, one.interval, UNITS[value], verdict, _protocol(comparison, one, value)
+        name,
+        statement,
+        one.interval,
+        VALUE_UNITS[value],
+        verdict,
+        _protocol(comparison, one, value),
     )
 
 
@@ -143,7 +148,7 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
         if any(stores[model].header.variant == "no_causal" for model in rows["model"]):
             continue
         for channel, value in (("mask", "V_M"), ("residual", "V_R")):
-            worst = rows.loc[rows[f"{value}_low"].idxmin()]
+            worst = rows.iloc[rows[f"{value}_low"].argmin()]
             interval = Interval(
                 float(worst[value]),
                 float(worst[f"{value}_low"]),

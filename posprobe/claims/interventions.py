@@ -7,6 +7,8 @@ import pandas as pd
 
 from posprobe.analysis import SINK_RATE, Analysis, listed, shifted_design
 from posprobe.claims.verdicts import (
+    NEGLIGIBLE_R2,
+    TOLERANCE,
     Claim,
     above,
     below,
@@ -19,9 +21,7 @@ from posprobe.store import ActivationStore
 
 __all__ = ["WHY_LAYER_0", "intervention_claims"]
 
-TOLERANCE = 1e-4
 MOVED = 1e-3
-NEGLIGIBLE_R2 = 0.02
 WHY_LAYER_0 = (
     "Key 0 stays where it is while the window moves away from it: the distance between them "
     "changes, and with it the rotation of key 0's score. That change is S."
@@ -93,7 +93,7 @@ def _offsets_only(analysis: Analysis) -> Claim:
 
 def _largest(analysis: Analysis, name: str) -> float:
     """The largest value of any item behind a number of the table `layer_0`."""
-    return float(analysis.tables["layer_0"].set_index("name").loc[name, "largest"])
+    return float(analysis.tables["layer_0"].set_index("name")["largest"][name])
 
 
 def _writing(analysis: Analysis) -> Claim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from posprobe.analysis import PRIMARY, Analysis, first_token, listed, shifted_design
+from posprobe.analysis import PRIMARY_TREATMENT, Analysis, first_token, listed, shifted_design
 from posprobe.claims.verdicts import (
     TOLERANCE,
     Claim,
@@ -89,7 +89,9 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
     table = analysis.tables.get("replacement")
     primary = None if table is None else table[table["primary"]]
     if store is None or primary is None or primary.empty:
-        reason = f"needs the shifted design captured with --position0 native and {PRIMARY}"
+        reason = (
+            f"needs the shifted design captured with --position0 native and {PRIMARY_TREATMENT}"
+        )
         return [not_applicable("bos_replacement", statement, reason)]
     row = primary.iloc[0]
     bounded = pd.notna(row["low"])

@@ -27,8 +27,13 @@ __all__ = [
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "not_applicable"]
 
+# Rounding allowed in what is an identity on paper: in nats, or relative.
+TOLERANCE = 1e-4
+# A probe below this R2 is said to tell nothing about position.
+NEGLIGIBLE_R2 = 0.02
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """One sentence of the study, tested.
 
@@ -54,15 +59,15 @@ class Claim:
 
     id: str
     statement: str
-    estimate: float | None
-    unit: str
-    ci_low: float | None
-    ci_high: float | None
-    ci_level: float | None
-    ci_method: str
-    n: int | None
+    estimate: float | None = None
+    unit: str = ""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    ci_level: float | None = None
+    ci_method: str = "none"
+    n: int | None = None
     verdict: Verdict
-    reference: float | None
+    reference: float | None = None
     protocol: str
 
     def asdict(self) -> dict[str, Any]:
@@ -124,23 +129,17 @@ def make_claim(
 
 def not_applicable(name: str, statement: str, reason: str) -> Claim:
     """A claim that these files cannot test, with the reason as its protocol."""
-    return Claim(
-        name, statement, None, "", None, None, None, "none", None, "not_applicable", None, reason
-    )
+    return Claim(id=name, statement=statement, verdict="not_applicable", protocol=reason)
 
 
 def row_interval(row: pd.Series, name: str, store: ActivationStore, level: float) -> Interval:
     """Bootstrap-t interval of one quantity of a table of variances."""
     return Interval(
-        float(row[name]),
-        float(row[f"{name}_low"]),
-        float(row[f"{name}_high"]),
-        level,
-        "t",
-        name,
-        n_units(store),
+        estimate=float(row[name]),
+        low=float(row[f"{name}_low"]),
+        high=float(row[f"{name}_high"]),
+        level=level,
+        method="t",
+        estimand=name,
+        n=n_units(store),
     )
-
-
-TOLERANCE = 1e-4
-NEGLIGIBLE_R2 = 0.02

@@ -8,19 +8,20 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import (
+    check,
     closed_system_table,
     held_back_half,
     replacement_table,
     share_of_sink_heads,
 )
 from posprobe.comparison.lineup import Lineup
-from posprobe.intervals import mean_interval
+from posprobe.intervals import Inference, mean_interval
 from posprobe.store import ActivationStore
 
 __all__ = ["checks_by_file", "replacement_by_member", "sinks_by_member"]
 
 
-def sinks_by_member(lineup: Lineup, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def sinks_by_member(lineup: Lineup, *, inference: Inference = Inference()) -> pd.DataFrame:
     """Attention to key 0 in every model whose natural capture is there.
 
     By the usual criterion a head sinks where its attention to key 0, averaged over all queries, is
@@ -32,8 +33,7 @@ def sinks_by_member(lineup: Lineup, *, level: float = 0.95, seed: int = 0) -> pd
     Parameters
     ----------
     lineup : Lineup
-    level : float
-    seed : int
+    inference : Inference
 
     Returns
     -------
@@ -51,16 +51,15 @@ def sinks_by_member(lineup: Lineup, *, level: float = 0.95, seed: int = 0) -> pd
         natural = member.files.natural
         if natural is None or natural.n_items < 4:
             continue
-        usual = share_of_sink_heads(natural, level=level, seed=seed)
+        usual = share_of_sink_heads(natural, inference=inference)
         rows.append(
             {
                 "architecture": member.architecture,
                 "model": member.name,
                 "sequences": natural.n_sequences,
                 "sink_heads": usual.estimate,
-                "sink_heads_low": usual.low,
-                "sink_heads_high": usual.high,
-                **_early_attention(natural, until, level),
+                **usual.limits("sink_heads"),
+                **_early_attention(natural, until, inference.level),
                 "norm_ratio": _norm_ratio(natural),
             }
         )
@@ -86,8 +85,7 @@ def _early_attention(store: ActivationStore, until: int, level: float) -> dict[s
     return {
         "strongest": f"{layer}:{head}",
         "attention": found.estimate,
-        "attention_low": found.low,
-        "attention_high": found.high,
+        **found.limits("attention"),
         "even": float((1 / (1 + store.positions[0][rows])).mean()),
         "queries": int(rows.sum()),
     }
@@ -101,13 +99,13 @@ def _norm_ratio(store: ActivationStore) -> float:
     return float((table["norm"] / table["norm_later"]).max())
 
 
-def replacement_by_member(lineup: Lineup, *, level: float = 0.95) -> pd.DataFrame:
+def replacement_by_member(lineup: Lineup, *, inference: Inference = Inference()) -> pd.DataFrame:
     """`posprobe.analysis.replacement.replacement_table` of every model with replaced captures."""
     tables = []
     for member in lineup.members:
         if not member.files.replaced:
             continue
-        table = replacement_table(member.shifted, member.files.replaced, level=level)
+        table = replacement_table(member.shifted, member.files.replaced, inference=inference)
         table.insert(0, "model", member.name)
         table.insert(0, "architecture", member.architecture)
         tables.append(table)
@@ -116,24 +114,12 @@ def replacement_by_member(lineup: Lineup, *, level: float = 0.95) -> pd.DataFram
 
 def checks_by_file(lineup: Lineup) -> pd.DataFrame:
     """Manipulation checks of every file of a line-up, as a table."""
-    rows = []
-    for member in lineup.members:
-        for store in member.files.all():
-            windows = [w for w in store.layer_window if w]
-            rope = store.header.config.get("rope_parameters") or {}
-            rows.append(
-                {
-                    "architecture": member.architecture,
-                    "model": member.name,
-                    "file": store.path.name,
-                    "design": store.design,
-                    "position0": store.header.position0_treatment,
-                    "items": store.n_items,
-                    "tokens": store.length,
-                    "windowed_layers": f"{len(windows)} of {store.n_layers}",
-                    "rope": str(rope.get("rope_type", "none")),
-                    "rope_theta": rope.get("rope_theta", np.nan),
-                    "weights": store.header.weights_digest[:12],
-                }
-            )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {"architecture": member.architecture, "model": member.name}
+            | check(store)
+            | {"weights": store.header.weights_digest[:12]}
+            for member in lineup.members
+            for store in member.files.all()
+        ]
+    )

@@ -27,7 +27,7 @@ from posprobe.architectures import (
 from posprobe.channels import Variances, channel_effects, gather_variances, shares, variance_table
 from posprobe.comparison.lineup import Lineup, Member
 from posprobe.comparison.sinks import checks_by_file, replacement_by_member, sinks_by_member
-from posprobe.intervals import Array, Interval, fieller_ratio
+from posprobe.intervals import Array, Inference, Interval, fieller_ratio
 
 __all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "share_rows"]
 
@@ -56,15 +56,20 @@ class Comparison:
         By value, of `VALUES`; empty for variants of one checkpoint.
     contrasts : dict of str to tuple of ContrastResult
         The planned contrasts, by value.
-    level : float
-        Of every interval.
+    inference : Inference
+        How every interval was made.
     """
 
     lineup: Lineup
     tables: dict[str, pd.DataFrame]
     found: dict[str, ArchitectureComparison]
     contrasts: dict[str, tuple[ContrastResult, ...]]
-    level: float
+    inference: Inference
+
+    @property
+    def level(self) -> float:
+        """Nominal coverage of every interval."""
+        return self.inference.level
 
 
 def _kind_of(architecture: str) -> str:
@@ -75,8 +80,7 @@ def _kind_of(architecture: str) -> str:
 def compare_lineup(
     lineup: Lineup,
     *,
-    level: float = 0.95,
-    seed: int = 0,
+    inference: Inference = Inference(),
     step: Step = lambda what: None,
 ) -> Comparison:
     """Measure both channels in every model, and compare architectures or variants.
@@ -84,10 +88,8 @@ def compare_lineup(
     Parameters
     ----------
     lineup : Lineup
-    level : float
-        Of all intervals.
-    seed : int
-        Of all resampling; one set of weights serves all models.
+    inference : Inference
+        How intervals are made; one set of bootstrap weights serves all models.
     step : callable
         Told what comes next, for a progress bar: once per model, and once for the tests.
 
@@ -106,10 +108,11 @@ def compare_lineup(
     DesignError
         If a file lacks a quantity, or has fewer than three items.
     """
+    level = inference.level
     measured: dict[str, Variances] = {}
     for member in lineup.members:
         step(member.name)
-        measured[member.name] = _measure(member, lineup, seed)
+        measured[member.name] = _measure(member, lineup, inference)
     step("tests")
     tables = {
         "models": _by_member(lineup, measured, level, layers=False),
@@ -125,19 +128,19 @@ def compare_lineup(
         more = _tables_of(found)
         contrasts = {value: one.contrasts for value, one in found.items()}
     more |= {
-        "sinks": sinks_by_member(lineup, level=level, seed=seed),
-        "replacement": replacement_by_member(lineup, level=level),
+        "sinks": sinks_by_member(lineup, inference=inference),
+        "replacement": replacement_by_member(lineup, inference=inference),
         "checks": checks_by_file(lineup),
     }
     tables = {name: table for name, table in (tables | more).items() if not table.empty}
-    return Comparison(lineup, tables, found, contrasts, level)
+    return Comparison(lineup, tables, found, contrasts, inference)
 
 
-def _measure(member: Member, lineup: Lineup, seed: int) -> Variances:
+def _measure(member: Member, lineup: Lineup, inference: Inference) -> Variances:
     store = member.shifted
     places = np.searchsorted(np.unique(store.item), lineup.items)
     layers = (channel_effects(store, layer).take(places) for layer in range(store.n_layers))
-    return gather_variances(layers, seed=seed)
+    return gather_variances(layers, inference)
 
 
 def _by_member(

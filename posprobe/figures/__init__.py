@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
 from posprobe.figures import architectures, channels, interventions, position0, probes
-from posprobe.figures.style import STYLE, Panel, Tables
+from posprobe.figures.style import STYLE, Panel, Tables, one_design
 
-__all__ = ["COMPARISON_PANELS", "PANELS", "draw", "to_svg"]
+__all__ = ["COMPARISON_PANELS", "PANELS", "draw", "one_design", "to_svg"]
 
 PANELS: dict[str, Panel] = channels.PANELS | probes.PANELS | position0.PANELS | interventions.PANELS
 COMPARISON_PANELS: dict[str, Panel] = architectures.PANELS

@@ -14,7 +14,7 @@ from posprobe.figures.style import MASK, OTHER, RESIDUAL, TOTAL, Panel, Tables, 
 __all__ = ["PANELS"]
 
 DASHES = ("-", "--", "-.", ":")
-QUANTITIES = {
+DEPTH_PANELS = {
     "V_R": ("residual channel V_R (nats²)", "How does the residual channel run along the depth?"),
     "V_M": ("mask channel V_M (nats²)", "How does the mask channel run along the depth?"),
     "V_T": ("total V_T (nats²)", "How does the total effect run along the depth?"),
@@ -48,7 +48,7 @@ def depth_profile(tables: Tables, ax: Axes, quantity: str) -> Axes:
             low, high = (rows[f"{quantity}{end}"].astype(float) for end in ("_low", "_high"))
             ax.fill_between(rows["depth"], low, high, color=colour, alpha=0.12, lw=0)
     ax.axhline(0, color="black", lw=0.7)
-    label, title = QUANTITIES[quantity]
+    label, title = DEPTH_PANELS[quantity]
     ax.set(title=title, xlabel="relative depth (0 first layer, 1 last)", ylabel=label)
     legend_below(ax, min(3, len(names)))
     return ax
@@ -103,6 +103,6 @@ PANELS: dict[str, Panel] = {
     ),
     **{
         f"depth_{quantity}": Panel("layers", partial(depth_profile, quantity=quantity), PROFILE)
-        for quantity in QUANTITIES
+        for quantity in DEPTH_PANELS
     },
 }

@@ -29,7 +29,7 @@ from posprobe.figures.style import (
 
 __all__ = ["PANELS", "heatmap", "map_height"]
 
-EFFECTS = {
+EFFECT_LINES = {
     "T": ("total T", TOTAL),
     "M": ("mask M", MASK),
     "R": ("residual stream R", RESIDUAL),
@@ -43,7 +43,7 @@ def position_effects(tables: Tables, ax: Axes) -> Axes:
     """T, M, R and S against position, mean over layers."""
     table = one_design(tables["position_effects"])
     rows = table[table["layer"] == "all"]
-    for part, (name, colour) in EFFECTS.items():
+    for part, (name, colour) in EFFECT_LINES.items():
         dashes = "--" if part == "S" else "-"
         band(ax, rows, "position", part, colour, name, marker="o", ms=3.5, ls=dashes)
     ax.axhline(0, color="black", lw=0.7)
@@ -59,7 +59,7 @@ def effects_by_depth(tables: Tables, ax: Axes, third: int) -> Axes:
     table = table[table["layer"] != "all"]
     layers = [list(part) for part in np.array_split(sorted(table["layer"].unique()), 3)][third]
     rows = table[table["layer"].isin(layers)]
-    for part, (name, colour) in list(EFFECTS.items())[:3]:
+    for part, (name, colour) in list(EFFECT_LINES.items())[:3]:
         curves = rows.pivot(index="position", columns="layer", values=part).astype(float)
         ax.plot(curves.index, curves, color=colour, lw=0.6, alpha=0.4)
         ax.plot(curves.index, curves.mean(axis=1), color=colour, lw=2.4, label=name)

@@ -24,7 +24,7 @@ from posprobe.figures.style import (
 __all__ = ["PANELS"]
 
 SPAN = (-1.0, 1.3)
-METRICS = {"V_R": RESIDUAL, "V_S": SINK, "mean |R|": BOTH}
+METRIC_COLOURS = {"V_R": RESIDUAL, "V_S": SINK, "mean |R|": BOTH}
 CHOICES = {
     "treatment": "treatment",
     "positions": "queries",
@@ -43,7 +43,7 @@ def specification(tables: Tables, ax: Axes) -> Axes:
     low, high = (bounded[end].astype(float).clip(*SPAN) for end in ("low", "high"))
     # drawn as an image: thousands of lines would make the page heavy
     ax.vlines(bounded["rank"], low, high, "#d4d4d4", lw=0.5, rasterized=True)
-    for metric, colour in METRICS.items():
+    for metric, colour in METRIC_COLOURS.items():
         rows = table[table["metric"] == metric]
         y = rows["fraction_removed"].astype(float).clip(*SPAN)
         ax.plot(rows["rank"], y, ".", ms=2.5, color=colour, rasterized=True)

@@ -50,7 +50,7 @@ def error(tables: Tables, ax: Axes) -> Axes:
     table = tables["probes"]
     table = table[table["estimand"] == "fixed_probe"]
     for name, rows in table.groupby("features", sort=False):
-        label, colour = GROUPS.get(name, JOINT)
+        label, colour = GROUPS.get(str(name), JOINT)
         ax.plot(rows["layer"].astype(float), rows["mae"].astype(float), color=colour, label=label)
     reference_line(ax, float(table["mae_guess"].iloc[0]), "a random guess")
     ax.set(title="By how many tokens is it missed?", xlabel="layer", ylim=(0, None))

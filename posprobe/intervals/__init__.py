@@ -8,10 +8,13 @@ statistics share their draws. The intervals are
 - `mean_interval`: the mean of one number per cluster, by Student's t;
 - `jackknife_interval`: from leave-one-out values;
 - `fieller_ratio`, `log_ratio_bootstrap_t`: a ratio of two paired means;
-- `max_t`, `benjamini_hochberg`: many statistics at once.
+- `max_t`, `benjamini_hochberg`, `holm`: many statistics at once.
+
+`Inference` holds the level, the number of resamples, the seed and the number of processes.
 """
 
 from posprobe.intervals.arrays import Array
+from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
@@ -20,7 +23,7 @@ from posprobe.intervals.resampling import (
     cluster_weights,
     standard_error,
 )
-from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, max_t
+from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, holm, max_t
 from posprobe.intervals.student import (
     jackknife_interval,
     leave_one_out,
@@ -30,6 +33,7 @@ from posprobe.intervals.student import (
 
 __all__ = [
     "Array",
+    "Inference",
     "Interval",
     "MaxT",
     "benjamini_hochberg",
@@ -37,6 +41,7 @@ __all__ = [
     "bootstrap_limits",
     "cluster_weights",
     "fieller_ratio",
+    "holm",
     "jackknife_interval",
     "leave_one_out",
     "log_ratio_bootstrap_t",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import floor, isfinite, log10
+from math import floor, isfinite, log10, nan
 from typing import Any
 
 from posprobe.errors import DesignError
@@ -86,6 +86,34 @@ class Interval:
         if self.low is None or self.high is None:
             return False
         return not self.low <= value <= self.high
+
+    @property
+    def how(self) -> str:
+        """The method, and whether it found no limits: ``"fieller"``, ``"fieller: unbounded"``."""
+        return self.method + (": unbounded" if self.unbounded else "")
+
+    def limits(self, name: str = "") -> dict[str, float]:
+        """Both limits as columns of a table, NaN where unbounded.
+
+        Parameters
+        ----------
+        name : str
+            Put in front: ``low`` and ``high`` by default, ``NAME_low`` and ``NAME_high`` with one.
+        """
+        ends = {"low": self.low, "high": self.high}
+        ahead = f"{name}_" if name else ""
+        return {ahead + end: nan if value is None else value for end, value in ends.items()}
+
+    def row(self, name: str = "estimate") -> dict[str, Any]:
+        """One row of a table: `name`, low, high (both NaN where unbounded), method and n.
+
+        Examples
+        --------
+        >>> from posprobe.intervals import Interval
+        >>> Interval(0.4, None, None, 0.95, "fieller", "fraction removed", 30).row("removed")
+        {'removed': 0.4, 'low': nan, 'high': nan, 'method': 'fieller: unbounded', 'n': 30}
+        """
+        return {name: self.estimate} | self.limits() | {"method": self.how, "n": self.n}
 
     def asdict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON or a table."""

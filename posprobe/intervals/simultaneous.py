@@ -13,7 +13,7 @@ from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_replicates, check_units
 from posprobe.intervals.resampling import standard_error
 
-__all__ = ["MaxT", "benjamini_hochberg", "max_t"]
+__all__ = ["MaxT", "benjamini_hochberg", "holm", "max_t"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,51 @@ def benjamini_hochberg(p_values: ArrayLike) -> Array:
     >>> benjamini_hochberg([0.01, 0.02, 0.03, 0.5])
     array([0.04, 0.04, 0.04, 0.5 ])
     """
+    p = _checked(p_values)
+    return stats.false_discovery_control(p.ravel()).reshape(p.shape)
+
+
+def holm(p_values: ArrayLike) -> Array:
+    r"""P-values adjusted for the family-wise error rate, over all entries at once.
+
+    With m p-values in order, the k-th becomes :math:`\max_{j \le k} (m - j + 1) p_{(j)}`, and 1
+    at most.
+
+    Parameters
+    ----------
+    p_values : array-like (...)
+        P-values of any dependence.
+
+    Returns
+    -------
+    ndarray (...)
+        Reject where an entry is at most alpha: the chance of any false rejection is at most alpha.
+
+    Raises
+    ------
+    DesignError
+        If an entry is not within 0 and 1.
+
+    References
+    ----------
+    Holm (1979), Scand. J. Statist. 6, 65.
+
+    Examples
+    --------
+    >>> from posprobe.intervals import holm
+    >>> holm([0.01, 0.04, 0.03, 0.5])
+    array([0.04, 0.09, 0.09, 0.5 ])
+    """
+    p = _checked(p_values).ravel()
+    # statsmodels' own collects garbage at every call, a tenth of a second in a large process.
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return adjusted.reshape(np.shape(p_values))
+
+
+def _checked(p_values: ArrayLike) -> Array:
     p = np.asarray(p_values, dtype=np.float64)
     if not p.size or not np.all((p >= 0) & (p <= 1)):
         raise DesignError("p-values must all be within 0 and 1: leave undefined tests out")
-    return stats.false_discovery_control(p.ravel()).reshape(p.shape)
+    return p

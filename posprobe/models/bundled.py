@@ -14,10 +14,17 @@ from pathlib import Path
 
 from posprobe.errors import ModelError
 
-__all__ = ["PACKAGED", "ZOO", "PackagedModel", "file_digest", "list_zoo", "zoo_folder"]
+__all__ = ["PACKAGED", "TOKENIZER", "ZOO", "PackagedModel", "file_digest", "list_zoo", "zoo_folder"]
 
 ZOO = "zoo/"
-WEIGHTS = "model.safetensors"
+# From a model's folder: one tokenizer serves the whole family.
+TOKENIZER = "../tokenizer"
+LOADED = (
+    "config.json",
+    "model.safetensors",
+    f"{TOKENIZER}/tokenizer.json",
+    f"{TOKENIZER}/tokenizer_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ def _package_file(module: str, pattern: str) -> Path | None:
 def zoo_folder(name: str) -> Path:
     """Folder of a small model of the controlled family, its files checked against their sums.
 
+    The sums in the folder's provenance also cover the family's tokenizer, in `TOKENIZER`.
+
     Parameters
     ----------
     name : str
@@ -144,10 +153,11 @@ def _zoo_root() -> Path | None:
 
 
 def _verify(name: str, folder: Path) -> None:
-    """Compare the files with the checksums in the folder's provenance."""
+    """Compare the files with the sums in the folder's provenance, which must cover `LOADED`."""
     try:
         sums = dict(json.loads((folder / "provenance.json").read_bytes())["files"])
         wrong = [file for file in sums if file_digest([folder / file]) != sums[file]]
+        wrong += [file for file in LOADED if file not in sums]
     except OSError as error:
         raise ModelError(
             f"bundled model {name!r}: {error.filename} cannot be read ({error.strerror}); "
@@ -157,10 +167,10 @@ def _verify(name: str, folder: Path) -> None:
         raise ModelError(
             f"bundled model {name!r}: provenance.json lists no checksums; get the folder again"
         ) from error
-    if wrong or WEIGHTS not in sums:
+    if wrong:
         raise ModelError(
-            f"bundled model {name!r}: {(wrong or [WEIGHTS])[0]} is not the file that was exported "
-            "(SHA-256); get the folder again"
+            f"bundled model {name!r}: {wrong[0]} is not the file that was exported (SHA-256); "
+            "get the folder again"
         )
 
 

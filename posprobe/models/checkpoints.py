@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from posprobe.errors import ModelError
-from posprobe.models.bundled import PACKAGED, ZOO, file_digest, zoo_folder
+from posprobe.models.bundled import PACKAGED, TOKENIZER, ZOO, file_digest, zoo_folder
 
 __all__ = ["Checkpoint", "find_checkpoint"]
 
@@ -43,11 +43,14 @@ class Checkpoint:
         A folder or a hub id.
     quantization : str
         For example "Q4_1" or "F16", or "none".
+    tokenizer : str or None
+        The folder of the tokenizer where it is not that of the model.
     """
 
     name: str
     location: str
     quantization: str = "none"
+    tokenizer: str | None = None
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -64,7 +67,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     if name in PACKAGED:
         return _from_gguf(name, PACKAGED[name].paths(name), PACKAGED[name].sha256)
     if name.startswith(ZOO):
-        return Checkpoint(name, str(zoo_folder(name)), "F16")
+        folder = zoo_folder(name)
+        return Checkpoint(name, str(folder), "F16", str(folder / TOKENIZER))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

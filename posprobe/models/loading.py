@@ -151,10 +151,13 @@ def load_checkpoint(
     return model if device == "auto" else model.to(device)
 
 
-def load_tokenizer(place: dict[str, Any]) -> Any:
+def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
     """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same."""
+    location = checkpoint.tokenizer or checkpoint.location
     try:
-        return transformers.AutoTokenizer.from_pretrained(**place)
+        return transformers.AutoTokenizer.from_pretrained(
+            **place | {"pretrained_model_name_or_path": location}
+        )
     except Exception:  # as above; `ObservableModel.tokenize` says so when text is passed
         return None
 

@@ -306,7 +306,7 @@ def load_model(
     with quiet():
         place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         model = load_checkpoint(checkpoint, change, DTYPES[dtype], place, device)
-        tokenizer = load_tokenizer(place)
+        tokenizer = load_tokenizer(checkpoint, place)
     return ObservableModel(
         model,
         tokenizer,

@@ -8,7 +8,8 @@ partition       unique, shared and Shapley R2
 controls        permuted and shifted positions
 """
 
-from posprobe.probes.controls import permute_positions, shift_positions
+from posprobe.probes.accumulation import GramAccumulator
+from posprobe.probes.controls import permute_positions, shift_positions, with_controls
 from posprobe.probes.feature_matrix import feature_blocks, features
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.gram.rows import Block
@@ -21,6 +22,7 @@ __all__ = [
     "Block",
     "ClusterGram",
     "Estimand",
+    "GramAccumulator",
     "GroupRidgeCV",
     "PositionProbe",
     "VariancePartition",
@@ -29,4 +31,5 @@ __all__ = [
     "guess_error",
     "permute_positions",
     "shift_positions",
+    "with_controls",
 ]

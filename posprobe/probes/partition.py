@@ -211,15 +211,13 @@ class VariancePartition(SequenceScoredRidge):
                 kind, n_resamples=n_resamples, random_state=random_state, weights=weights,
                 n_jobs=n_jobs,
             )  # fmt: skip
-            for row, estimate, own in zip(
-                self.table_.itertuples(), self.table_["estimate"], draws.T, strict=True
-            ):
+            for row, own in zip(self.table_.to_dict("records"), draws.T, strict=True):
+                estimate, mc_se = row["estimate"], row["mc_se"]
                 if self._orders is not None:
-                    own = own + row.mc_se * rng.standard_t(len(self._orders) // 2 - 1, len(own))
+                    own = own + mc_se * rng.standard_t(len(self._orders) // 2 - 1, len(own))
                 interval = replicate_interval(estimate, own, self.n_sequences_, kind, level)
-                named = {"quantity": row.quantity, "group": row.group}
-                sizes = {"n_features": row.n_features, "mc_se": row.mc_se}
-                rows.append({**named, **sizes, **interval.asdict()})
+                named = {name: row[name] for name in ("quantity", "group", "n_features", "mc_se")}
+                rows.append({**named, **interval.asdict()})
         return pd.DataFrame(rows)
 
     def replicates(

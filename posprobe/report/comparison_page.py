@@ -163,7 +163,7 @@ def _page(
     found: Sequence[Answer],
     drawings: dict[str, str],
 ) -> str:
-    lineup, level = comparison.lineup, f"{comparison.level:.0%}"
+    lineup, level = comparison.lineup, comparison.inference.percent
     pictures = {
         name: {
             "svg": inline_svg(svg),
@@ -201,7 +201,7 @@ def _contribution(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for architecture, part in table.groupby("architecture", sort=False):
         part = part.set_index("quantity")
-        cells = [_cell(part.loc[name]) for name in COLUMNS]
+        cells = [_cell(row) for _, row in part.loc[list(COLUMNS)].iterrows()]
         rows.append(
             {"architecture": architecture, "models": int(part["models"].iloc[0]), "cells": cells}
         )
@@ -220,7 +220,7 @@ def _cell(row: pd.Series) -> dict[str, str]:
 
 
 def _contribution_note(comparison: Comparison) -> str:
-    level = f"{comparison.level:.0%}"
+    level = comparison.inference.percent
     unit = (
         f"models: {level} interval over models, for the next model of the architecture (variances: "
         "spread pooled over architectures, t; shares: Fieller). "

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import SINK_RATE, Analysis
+from posprobe.figures import one_design
 from posprobe.report.words import bounds, number, percent, removed, with_interval
 
 __all__ = [
@@ -14,7 +15,6 @@ __all__ = [
     "denominator",
     "heads",
     "masks",
-    "one_design",
     "overall",
     "position0",
     "position_effects",
@@ -23,12 +23,6 @@ __all__ = [
     "replacement",
     "sinks",
 ]
-
-
-def one_design(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the shifted design where there are any: content is held fixed there."""
-    designs = list(table["stimulus"].unique())
-    return table[table["stimulus"] == ("shifted" if "shifted" in designs else designs[0])]
 
 
 def overall(analysis: Analysis) -> pd.Series:
@@ -56,7 +50,7 @@ def channels(analysis: Analysis) -> str:
     table = one_design(analysis.tables["channels_by_layer"])
     relation, n = table["relation"].value_counts(), len(table)
     undefined = int((table["status"] != "ok").sum())
-    largest = table.loc[table["V_R"].astype(float).idxmax(), "layer"]
+    largest = table["layer"].iloc[table["V_R"].astype(float).argmax()]
     text = (
         f"Over all layers V_T is {with_interval(row, 'V_T')}, V_M {with_interval(row, 'V_M')} and "
         f"V_R {with_interval(row, 'V_R')} nats². The channels oppose each other in "
@@ -118,7 +112,7 @@ def probes(analysis: Analysis) -> str:
     parts = []
     for name, words in (("normalizer", "normalizers"), ("residual", "residual stream")):
         rows = table[table["features"] == name]
-        best = rows.loc[rows["r2"].idxmax()]
+        best = rows.iloc[rows["r2"].argmax()]
         parts.append(
             f"from the {words} at layer {best['layer']} (R² {best['r2']:.2f}, "
             f"{bounds(best['low'], best['high'])}; off by {best['mae']:.0f} tokens)"
@@ -182,7 +176,7 @@ def sinks(analysis: Analysis) -> str:
 def position0(analysis: Analysis) -> str:
     """Closure, norm and fingerprint of position 0."""
     table = analysis.tables["closed_system"]
-    highest = table.loc[table["norm"].idxmax()]
+    highest = table.iloc[table["norm"].argmax()]
     text = (
         f"Position 0 differs from a run on its token alone {_at_most(table['difference'].max())}, "
         "at any depth. Its norm is "
@@ -191,7 +185,7 @@ def position0(analysis: Analysis) -> str:
     later = highest["norm_later"]
     text += f"; later positions: {later:,.0f})" if np.isfinite(later) else ")"
     text += f", where {highest['dimensions']:.0f} dimensions hold 99% of its square."
-    turned = table.loc[table["cosine"].astype(float).idxmin()]
+    turned = table.iloc[table["cosine"].astype(float).argmin()]
     text += (
         f" It is turned most by block {int(turned['layer']) - 1} (cosine {turned['cosine']:.2f})."
         if np.isfinite(turned["cosine"])
@@ -246,7 +240,7 @@ def replacement(analysis: Analysis) -> str:
     estimates = curve["fraction_removed"].dropna()
     bounded = curve[curve["low"].notna()]
     holding = int(((bounded["low"] <= 0.4) & (bounded["high"] >= 0.4)).sum())
-    middle = [percent(estimates.quantile(q)) for q in (0.1, 0.5, 0.9)]
+    middle = [percent(share) for share in estimates.quantile([0.1, 0.5, 0.9])]
     return (
         f"{text} Over {len(curve)} specifications the median is {middle[1]} (middle four fifths: "
         f"{middle[0]} to {middle[2]}); {len(bounded)} have a bounded interval, and {holding} of "
@@ -293,7 +287,7 @@ def masks(analysis: Analysis) -> str:
         where = "" if positions == "all" else f", {positions}"
         parts.append(
             f"{mask}{where}: largest |M| {number(float(values['largest_M'].iloc[0]))} nats, V_T "
-            f"{with_interval(left, 'V')} nats² (natively {values.loc['V_T', 'native']:.3f})"
+            f"{with_interval(left, 'V')} nats² (natively {values['native']['V_T']:.3f})"
         )
     text = f"{'; '.join(parts)}."
     probes_ = analysis.tables.get("mask_probes")

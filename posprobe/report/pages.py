@@ -47,7 +47,7 @@ METHODS = {
     "percentile": "cluster bootstrap, percentiles",
     "fieller": "Fieller's",
 }
-UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
+SHOWN_UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
 
 
 def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
@@ -118,7 +118,7 @@ def claim_row(claim: Claim) -> dict[str, Any]:
         "verdict": VERDICTS[claim.verdict],
         "statement": claim.statement,
         "interval": claim_interval(claim),
-        "unit": UNITS.get(claim.unit, claim.unit),
+        "unit": SHOWN_UNITS.get(claim.unit, claim.unit),
         "n": "" if claim.n is None else str(claim.n),
         "reference": number(claim.reference),
         "protocol": claim.protocol + ("" if name == "none" else method),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from posprobe.analysis import N_RESAMPLES, Analysis, first_token, listed
+from posprobe.analysis import Analysis, first_token, listed
 from posprobe.claims import WHY_LAYER_0
 from posprobe.report import findings
 
@@ -52,10 +52,11 @@ class Section:
 
     def protocol(self, analysis: Analysis) -> list[tuple[str, str]]:
         """How the numbers were made, as terms and sentences."""
+        how = analysis.inference
         terms = [
             ("Estimand", self.estimand),
             ("Unit", self.unit),
-            ("Interval", self.interval.format(level=f"{analysis.level:.0%}")),
+            ("Interval", self.interval.format(level=how.percent, refits=how.n_refits)),
             ("n", self.n(analysis)),
             ("Note", self.note),
         ]
@@ -183,7 +184,7 @@ SECTIONS = (
         unit="The sequence, for folds and for resampling; position 0 is left out.",
         interval="{level}. fixed_probe: these probes held fixed, cluster bootstrap of sequence "
         "scores, percentiles. refit: the average probe at this n, fitted anew in each of "
-        f"{N_RESAMPLES['refit']} bootstrap samples, t.",
+        "{refits} bootstrap samples, t.",
         n=_natural,
         note="5 folds; the penalty is chosen on the same folds, one per group in the joint probe. "
         "A random guess among n positions is off by (n² − 1)/(3n) tokens.",

@@ -89,12 +89,12 @@ def _page(
         limits=LIMITS,
         glossary=GLOSSARY,
         commands=commands(analysis),
-        level=f"{analysis.level:.0%}",
+        level=analysis.inference.percent,
     )
 
 
 def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> dict[str, Any]:
-    level = f"{analysis.level:.0%}"
+    level = analysis.inference.percent
     headline, _, finding = section.finding(analysis).removesuffix(".").partition(". ")
     figures = [
         {"svg": inline_svg(drawings[name]), "caption": PANELS[name].caption.format(level=level)}

@@ -6,7 +6,8 @@ import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims import Claim
-from posprobe.report.findings import one_design, overall
+from posprobe.figures import one_design
+from posprobe.report.findings import overall
 from posprobe.report.words import VERDICTS, bounds, percent, with_interval
 
 __all__ = ["summary"]
@@ -135,5 +136,5 @@ def _sure(analysis: Analysis, claims: list[Claim]) -> str:
     tally = ", ".join(f"{counts[v]} {name}" for v, name in VERDICTS.items() if v in counts)
     store = analysis.files.shifted or analysis.files.natural
     units = "" if store is None else f" over {len(set(store.item.tolist()))} items"
-    brackets = f"In brackets: {percent(analysis.level)} intervals{units}."
+    brackets = f"In brackets: {analysis.inference.percent} intervals{units}."
     return f"{brackets} Of {len(claims)} claims: {tally}."

@@ -35,7 +35,7 @@ class HeldStore(ActivationStore):
     --------
     ::
 
-        held = HeldStore(posprobe.channels.reading.REQUIRED)
+        held = HeldStore(posprobe.channels.REQUIRED)
         posprobe.capture("smollm2", "shifted.h5", design="shifted", quantities=(),
                          consumers=[held]).close()
         posprobe.decompose(held)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from posprobe.analysis import analyze_files, count_steps, sort_files
+from posprobe.analysis import analyze_files, possible_steps, sort_files
 from posprobe.claims import make_claims
+from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_report
 from posprobe.store import ActivationStore
 
@@ -16,7 +19,12 @@ __all__ = ["analyze"]
 
 
 def analyze(
-    files: Iterable[str | Path], folder: str | Path, *, seed: int = 0, progress: bool = True
+    files: Iterable[str | Path],
+    folder: str | Path,
+    *,
+    inference: Inference = Inference(),
+    progress: bool = True,
+    **changes: Any,
 ) -> Path:
     """Write tables, figures, claims and report from stored files alone, without a model.
 
@@ -25,26 +33,32 @@ def analyze(
     files : iterable of str or Path
         Captures of one model and variant.
     folder : str or Path
-    seed : int
-        Of all resampling.
+    inference : Inference
+        How intervals are made: level, resamples, seed, processes.
     progress : bool
+    **changes
+        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
 
     Returns
     -------
     Path
         Of the report.
+
+    Raises
+    ------
+    PosprobeError
+        For files that cannot be analyzed together, in one line.
     """
+    inference = dataclasses.replace(inference, **changes)
     captured = sort_files(ActivationStore(path) for path in files)
     off = None if progress else True
-    total = count_steps(captured) + 1
+    total = len(possible_steps(captured)) + 1
     with output_folder(folder) as made, tqdm(total=total, unit="step", disable=off) as bar:
 
         def step(what: str) -> None:
             bar.set_description(f"analyze: {what}")
             bar.update()
 
-        analysis = analyze_files(captured, seed=seed, step=step)
-        bar.set_description("analyze: report")
-        report = write_report(analysis, make_claims(analysis), made)
-        bar.update()
-    return report
+        analysis = analyze_files(captured, inference=inference, step=step)
+        step("report")
+        return write_report(analysis, make_claims(analysis), made)

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from posprobe.analysis import Head, mean_normalizers, random_heads, sink_reading_heads, strongest
+from posprobe.analysis import (
+    Head,
+    mean_normalizers,
+    random_heads,
+    sink_reading_heads,
+    strongest,
+)
+from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus
 from posprobe.errors import DesignError
+from posprobe.intervals import Inference
+from posprobe.models import Intervention, ObservableModel, load_model
 from posprobe.report import output_folder
 from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
 from posprobe.store import ActivationStore
 from posprobe.workflows.analyze import analyze
 
-if TYPE_CHECKING:
-    from posprobe.models import Intervention, ObservableModel
-
 __all__ = ["REPLACEMENTS", "audit"]
 
 Cut = tuple[Head, ...] | Literal["all"]
+
 REPLACEMENTS = ("mean", "content")
 FULL_REPLACEMENTS = ("special", "noise", "zero")
 N_NATURAL, N_SHIFTED, N_REPEATED, N_FULL = 40, 32, 4, 16
 RANDOM_DRAWS = 2
-LEAST_WINDOW = 9  # the largest offset that is kept, and the query itself
 LEAST_N = 5
 
 
@@ -40,9 +47,31 @@ class Plan:
     design: str
     n: int
     bos: str
-    position0: str = "native"
-    residual: bool = False
-    change: Intervention | None = None
+    options: CaptureOptions
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much an audit captures; the same for all of its files."""
+
+    n: int | None
+    length: int
+    window: int
+    prefixes: tuple[int, ...] | None
+    offsets: tuple[int, ...]
+
+    @property
+    def options(self) -> CaptureOptions:
+        """What the captures keep unless more is needed: all scores, no residual stream."""
+        kept = tuple(name for name in QUANTITIES if name != "residual")
+        return CaptureOptions(quantities=kept, offsets=self.offsets)
+
+    def check(self) -> None:
+        """Refuse too few sequences."""
+        if self.n is not None and self.n < LEAST_N:
+            raise DesignError(
+                f"n={self.n} is too few: probes need {LEAST_N} folds of sequences, so raise n"
+            )
 
 
 def audit(
@@ -53,10 +82,14 @@ def audit(
     text: str | None = None,
     n: int | None = None,
     length: int = 256,
+    window: int = 32,
+    prefixes: tuple[int, ...] | None = None,
+    offsets: tuple[int, ...] = OFFSETS,
     replacements: Sequence[str] = REPLACEMENTS,
     full: bool = False,
-    seed: int = 0,
+    inference: Inference = Inference(),
     progress: bool = True,
+    **changes: Any,
 ) -> Path:
     """Find out where a model's absolute position comes from: capture, analyze, report.
 
@@ -83,14 +116,20 @@ def audit(
         The text to draw from (None: the Python language reference that comes with CPython).
     n : int or None
         Sequences and windows, at least 5 (None: 40 natural sequences and 32 windows).
-    length : int
-        Tokens of the longest sequence.
+    length, window, prefixes
+        Tokens of the longest sequence, tokens of the window, prefix lengths: see
+        `posprobe.make_stimulus`.
+    offsets : tuple of int
+        Distances, in tokens, at which scores are kept.
     replacements : sequence of str
-        Treatments of position 0, see `posprobe.captures.POSITION0`.
+        Treatments of position 0, see `posprobe.captures.position0.POSITION0`.
     full : bool
-        Also the captures that isolate more; it takes about twice as long.
-    seed : int
+        Also the captures of more interventions; it takes about twice as long.
+    inference : Inference
+        How intervals are made; its seed is that of the stimuli too.
     progress : bool
+    **changes
+        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
 
     Returns
     -------
@@ -102,45 +141,46 @@ def audit(
     PosprobeError
         For a model, text, size or folder that cannot be used, in one line.
     """
-    from posprobe.models import load_model
-
-    if n is not None and n < LEAST_N:
-        raise DesignError(f"n={n} is too few: probes need {LEAST_N} folds of sequences, so raise n")
+    inference = dataclasses.replace(inference, **changes)
+    size = Size(n, length, window, prefixes, tuple(offsets))
+    size.check()
     with output_folder(folder) as made:
         if isinstance(model, str):
             model = load_model(model, variant=variant)
         corpus = default_corpus() if text is None else text
-        ids = model.tokenize(corpus)
-        capturing = _Capturing(model, made, ids, corpus_name(corpus), length, seed, progress)
-        paths = capturing.run(_plans(model, n, replacements))
+        ids, name = model.tokenize(corpus), corpus_name(corpus)
+        capturing = _Capturing(model, made, ids, name, size, inference.seed, progress)
+        paths = capturing.run(_plans(model, size, replacements))
         if full:
-            paths += capturing.run(_full_plans(model, made, n, length, replacements))
-        return analyze(paths, made, seed=seed, progress=progress)
+            paths += capturing.run(_full_plans(model, made, size, replacements))
+        return analyze(paths, made, inference=inference, progress=progress)
 
 
-def _plans(model: ObservableModel, n: int | None, replacements: Sequence[str]) -> list[Plan]:
+def _plans(model: ObservableModel, size: Size, replacements: Sequence[str]) -> list[Plan]:
     """The captures of an audit, in order; BOS is forced where the tokenizer has one."""
     bos = "none" if model.bos_id is None else "force"
-    natural, shifted = (N_NATURAL, N_SHIFTED) if n is None else (n, n)
+    natural, shifted = (N_NATURAL, N_SHIFTED) if size.n is None else (size.n, size.n)
+    scores = size.options
     plans = [
-        Plan("natural.h5", "natural", natural, "native", residual=True),
-        Plan("shifted.h5", "shifted", shifted, bos),
-        *(Plan(f"replaced_{r}.h5", "shifted", shifted, bos, r) for r in replacements),
-        Plan("repeated.h5", "repeated", N_REPEATED, "none"),
+        Plan("natural.h5", "natural", natural, "native", scores.changed(quantities=QUANTITIES)),
+        Plan("shifted.h5", "shifted", shifted, bos, scores),
+        *(
+            Plan(f"replaced_{r}.h5", "shifted", shifted, bos, scores.changed(position0=r))
+            for r in replacements
+        ),
+        Plan("repeated.h5", "repeated", N_REPEATED, "none", scores),
     ]
     if bos == "force":
-        plans.append(Plan("bos_repeated.h5", "repeated", N_REPEATED, bos))
+        plans.append(Plan("bos_repeated.h5", "repeated", N_REPEATED, bos, scores))
     return plans
 
 
 def _full_plans(
-    model: ObservableModel, folder: Path, n: int | None, length: int, replacements: Sequence[str]
+    model: ObservableModel, folder: Path, size: Size, replacements: Sequence[str]
 ) -> list[Plan]:
     """The captures that a full audit adds; heads and constants come from its natural capture."""
-    from posprobe.models import Intervention
-
     bos = "none" if model.bos_id is None else "force"
-    count = N_FULL if n is None else n
+    count = N_FULL if size.n is None else size.n
     with ActivationStore(folder / "natural.h5") as natural:
         changes = {
             name: Intervention(cut_sink=heads) for name, heads in _cuts(natural, model).items()
@@ -148,16 +188,17 @@ def _full_plans(
         constants = mean_normalizers(natural, layers=[0])
     changes["fixed_denominator"] = Intervention(fixed_denominator=constants)
     changes["no_causal"] = Intervention(causal=False)
-    changes["window"] = Intervention(window=max(length // 8, LEAST_WINDOW))
-    added = [
-        r
+    least = max(size.offsets, default=0) + 1  # the farthest key that is kept, and the query itself
+    changes["window"] = Intervention(window=max(size.length // 8, least))
+    options = {name: size.options.changed(intervention=c) for name, c in changes.items()}
+    added = {
+        f"replaced_{r}": size.options.changed(position0=r)
         for r in FULL_REPLACEMENTS
         if r not in replacements and (r != "special" or len(model.special_ids) > 1)
-    ]
+    }
     return [
-        *(Plan(f"replaced_{r}.h5", "shifted", count, bos, r) for r in added),
-        *(Plan(f"{name}.h5", "shifted", count, bos, change=c) for name, c in changes.items()),
-        Plan("no_causal_natural.h5", "natural", count, "native", change=changes["no_causal"]),
+        *(Plan(f"{name}.h5", "shifted", count, bos, o) for name, o in (added | options).items()),
+        Plan("no_causal_natural.h5", "natural", count, "native", options["no_causal"]),
     ]
 
 
@@ -184,45 +225,35 @@ class _Capturing:
     folder: Path
     corpus: NDArray[np.int32]
     corpus_name: str
-    length: int
+    size: Size
     seed: int
     progress: bool
 
     def run(self, plans: Sequence[Plan]) -> list[Path]:
         """Capture what the folder does not hold yet."""
-        from posprobe.captures import QUANTITIES, capture_stimulus
-        from posprobe.models import NO_INTERVENTION
-
-        stimuli = self._stimuli(plans)
+        stimuli = [self._stimulus(plan) for plan in plans]
         total = sum(int(stimulus.lengths.sum()) for stimulus in stimuli)
         off = None if self.progress else True
         with tqdm(total=total, unit="token", unit_scale=True, disable=off) as bar:
             for plan, stimulus in zip(plans, stimuli, strict=True):
                 bar.set_description(f"capture: {plan.file}")
+                path = self.folder / plan.file
                 capture_stimulus(
-                    self.model,
-                    stimulus,
-                    self.folder / plan.file,
-                    quantities=tuple(q for q in QUANTITIES if plan.residual or q != "residual"),
-                    position0=plan.position0,
-                    intervention=plan.change or NO_INTERVENTION,
-                    resume=True,
-                    progress=bar,
+                    self.model, stimulus, path, plan.options, resume=True, progress=bar
                 )
         return [self.folder / plan.file for plan in plans]
 
-    def _stimuli(self, plans: Sequence[Plan]) -> list[Stimulus]:
-        return [
-            make_stimulus(
-                plan.design,
-                self.corpus,
-                n=plan.n,
-                length=self.length,
-                bos=plan.bos,
-                native_bos=self.model.native_bos,
-                bos_id=self.model.bos_id,
-                seed=self.seed,
-                corpus=self.corpus_name,
-            )
-            for plan in plans
-        ]
+    def _stimulus(self, plan: Plan) -> Stimulus:
+        return make_stimulus(
+            plan.design,
+            self.corpus,
+            n=plan.n,
+            length=self.size.length,
+            window=self.size.window,
+            prefixes=self.size.prefixes,
+            bos=plan.bos,
+            native_bos=self.model.native_bos,
+            bos_id=self.model.bos_id,
+            seed=self.seed,
+            corpus=self.corpus_name,
+        )

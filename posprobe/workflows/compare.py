@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from posprobe.claims import answers, hypothesis_claims
 from posprobe.comparison import compare_lineup, line_up
 from posprobe.errors import DesignError
+from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_comparison
 from posprobe.store import ActivationStore
 
@@ -22,9 +25,9 @@ def compare(
     *,
     architectures: Mapping[str, str] | None = None,
     different_tokens: bool = False,
-    level: float = 0.95,
-    seed: int = 0,
+    inference: Inference = Inference(),
     progress: bool = True,
+    **changes: Any,
 ) -> Path:
     """Compare several models, or several variants of one, from their stored files.
 
@@ -46,11 +49,11 @@ def compare(
         at its end, so that zoo/rope-0 and zoo/rope-1 are two models of rope.
     different_tokens : bool
         Allow files of different tokens (models with different tokenizers).
-    level : float
-        Of all intervals.
-    seed : int
-        Of all resampling.
+    inference : Inference
+        How intervals are made: level, resamples, seed.
     progress : bool
+    **changes
+        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
 
     Returns
     -------
@@ -68,6 +71,7 @@ def compare(
 
         posprobe.compare(glob.glob("out/*/shifted.h5"), "out/report")
     """
+    inference = dataclasses.replace(inference, **changes)
     paths = [Path(path).absolute() for path in files]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
@@ -81,7 +85,7 @@ def compare(
             bar.set_description(f"compare: {what}")
             bar.update()
 
-        comparison = compare_lineup(lineup, level=level, seed=seed, step=step)
+        comparison = compare_lineup(lineup, inference=inference, step=step)
         step("report")
         claims = hypothesis_claims(comparison)
         return write_comparison(comparison, claims, answers(comparison, claims), made)

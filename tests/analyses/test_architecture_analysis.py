@@ -1,23 +1,16 @@
 """The summary of analysis 2: it says what the comparisons found, and where they disagree."""
 
-import importlib.util
-from pathlib import Path
-
 import pandas as pd
 import pytest
+import scripts
 from lineups import TRUTH, family, variants
 
 from posprobe.workflows.compare import compare
 
-SCRIPT = Path(__file__).parents[2] / "analyses" / "02_architectures.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("architectures_analysis", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("02_architectures")
 
 
 def curves(growth=6e-5):

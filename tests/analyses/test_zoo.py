@@ -256,13 +256,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(make_run, monkeypatch):
 
 def test_a_finished_run_is_continued_to_the_weights_of_a_longer_one(make_run, tmp_path):
     longer = replace(SETTINGS, steps=8)
-    once = train.train(make_run(work="once", settings=longer), tmp_path / "once" / "out", None)
-    folder = train.train(make_run(), tmp_path / "out", None)
+    once = train.train(make_run(work="once", settings=longer), tmp_path / "once" / "out")
+    folder = train.train(make_run(), tmp_path / "out")
     assert training.is_finished(folder, SETTINGS)
     assert not training.is_finished(folder, longer)
     continued = make_run(settings=longer)
     assert continued.step == SETTINGS.steps
-    assert train.train(continued, tmp_path / "out", None) == folder
+    assert train.train(continued, tmp_path / "out") == folder
     assert training.is_finished(folder, longer)
     digests = {training.sha256(one / "model.safetensors") for one in (once, folder)}
     assert len(digests) == 1
@@ -292,20 +292,32 @@ def test_weights_too_large_for_float16_are_not_shipped(make_run, tmp_path):
     with torch.no_grad():
         run.model.lm_head.weight[0, 0] = 1e6
     with pytest.raises(ValueError, match="too large for float16"):
-        run.export(tmp_path / "out", None)
+        run.export(tmp_path / "out")
     assert not (tmp_path / "out" / "rope-0").exists()
 
 
 @pytest.mark.parametrize("architecture", family.ARCHITECTURES)
 def test_export_loads_through_plain_transformers(architecture, make_run, tmp_path):
     run = make_run(architecture, settings=replace(SETTINGS, steps=2))
-    folder = train.train(run, tmp_path / "out", None)
+    folder = train.train(run, tmp_path / "out")
     check_shipped(folder)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert loaded.config.model_type == run.model.config.model_type
     written = json.loads((folder / "provenance.json").read_text())
     difference = written["measured_on_shipped_weights"]["held_out_loss"]
     assert difference == pytest.approx(run.rows[-1]["held_out_loss"], abs=1e-3)
+
+
+def test_export_covers_the_shared_tokenizer_by_its_sums(make_run, tmp_path):
+    tokenizer = corpus.load_tokenizer(tmp_path / "out" / "tokenizer", "def f(x):\n    return x\n")
+    run = make_run(settings=replace(SETTINGS, steps=2))
+    folder = train.train(run, tmp_path / "out")
+    written = check_shipped(folder)["files"]
+    names = {f"../tokenizer/{path.name}" for path in (tmp_path / "out" / "tokenizer").iterdir()}
+    assert names == {"../tokenizer/tokenizer.json", "../tokenizer/tokenizer_config.json"}
+    assert set(written) == names | {"config.json", "model.safetensors", "training.csv"}
+    loaded = AutoTokenizer.from_pretrained(folder / "../tokenizer")
+    assert loaded("def f")["input_ids"] == tokenizer("def f")["input_ids"]
 
 
 # the curve
@@ -352,7 +364,6 @@ def test_two_trainers_cannot_share_a_folder(tmp_path):
 def test_all_skips_what_is_finished(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "load_data", lambda out, work: data)
     monkeypatch.setattr(train, "Settings", lambda: replace(SETTINGS, steps=2))
-    monkeypatch.setattr(training, "TOKENIZER_FILES", ())
     (tmp_path / "out" / "ntk-0").mkdir(parents=True)
     text = json.dumps({"settings": asdict(train.Settings())})
     (tmp_path / "out" / "ntk-0" / "provenance.json").write_text(text)
@@ -395,11 +406,16 @@ def test_shipped_models_are_whole_and_had_the_same_budget_and_data():
         assert written["data"] == everything[0]["data"]
 
 
-def test_shipped_models_load_with_their_tokenizer_and_know_their_text():
+def test_no_shipped_model_has_a_tokenizer_of_its_own():
+    assert not list((ROOT / "data" / "zoo").glob("*-*/tokenizer*"))
+
+
+def test_shipped_models_share_a_tokenizer_and_know_their_text():
     text = "import os\n\n\ndef main():\n    for name in os.listdir(path):\n        return self."
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "zoo" / "tokenizer")
+    tokens = tokenizer(text, return_tensors="pt")["input_ids"]
     for folder in (path.parent for path in SHIPPED):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
         assert tokens[0, 0] == model.config.bos_token_id
         with torch.no_grad():
             assert float(model(tokens, labels=tokens).loss) < 4.0, folder.name

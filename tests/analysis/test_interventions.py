@@ -11,7 +11,7 @@ from posprobe.analysis import (
     Analysis,
     Files,
     analyze_files,
-    count_steps,
+    possible_steps,
     sink_reading_heads,
     sort_files,
 )
@@ -49,7 +49,8 @@ def test_interventions_are_recognised_in_any_order(make):
     fixed = make(fixed_denominator=[[0, 0, 1.5]])
     for stores in ([base, *cuts, fixed, mean, natural], [fixed, mean, *cuts, natural, base]):
         files = sort_files(stores)
-        assert files == Files(natural, base, replaced=[mean], cut=cuts, fixed=fixed)
+        expected = Files(natural, base, replaced=[mean], cut_sink=cuts, fixed_denominator=fixed)
+        assert files == expected
         assert set(files.all()) == set(stores)
 
 
@@ -57,14 +58,14 @@ def test_a_change_that_all_files_share_belongs_to_the_model(make):
     shifted, natural = make(cut_sink="all"), make("natural", cut_sink="all")
     assert sort_files([shifted, natural]) == Files(natural, shifted)
     natural, shifted, narrow = make("natural", window=9), make(window=9), make(window=5)
-    assert sort_files([narrow, natural, shifted]) == Files(natural, shifted, masked=[narrow])
+    assert sort_files([narrow, natural, shifted]) == Files(natural, shifted, masks=[narrow])
 
 
 def test_other_masks_are_recognised_in_both_designs(make):
     base, natural = make(), make("natural")
     masked = [make(window=5), make(causal=False), make("natural", causal=False)]
     files = sort_files([*masked, natural, base])
-    assert files == Files(natural, base, masked=masked)
+    assert files == Files(natural, base, masks=masked)
     assert files.intervened() == masked
     with pytest.raises(DesignError, match="both change attention in the same way; give one"):
         sort_files([base, *masked, make(causal=False)])
@@ -97,7 +98,7 @@ def test_two_files_that_answer_the_same_question(make):
     with pytest.raises(DesignError, match="both replace position 0 by 'mean'; give one"):
         sort_files([make(), make(treatment="mean"), make(treatment="mean")])
     two = [make(fixed_denominator=[[0, 0, c]]) for c in (1.0, 2.0)]
-    with pytest.raises(DesignError, match="are both fixed captures; give one"):
+    with pytest.raises(DesignError, match="are both fixed_denominator captures; give one"):
         sort_files([make(), *two])
 
 
@@ -135,7 +136,7 @@ def analysis_of(paths, *names):
     steps = []
     files = sort_files(ActivationStore(paths[name]) for name in names)
     analysis = analyze_files(files, step=steps.append)
-    assert len(steps) == count_steps(files)
+    assert len(steps) == len(possible_steps(files))
     return analysis
 
 
@@ -190,7 +191,7 @@ def test_what_the_files_allow(paths, names, tables):
 def judged(paths, **tables):
     stores = {k: ActivationStore(paths[k]) for k in ("natural", "shifted")}
     intervals = {"fixed_denominator": tables.pop("patterns")} if "patterns" in tables else {}
-    analysis = Analysis(Files(**stores), tables, intervals, 0.95)
+    analysis = Analysis(Files(**stores), tables, intervals)
     return {claim.id: claim for claim in intervention_claims(analysis)}
 
 

@@ -8,7 +8,7 @@ import synthetic
 from posprobe.analysis import probes as probing
 from posprobe.analysis.probes import Probes, probe_layers, spread_layers
 from posprobe.errors import DesignError
-from posprobe.intervals import cluster_weights
+from posprobe.intervals import Inference
 from posprobe.probes import VariancePartition, feature_matrix, features
 
 N, T = 12, 40
@@ -31,7 +31,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(store):
-    return probe_layers(store, refit_layers=[1], n_jobs=1)
+    return probe_layers(store, refit_layers=[1], inference=Inference(n_jobs=1))
 
 
 def r2(found, layer, name, estimand="fixed_probe"):
@@ -67,7 +67,7 @@ def test_only_the_layers_that_were_asked_for_are_refitted(found):
 
 
 def test_layers_to_refit_may_come_from_any_iterable(store, found):
-    same = probe_layers(store, refit_layers=(k for k in [1]), n_jobs=1)
+    same = probe_layers(store, refit_layers=(k for k in [1]), inference=Inference(n_jobs=1))
     assert same.probes.equals(found.probes)
 
 
@@ -102,7 +102,7 @@ def test_rows_are_those_of_the_partition_itself(store, found):
 
 
 def test_only_some_layers(store):
-    found = probe_layers(store, layers=iter([2]), refit_layers=[], n_jobs=1)
+    found = probe_layers(store, layers=iter([2]), refit_layers=[], inference=Inference(n_jobs=1))
     assert isinstance(found, Probes)
     assert set(found.probes["layer"]) == {2}
     assert set(found.probes["estimand"]) == {"fixed_probe"}
@@ -112,13 +112,16 @@ def test_only_layers_whose_stream_was_kept(rng, tmp_path):
     values = arrays(rng, n=5)
     values["residual"] = values["residual"][[0, 2]]
     store = synthetic.write(tmp_path / "a.h5", values, residual_layers=(0, 2))
-    found = probe_layers(store, refit_layers=[], n_jobs=1)
+    found = probe_layers(store, refit_layers=[], inference=Inference(n_jobs=1))
     assert set(found.probes["layer"]) == {0, 2}
 
 
 def test_same_seed_same_tables(store):
-    one, two = (probe_layers(store, layers=[0], refit_layers=[], seed=4) for _ in range(2))
-    other = probe_layers(store, layers=[0], refit_layers=[], seed=5)
+    one, two = (
+        probe_layers(store, layers=[0], refit_layers=[], inference=Inference(seed=4))
+        for _ in range(2)
+    )
+    other = probe_layers(store, layers=[0], refit_layers=[], inference=Inference(seed=5))
     assert one.probes.equals(two.probes)
     assert not one.probes.equals(other.probes)
 
@@ -149,17 +152,18 @@ def test_refuses_no_layer(store, rng, tmp_path):
 
 def test_many_sequences_are_pooled_into_units_and_streamed(store, monkeypatch):
     monkeypatch.setattr(probing, "MAX_UNITS", 6)
-    pooled = probe_layers(store, layers=[2], refit_layers=[2], n_jobs=1)
+    pooled = probe_layers(store, layers=[2], refit_layers=[2], inference=Inference(n_jobs=1))
     X, y, groups, feature_groups = features(store, 2)
     model = VariancePartition(feature_groups).fit(X, y, groups=groups // 2)
-    weights = {k: cluster_weights(6, n, 0).astype(float) for k, n in probing.N_RESAMPLES.items()}
+    how = Inference()
+    weights = {"fixed_probe": how.weights(6), "refit": how.refit_weights(6)}
     expected = pd.concat([model.intervals(kind, weights=w) for kind, w in weights.items()])
     expected = expected[expected["quantity"] == "R2"]
     for name in ("low", "high"):
         np.testing.assert_allclose(pooled.probes[name], expected[name], rtol=1e-6)
     np.testing.assert_allclose(pooled.probes["r2"], expected["estimate"], rtol=1e-9)
     np.testing.assert_allclose(pooled.probes["mae"], [*model.mae_, *model.mae_], rtol=1e-9)
-    whole = probe_layers(store, layers=[2], refit_layers=[], n_jobs=1)
+    whole = probe_layers(store, layers=[2], refit_layers=[], inference=Inference(n_jobs=1))
     assert pooled.probes["mae_guess"].iloc[0] == whole.probes["mae_guess"].iloc[0]
     assert set(pooled.probes["n"]) == {6}
 
@@ -175,5 +179,5 @@ def test_pooled_probes_never_hold_a_whole_layer(store, monkeypatch):
     monkeypatch.setattr(probing, "MAX_UNITS", 6)
     monkeypatch.setattr(feature_matrix, "features", watched)
     monkeypatch.setattr(feature_matrix.feature_blocks, "__kwdefaults__", {"n_sequences": 5})
-    probe_layers(store, layers=[0], refit_layers=[], n_jobs=1)
+    probe_layers(store, layers=[0], refit_layers=[], inference=Inference(n_jobs=1))
     assert sizes == [5] + 2 * [5, 5, 2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.analysis import PRIMARY, replacement_table
+from posprobe.analysis import PRIMARY_TREATMENT, replacement_table
 from posprobe.analysis.replacement import common_items, fraction_removed, ratio_of_variances
 from posprobe.channels import early_limit
 from posprobe.errors import DesignError
@@ -107,7 +107,7 @@ def test_table_marks_one_primary_row(pair):
     table = replacement_table(native, [content, mean])
     assert table["primary"].sum() == 1
     row = table[table["primary"]].iloc[0]
-    assert (row["treatment"], row["positions"], row["up_to"]) == (PRIMARY, "early", 8)
+    assert (row["treatment"], row["positions"], row["up_to"]) == (PRIMARY_TREATMENT, "early", 8)
     assert row["fraction_removed"] == pytest.approx(0.75, abs=1e-5)
     assert row["V_R_replaced"] == pytest.approx(row["V_R_native"] / 4, rel=1e-4)
     assert table["treatment"].tolist() == ["content"] * 2 + ["mean"] * 2

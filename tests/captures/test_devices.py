@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch.utils import backend_registration
 
-from posprobe.captures import capture_stimulus
+from posprobe.captures import CaptureOptions, capture_stimulus
 from posprobe.captures.plan import BATCH_TOKENS, plan_capture
 from posprobe.errors import ModelError
 from posprobe.models import ObservableModel, load_model
@@ -90,7 +90,7 @@ def test_a_model_that_does_not_fit_is_refused(folder, monkeypatch):
 
 def batch_tokens(model, free):
     model.free_memory = lambda: free
-    return plan_capture(model, child.stimulus()).header.batch_tokens
+    return plan_capture(model, child.stimulus(), CaptureOptions()).header.batch_tokens
 
 
 def test_a_pass_takes_what_fits_into_a_gpu():

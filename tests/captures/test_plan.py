@@ -5,7 +5,7 @@ import pytest
 from stored import leftovers
 
 from posprobe.captures import capture_stimulus
-from posprobe.errors import ModelError, StimulusError, StoreError
+from posprobe.errors import ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import (
     ObservableModel,
 )
@@ -33,7 +33,7 @@ def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
 def test_contradictory_options_are_refused_before_anything_is_written(
     options, reason, take, tmp_path
 ):
-    with pytest.raises(StoreError, match=reason):
+    with pytest.raises(PosprobeError, match=reason):
         take(child.stimulus(), **options)
     assert leftovers(tmp_path) == []
 

@@ -13,8 +13,8 @@ import torch
 from stored import WORDS, assert_close, assert_same_bits, everything, leftovers, make_tokenizer
 from tqdm import tqdm
 
-from posprobe.captures import QUANTITIES, capture, capture_stimulus
-from posprobe.captures.plan import OFFSETS, plan_capture
+from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture, capture_stimulus
+from posprobe.captures.plan import plan_capture
 from posprobe.captures.run import FirstTokens
 from posprobe.errors import StimulusError, StoreError
 from posprobe.models import (
@@ -251,7 +251,7 @@ def test_first_tokens_run_together_whatever_the_batch(take, llama, monkeypatch):
         options = dict(position0=position0, quantities=("position0_alone",))
         one, many = (take(child.stimulus(), batch_tokens=n, **options) for n in (1, 10_000))
         assert one.read("position0_alone").tobytes() == many.read("position0_alone").tobytes()
-    plan = plan_capture(llama, child.stimulus(), batch_tokens=50)
+    plan = plan_capture(llama, child.stimulus(), CaptureOptions(batch_tokens=50))
     whole = FirstTokens(llama, plan).of(slice(0, 20))
     for start in (0, 5, 7, 19):
         part = plan.part(slice(start, 20))

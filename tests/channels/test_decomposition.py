@@ -16,7 +16,7 @@ from posprobe.channels import (
 )
 from posprobe.channels import decomposition as channels
 from posprobe.errors import DesignError
-from posprobe.intervals import bootstrap_limits
+from posprobe.intervals import Inference, bootstrap_limits
 
 GRID = np.linspace(1, 0, 5)  # an effect that shrinks towards the reference
 
@@ -65,7 +65,7 @@ def test_total_variance_is_the_sum_and_shares_add_to_one(rng, tmp_path):
 
 
 def test_pseudo_values_average_to_the_estimate(rng):
-    variances = gather_variances([simulated(rng, 9, GRID, -GRID / 2, 7)], n_resamples=10)
+    variances = gather_variances([simulated(rng, 9, GRID, -GRID / 2, 7)], Inference(n_resamples=20))
     for name, estimate in variances.estimate.items():
         np.testing.assert_allclose(variances.pseudo[name].mean(0), estimate, atol=1e-12)
     assert variances.n_items == 9
@@ -73,7 +73,7 @@ def test_pseudo_values_average_to_the_estimate(rng):
 
 def test_mean_over_heads_is_of_every_part(rng):
     layers = [simulated(rng, 6, GRID, GRID, 4) for _ in range(2)]
-    variances = gather_variances(layers, n_resamples=30)
+    variances = gather_variances(layers, Inference(n_resamples=30))
     over = variances.mean((0, 1))
     assert over.estimate["V_R"].shape == (1, 1)
     assert np.isclose(over.estimate["V_R"][0, 0], variances.estimate["V_R"].mean())
@@ -83,9 +83,9 @@ def test_mean_over_heads_is_of_every_part(rng):
 
 def test_layers_share_their_resampled_items(rng):
     layer = simulated(rng, 8, GRID, GRID, 2)
-    variances = gather_variances([layer, layer], n_resamples=20, seed=3)
+    variances = gather_variances([layer, layer], Inference(n_resamples=20, seed=3))
     assert np.array_equal(variances.bootstrap["V_T"][:, 0], variances.bootstrap["V_T"][:, 1])
-    again = gather_variances([layer], n_resamples=20, seed=3)
+    again = gather_variances([layer], Inference(n_resamples=20, seed=3))
     assert np.array_equal(variances.bootstrap["V_T"][:, :1], again.bootstrap["V_T"])
 
 
@@ -245,7 +245,7 @@ def test_p_values_are_adjusted_over_all_offsets_and_ranges(tmp_path):
     same = table[table["positions"] == "all"]
     assert (same["V_R_p_adjusted"].to_numpy() >= result.by_head["V_R_p_adjusted"]).all()
     assert same["V_R_p_adjusted"].max() > result.by_head["V_R_p_adjusted"].min()
-    assert decompose(store, n_resamples=10).by_offset is None
+    assert decompose(store, n_resamples=20).by_offset is None
 
 
 # --- shares that are not defined ---
@@ -254,18 +254,14 @@ def test_p_values_are_adjusted_over_all_offsets_and_ranges(tmp_path):
 @pytest.mark.parametrize("n", [3, 8, 32])
 def test_share_of_no_effect_is_rarely_defined(n):
     nothing = 0 * GRID
-    variances = gather_variances(
-        [simulated(np.random.default_rng(n), n, nothing, nothing, 1500)], n_resamples=2
-    )
+    variances = gather_variances([simulated(np.random.default_rng(n), n, nothing, nothing, 1500)])
     rate = np.mean([defined(variances, head) for head in range(1500)])
     assert rate < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1500)  # two binomial errors
 
 
 def test_share_is_undefined_where_the_variance_is_significantly_below_zero():
     nothing = 0 * GRID
-    variances = gather_variances(
-        [simulated(np.random.default_rng(32), 32, nothing, nothing, 1500)], n_resamples=2
-    )
+    variances = gather_variances([simulated(np.random.default_rng(32), 32, nothing, nothing, 1500)])
     psi = variances.pseudo["V_T"][:, 0]
     below = np.flatnonzero(psi.mean(0) < -2.1 * psi.std(0, ddof=1) / np.sqrt(32))
     assert len(below) > 10  # it does happen: the estimate of a variance that is 0 is skewed
@@ -328,7 +324,7 @@ MASK, RESIDUAL = 4 * GRID, -2 * GRID**2
 @pytest.fixture(scope="module")
 def many():
     effects = simulated(np.random.default_rng(7), 32, MASK, RESIDUAL, REPETITIONS)
-    return effects, gather_variances([effects], n_resamples=400)
+    return effects, gather_variances([effects], Inference(n_resamples=400))
 
 
 @pytest.mark.parametrize("quantity", ["V_T", "V_M", "V_R", "C_MR"])
@@ -356,7 +352,7 @@ def test_intervals_of_items_that_are_no_units_do_not_cover(many):
         **{k: np.tile(getattr(effects, k), (3, 1, 1, 1)) for k in ("total", "mask", "residual")},
         sink=np.tile(effects.sink, (3, 1, 1, 1)),
     )
-    variances = gather_variances([thrice], n_resamples=100)
+    variances = gather_variances([thrice], Inference(n_resamples=100))
     low, high = variances.limits("V_T", 0.95)
     truth = truths(MASK, RESIDUAL)["V_T"]
     assert np.mean((low <= truth) & (truth <= high)) < 0.85
@@ -368,7 +364,7 @@ def test_intervals_of_items_that_are_no_units_do_not_cover(many):
 def test_the_t_interval_is_never_far_below_its_level(n, size):
     mask, residual = size * GRID, -size / 2 * GRID**2
     effects = simulated(np.random.default_rng(1), n, mask, residual, 4000)
-    variances = gather_variances([effects], n_resamples=800)
+    variances = gather_variances([effects], Inference(n_resamples=800))
     truth = truths(mask, residual)["V_T"]
     coverage = {}
     for method in ("t", "percentile"):

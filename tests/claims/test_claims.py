@@ -106,7 +106,7 @@ def test_same_files_and_seed_same_claims(stores, analysis):
 
 
 def test_the_same_claims_are_made_whatever_there_is(analysis, stores, claims):
-    nothing = by_id(Analysis(Files(), {}, {}, 0.95))
+    nothing = by_id(Analysis(Files(), {}, {}))
     assert list(nothing) == list(claims)
     assert {claim.verdict for claim in nothing.values()} == {"not_applicable"}
     natural = by_id(analyze_files(sort_files([stores["shifted"]])))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from stored import WORDS, make_tokenizer
 from tiny_gguf import write_gguf
 
 from posprobe.errors import ModelError
@@ -101,10 +103,13 @@ def test_missing_part_is_refused(parts, gone):
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
+    """A family of one model, with the tokenizer that the family shares."""
     folder = tmp_path / "rope-0"
     tiny.tiny_model("llama", dtype=torch.float32).half().save_pretrained(folder)
     (folder / "training.csv").write_text("step\n")
-    sums = {path.name: file_digest([path]) for path in folder.iterdir()}
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    paths = [*folder.iterdir(), *(tmp_path / "tokenizer").iterdir()]
+    sums = {os.path.relpath(path, folder): file_digest([path]) for path in paths}
     (folder / "provenance.json").write_text(json.dumps({"files": sums}))
     monkeypatch.setenv("POSPROBE_ZOO", str(tmp_path))
     return folder
@@ -112,10 +117,18 @@ def zoo(tmp_path, monkeypatch):
 
 def test_model_of_the_family_is_loaded_by_its_short_name(zoo):
     assert list_zoo() == ["zoo/rope-0"]
-    assert find_checkpoint("zoo/rope-0") == Checkpoint("zoo/rope-0", str(zoo), "F16")
+    shared = str(zoo / "../tokenizer")
+    assert find_checkpoint("zoo/rope-0") == Checkpoint("zoo/rope-0", str(zoo), "F16", shared)
     model = load_model("zoo/rope-0")
     assert (model.name, model.quantization) == ("zoo/rope-0", "F16")
     assert model.model.dtype == torch.float32
+
+
+def test_model_of_the_family_reads_text_by_the_shared_tokenizer(zoo):
+    text = " ".join(WORDS)
+    assert not list(zoo.glob("tokenizer*"))
+    ids = load_model("zoo/rope-0").tokenize(text)
+    assert ids.tolist() == make_tokenizer()(text, add_special_tokens=False)["input_ids"]
 
 
 def test_family_is_that_of_the_checkout_unless_another_is_named(monkeypatch):
@@ -149,26 +162,37 @@ def test_package_without_the_repository_says_what_to_do(monkeypatch, tmp_path):
         find_checkpoint("zoo/rope-0")
 
 
-def test_changed_weights_are_refused(zoo):
-    weights = zoo / "model.safetensors"
-    changed = bytearray(weights.read_bytes())
+LOADED = (
+    "config.json",
+    "model.safetensors",
+    "../tokenizer/tokenizer.json",
+    "../tokenizer/tokenizer_config.json",
+)
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_changed_file_is_refused(name, zoo):
+    changed = bytearray((zoo / name).read_bytes())
     changed[-1] ^= 1
-    weights.write_bytes(changed)
-    with pytest.raises(ModelError, match=r"'zoo/rope-0': model.safetensors is not the file that"):
+    (zoo / name).write_bytes(changed)
+    with pytest.raises(ModelError, match=f"'zoo/rope-0': {name} is not the file that was") as error:
         find_checkpoint("zoo/rope-0")
+    assert one_line(error)
 
 
-def test_weights_without_a_sum_are_refused(zoo):
+@pytest.mark.parametrize("name", LOADED)
+def test_file_without_a_sum_is_refused(name, zoo):
     written = json.loads((zoo / "provenance.json").read_text())
-    del written["files"]["model.safetensors"]
+    del written["files"][name]
     (zoo / "provenance.json").write_text(json.dumps(written))
-    with pytest.raises(ModelError, match=r"model\.safetensors is not the file that was"):
+    with pytest.raises(ModelError, match=f"'zoo/rope-0': {name} is not the file that was"):
         find_checkpoint("zoo/rope-0")
 
 
-def test_missing_file_is_refused(zoo):
-    (zoo / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"config.json cannot be read \(No such file"):
+@pytest.mark.parametrize("name", LOADED)
+def test_missing_file_is_refused(name, zoo):
+    (zoo / name).unlink()
+    with pytest.raises(ModelError, match=rf"{name} cannot be read \(No such file"):
         find_checkpoint("zoo/rope-0")
 
 

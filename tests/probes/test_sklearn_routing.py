@@ -50,7 +50,7 @@ def test_without_routing_rows_are_sequences_as_the_guide_warns(section):
 def test_the_guide_fits_a_file_in_one_streaming_pass(section, store):
     found = {"PositionProbe": PositionProbe, "store": store}
     exec(section[2], found)
-    X, y, groups, _ = features(store, 5)
+    X, y, groups, _ = features(store, 3)
     held = PositionProbe().fit(X, y, groups=groups)
     assert found["probe"].r2_ == pytest.approx(held.r2_, abs=1e-12)
     np.testing.assert_allclose(found["probe"].sequence_sse_, held.sequence_sse_, rtol=1e-9)

@@ -116,7 +116,7 @@ def squeezed(text):
 
 def only(analysis, *tables, **files):
     kept = {name: analysis.tables[name] for name in (*tables, "checks")}
-    return Analysis(Files(**files), kept, analysis.intervals, analysis.level)
+    return Analysis(Files(**files), kept, analysis.intervals, analysis.inference)
 
 
 def with_row(analysis, name, **values):
@@ -367,7 +367,7 @@ def test_the_text_is_named(corpus, option, tmp_path):
     store = synthetic.write(
         tmp_path / "a.h5", {"normalizer": np.zeros((1, 2, 4, 1))}, stimulus=stimulus
     )
-    analysis = Analysis(Files(natural=store), {}, {}, 0.95)
+    analysis = Analysis(Files(natural=store), {}, {})
     assert dict(model_facts(analysis))["text"] == corpus
     assert commands(analysis)[0].endswith(f"--seed 0{option}")
 
