@@ -115,6 +115,7 @@ def plan_capture(
         As in `posprobe.captures.capture_stimulus`.
     """
     _check_length(model, stimulus.tokens.shape[1], options.past_training)
+    _check_tokens(model, stimulus)
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
@@ -208,11 +209,30 @@ def _header(
         variant=str(model.variant),
         position0_treatment=options.position0,
         interventions=[change.describe()],
-        stimulus=stimulus.describe(),
+        stimulus=stimulus.describe() | {"special_tokens": _special_tokens(model, stimulus)},
         seed=stimulus.seed,
         versions=versions(),
         batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
     )
+
+
+def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
+    """Refuse tokens that the model has no embedding of."""
+    known = model.model.get_input_embeddings().num_embeddings
+    beyond = np.unique(stimulus.tokens[stimulus.tokens >= known])
+    if len(beyond):
+        raise StimulusError(
+            f"token {beyond[0]} is beyond the {known} embeddings of model {model.name!r}: its "
+            "tokenizer has tokens that the model was not resized for; use the tokenizer of these "
+            "weights"
+        )
+
+
+def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int]:
+    """How often each special token stands inside the sequences, after position 0."""
+    inside = stimulus.tokens[:, 1:]
+    ids, counts = np.unique(inside[np.isin(inside, model.special_ids)], return_counts=True)
+    return {model.token_name(int(i)): int(n) for i, n in zip(ids, counts, strict=True)}
 
 
 def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def own_position(
         learned positions to its embeddings.
     """
     tolerance = TOLERANCE.get(model.model.dtype, 1e-1) + ROUNDING_OF_ANGLES * longest
-    runs = [_run(model, token, length) for length in sorted({shortest, longest})]
+    offsets = tuple(offset for offset in OFFSETS if offset < shortest)
+    runs = [_run(model, token, length, offsets) for length in sorted({shortest, longest})]
     for layer in range(model.n_layers):
         streams = torch.cat([run[layer]["residual"] for run in runs])
         if (streams - streams[:1]).norm(dim=-1).max() > tolerance * streams[0].norm():
@@ -75,7 +76,9 @@ def _range(scores: Tensor) -> float:
     return float((highest - lowest).max())
 
 
-def _run(model: ObservableModel, token: int, length: int) -> dict[int, dict[str, Tensor]]:
+def _run(
+    model: ObservableModel, token: int, length: int, offsets: tuple[int, ...]
+) -> dict[int, dict[str, Tensor]]:
     """Streams (query, width) and scores (query, head, offset) of each layer, in float64."""
     seen: dict[int, dict[str, Tensor]] = {}
 
@@ -83,7 +86,6 @@ def _run(model: ObservableModel, token: int, length: int) -> dict[int, dict[str,
         if name in ("residual", "offset_score"):
             seen.setdefault(layer, {})[name] = tensor[0].double().cpu()
 
-    offsets = tuple(offset for offset in OFFSETS if offset < length)
     observer = Observer(emit, Observation(n_queries=length, offsets=offsets), model.intervention())
     model.run(torch.full((1, length), token), observer)
     return seen

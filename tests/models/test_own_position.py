@@ -38,7 +38,7 @@ def moves(model, shortest, longest):
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
-@pytest.mark.parametrize(("shortest", "longest"), [(30, 60), (60, 60)])
+@pytest.mark.parametrize(("shortest", "longest"), [(3, 60), (30, 60), (60, 60)])
 def test_families_that_know_offsets_only_have_two_channels(family, shortest, longest):
     assert moves(observable(family), shortest, longest) is None
 
