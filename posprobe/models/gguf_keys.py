@@ -193,7 +193,8 @@ def _carry_window(header: Header, config: Any) -> None:
         config.sliding_window = window
         config.layer_types = _layer_types(config, pattern or PERIOD[header.architecture])
     elif not 0 < window < header.values["context_length"]:  # inert
-        config.sliding_window = None
+        if hasattr(config, "sliding_window"):
+            config.sliding_window = None
     elif header.architecture in WINDOW_EVERYWHERE and everywhere:
         config.sliding_window = window
     else:

@@ -108,8 +108,11 @@ def interleave(rows, heads):
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write(path, architecture, keys, tensors, *, general=(), tokens=TOKENS):
-    """Write a file; `keys` are those of the architecture, `general` any others, by full name."""
+def write(path, architecture, keys, tensors, *, general=(), tokens=TOKENS, ends=()):
+    """Write a file; `keys` are those of the architecture, `general` any others, by full name.
+
+    `ends`: for "bos" and "eos", whether the tokenizer puts the token around every text.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_file_type(0)
     for name, value in {f"{architecture}.{k}": v for k, v in keys.items()}.items():
@@ -124,7 +127,8 @@ def write(path, architecture, keys, tensors, *, general=(), tokens=TOKENS):
         writer.add_token_merges(["t h"])
         writer.add_bos_token_id(len(tokens) - 1)
         writer.add_eos_token_id(len(tokens) - 1)
-        writer.add_add_bos_token(False)
+        for end, added in dict(ends).items():
+            writer.add_bool(f"tokenizer.ggml.add_{end}_token", added)
     for name, array in tensors.items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()

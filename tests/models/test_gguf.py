@@ -485,3 +485,12 @@ def test_conversion_says_where_it_comes_from(tmp_path, cache):
     (folder,) = cache.iterdir()
     notes = json.loads((folder / "posprobe.json").read_text())
     assert (notes["source"], notes["quantization"]) == ("tiny.gguf", "F32")
+
+
+@pytest.mark.parametrize("ends", [{}, {"bos": True}, {"eos": True}, {"bos": True, "eos": True}])
+def test_tokens_that_the_file_puts_around_a_text_are_kept(ends, tmp_path):
+    keys, tensors = written(tmp_path / "tiny.gguf")
+    gguf_files.write(tmp_path / "ends.gguf", "llama", keys, tensors, ends=ends)
+    loaded = load_model(str(tmp_path / "ends.gguf"))
+    expected = [96] * ("bos" in ends) + [95, 68] + [96] * ("eos" in ends)
+    assert loaded.tokenizer("the")["input_ids"] == expected
