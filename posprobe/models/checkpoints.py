@@ -20,6 +20,8 @@ from posprobe.models.gguf_conversion import convert
 __all__ = ["Checkpoint", "find_checkpoint"]
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+# What Git leaves in place of a large file that was not fetched.
+POINTER, POINTER_SIZE = b"version https://git-lfs", 1024
 # Of what a conversion does; raised when it changes, since conversions are kept in the cache.
 CONVERSION = 3
 
@@ -62,6 +64,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model {name!r}: there is no such file; check the path")
+        _refuse_pointers(name, [path])
         return _from_gguf(name, [path])
     if path.is_dir():
         _check_folder(name, path)
@@ -80,6 +83,22 @@ def _check_folder(name: str, path: Path) -> None:
         raise ModelError(
             f"model {name!r}: the folder has no weights (no *.safetensors); download them into it"
         )
+    _refuse_pointers(name, sorted(path.iterdir()))
+
+
+def _refuse_pointers(name: str, paths: list[Path]) -> None:
+    pointers = [path.name for path in paths if _is_pointer(path)]
+    if pointers:
+        raise ModelError(
+            f"model {name!r}: {', '.join(pointers[:3])} is a Git LFS pointer, not the file that it "
+            "stands for; run git lfs pull in the folder"
+        )
+
+
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > POINTER_SIZE:
+        return False
+    return path.read_bytes().startswith(POINTER)
 
 
 def _from_gguf(name: str, parts: list[Path], expected: str | None = None) -> Checkpoint:
