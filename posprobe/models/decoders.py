@@ -59,8 +59,8 @@ def check_state(model: torch.nn.Module) -> None:
     ModelError
         If it is compiled, or some of its weights are offloaded.
     """
-    compiled = isinstance(model, torch._dynamo.OptimizedModule)
-    if compiled or any(module._compiled_call_impl is not None for module in model.modules()):
+    wrapped = hasattr(model, "_orig_mod")  # by torch.compile; asking for its class imports dynamo
+    if wrapped or any(module._compiled_call_impl is not None for module in model.modules()):
         raise ModelError(
             "the model is compiled, so its parts cannot be observed; pass it as it was before "
             "torch.compile"

@@ -277,6 +277,14 @@ def test_layers_of_gemma_3_keep_two_rotations(tmp_path):
         torch.testing.assert_close(loaded.logits(tiny.tokens()), expected(tiny.tokens()).logits)
 
 
+@pytest.mark.parametrize("case", ["linear", "yarn", "llama 3.2, another base", "longrope"])
+def test_variant_of_a_file_that_scales_already_is_refused(case, tmp_path):
+    architecture, keys, tensors, kind = ROTATIONS[case]
+    written(tmp_path / "tiny.gguf", architecture, tensors=tensors, **keys)
+    with pytest.raises(ModelError, match=rf"yarn\(4\) does not apply: .* already scales .*{kind}"):
+        load_model(str(tmp_path / "tiny.gguf"), variant="yarn(4)")
+
+
 # --- other keys ---
 
 
