@@ -101,7 +101,7 @@ def _expected_sizes(header: Header, skeleton: transformers.PreTrainedModel) -> d
                 sizes[f"blk.{layer}.ffn_{half}_exps.weight"] = halves
         elif weight != tied:
             stem, _, suffix = weight.rpartition(".")
-            sizes[f"{names.get_name(stem)}.{suffix}"] = tensor.numel()
+            sizes[f"{names.get_name(stem) or stem}.{suffix}"] = tensor.numel()
     return sizes
 
 

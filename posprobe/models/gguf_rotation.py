@@ -25,6 +25,12 @@ ROTATION_KEYS = frozenset({"rope.freq_base", "rope.freq_base_swa", "rope.scale_l
     *(f"{SCALING}{name}" for name in ("type", "factor", "attn_factor", "original_context_length")),
     *(f"{SCALING}yarn_{name}" for name in ("beta_fast", "beta_slow", "ext_factor")),
 }
+ZERO_IS_ONE = (f"{SCALING}factor", "rope.scale_linear")
+POSITIVE = (
+    *ZERO_IS_ONE,
+    *("rope.freq_base", "rope.freq_base_swa", f"{SCALING}attn_factor"),
+    *(f"{SCALING}original_context_length", f"{SCALING}yarn_beta_fast", f"{SCALING}yarn_beta_slow"),
+)
 FREQUENCY_FACTORS = "rope_freqs.weight"
 SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 ROTATION_TENSORS = (FREQUENCY_FACTORS, SHORT_FACTORS, LONG_FACTORS)
@@ -254,10 +260,15 @@ def _as_llama3(header: Header, factors: np.ndarray) -> dict[str, Any] | None:
 
 
 def _refuse_contradictions(header: Header) -> None:
-    """Refuse what has no meaning, or one that llama.cpp's releases do not share."""
+    """Refuse values that have no meaning, or one that llama.cpp's releases do not share."""
     kind = _kind(header)
     if kind not in TYPES:
         raise _inexpressible(header, f"no type {kind}")
+    for key in POSITIVE:
+        value = header.number(key, 1.0)
+        off = value == 0 and key in ZERO_IS_ONE
+        if not (off or 0 < value < math.inf):
+            raise ModelError(f"{header.named(key)} is not a positive number; download it again")
     factors = [name for name in (SHORT_FACTORS, LONG_FACTORS) if name in header.tensors]
     if len(factors) == 1 or (kind == "longrope" and not factors):
         raise _inexpressible(header, "longrope needs both tensors of factors")

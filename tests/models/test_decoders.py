@@ -130,9 +130,7 @@ def test_weights_whose_sum_overflows_are_numbers():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own modules
 def test_compiled_model_is_refused():
-    with pytest.raises(
-        ModelError, match=r"is compiled, .* pass it as it was before torch\.compile"
-    ):
+    with pytest.raises(ModelError, match=r"is compiled, .* as it was before torch\.compile"):
         ObservableModel(torch.compile(tiny.tiny_model("llama")))
     model = tiny.tiny_model("llama")
     model.compile()

@@ -75,9 +75,12 @@ def observed(model, ids):
 # --- what a file holds ---
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_file_gives_the_model_that_it_was_written_from(architecture, tmp_path):
-    model = native(architecture)
+@pytest.mark.parametrize(
+    ("architecture", "tied"),
+    [(name, tied) for name in CONFIGS for tied in (True, False) if tied or name != "gemma2"],
+)
+def test_file_gives_the_model_that_it_was_written_from(architecture, tied, tmp_path):
+    model = native(architecture, tie_word_embeddings=tied)
     written(tmp_path / "tiny.gguf", architecture, model=model)
     loaded = load_model(str(tmp_path / "tiny.gguf"))
     with torch.inference_mode():
@@ -229,6 +232,11 @@ def test_each_piece_shows_in_the_scores(case, tmp_path):
         ({"rope__dimension_count": 4}, {}, r"dimension_count = 4\): 8 rotated dimensions for 4"),
         ({"rope__dimension_count_swa": 4}, {}, r"dimension_count_swa = 4\): one rotation for all"),
         ({"rope__freq_base_swa": 500.0}, {}, r"freq_base_swa = 500\.0\): one rotation for all"),
+        ({"rope__freq_base": 0.0}, {}, r"rope\.freq_base = 0\.0 is not a positive number"),
+        ({"rope__freq_base": float("nan")}, {}, r"freq_base = nan is not a positive number"),
+        (YARN | {"rope__scaling__yarn_beta_slow": 0.0}, {}, r"beta_slow = 0\.0 is not a positive"),
+        ({"rope__scaling__factor": -2.0}, {}, r"scaling\.factor = -2\.0 is not a positive"),
+        ({"rope__scaling__factor": float("inf")}, {}, r"scaling\.factor = inf is not a positive"),
         ({"rope__scaling__unheard": 1.0}, {}, r"rope\.scaling\.unheard = 1\.0 is unknown"),
     ],
 )
