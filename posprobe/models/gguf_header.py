@@ -26,8 +26,10 @@ ARCHITECTURES = (
 NEEDED = ("context_length", "block_count", "embedding_length", "attention.head_count")
 # Without head_count_kv transformers leaves the rows of attn_q and attn_k in llama.cpp's order.
 NEEDED_UNLESS_GPT2 = ("attention.head_count_kv",)
-WINDOWED = ("gemma2", "gemma3")
-NEEDED_IF_WINDOWED = ("attention.sliding_window",)
+NEEDED_BY = {
+    **dict.fromkeys(("gemma2", "gemma3"), ("attention.sliding_window",)),
+    **dict.fromkeys(("qwen2moe", "qwen3moe"), ("expert_count", "expert_used_count")),
+}
 NEEDED_EPSILON = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 TOKENIZER = "tokenizer."
 
@@ -84,10 +86,9 @@ class Header:
         """The file type that the header declares, for example Q4_1."""
         from gguf import LlamaFileType
 
-        declared = self.general.get("general.file_type")
-        if declared is None:
-            return "unknown"
-        return LlamaFileType(declared).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        names = {int(kind): kind.name for kind in LlamaFileType}
+        name = names.get(self.general.get("general.file_type", -1), "unknown")
+        return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def read_header(path: Path) -> Header:
@@ -133,12 +134,21 @@ def read_header(path: Path) -> Header:
 
 def _refuse_other_files(every: dict[str, Any], architecture: str) -> None:
     """Refuse what is not one whole language model that can be observed."""
+    from gguf import MODEL_ARCH_NAMES
+
     kind, parts = every.get("general.type", "model"), every.get("split.count", 1)
     if kind != "model":
         raise ModelError(f"it holds not a model but general.type = {kind}; give the model's file")
     if parts > 1:
         raise ModelError(
             f"it is one of split.count = {parts} parts; join them with llama-gguf-split --merge"
+        )
+    others = set(MODEL_ARCH_NAMES.values()) - {architecture}
+    foreign = [key for key in every if key.partition(".")[0] in others]
+    if foreign:
+        raise ModelError(
+            f"{foreign[0]} = {every[foreign[0]]} is a key of another architecture than its own, "
+            f"{architecture}; convert it anew"
         )
     if architecture not in ARCHITECTURES:
         raise ModelError(
@@ -158,7 +168,7 @@ def _refuse_lists(header: Header) -> None:
 def _refuse_missing_keys(header: Header) -> None:
     needed = [*NEEDED]
     needed += [] if header.architecture == "gpt2" else NEEDED_UNLESS_GPT2
-    needed += NEEDED_IF_WINDOWED if header.architecture in WINDOWED else []
+    needed += NEEDED_BY.get(header.architecture, ())
     missing = [key for key in needed if not header.values.get(key)]
     if not any(key in header.values for key in NEEDED_EPSILON):
         missing.append(NEEDED_EPSILON[0])

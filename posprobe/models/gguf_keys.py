@@ -61,6 +61,7 @@ NEUTRAL = {
     "expert_group_count": (0, 1),
     "expert_group_used_count": (0, 1),
     "expert_shared_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
     "expert_weights_scale": (0, 1),
     "expert_gating_func": (0, 1),  # 1: softmax
     "leading_dense_block_count": (0,),

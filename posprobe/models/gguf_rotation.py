@@ -212,11 +212,12 @@ def _extrapolated(header: Header) -> np.ndarray:
 def _scaling(header: Header) -> dict[str, Any]:
     """Type of the rotation and its own parameters, as transformers spells them."""
     factor, length = _factor(header), int(_original_length(header))
-    if (short := header.vector(SHORT_FACTORS)) is not None:
+    short, long = header.vector(SHORT_FACTORS), header.vector(LONG_FACTORS)
+    if short is not None and long is not None:
         return {
             "rope_type": "longrope",
-            "short_factor": [float(element) for element in short],
-            "long_factor": [float(element) for element in header.vector(LONG_FACTORS)],
+            "short_factor": short.tolist(),
+            "long_factor": long.tolist(),
             "attention_factor": _attention_factor(header),
             "original_max_position_embeddings": length,
         }

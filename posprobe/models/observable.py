@@ -322,8 +322,8 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     change = parse_variant(variant)
-    checkpoint = find_checkpoint(name)
     with quiet():
+        checkpoint = find_checkpoint(name)
         place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         model = load_checkpoint(checkpoint, change, DTYPES[dtype], place, device)
         tokenizer = load_tokenizer(checkpoint, place)

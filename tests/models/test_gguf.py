@@ -439,9 +439,13 @@ def test_file_without_a_needed_key_is_refused_before_it_is_loaded(gone, tmp_path
         load_model(str(tmp_path / "tiny.gguf"))
 
 
-def test_window_that_an_architecture_needs_is_needed(tmp_path):
-    written(tmp_path / "tiny.gguf", "gemma3", without=("attention.sliding_window",))
-    with pytest.raises(ModelError, match=r"it lacks gemma3\.attention\.sliding_window"):
+@pytest.mark.parametrize(
+    ("architecture", "gone"),
+    [("gemma3", "attention.sliding_window"), ("qwen3moe", "expert_used_count")],
+)
+def test_key_that_an_architecture_needs_is_needed(architecture, gone, tmp_path):
+    written(tmp_path / "tiny.gguf", architecture, without=(gone,))
+    with pytest.raises(ModelError, match=rf"it lacks {architecture}\.{gone}"):
         load_model(str(tmp_path / "tiny.gguf"))
 
 
@@ -458,6 +462,10 @@ def test_window_that_an_architecture_needs_is_needed(tmp_path):
         (dict(embedding_length=4096), r"tensor \S+ has \d+ elements where its keys ask for \d+"),
         (dict(vocab_size=98), r"tensor token_embd\.weight has 3104 elements .*ask for 3136"),
         (dict(general={"split.count": 3}), r"one of split\.count = 3 parts; join them"),
+        (
+            dict(general={"qwen2.rope.freq_base": 9.0}),
+            r"qwen2\.rope\.freq_base = 9\.0 is a key of an",
+        ),
         (dict(general={"general.type": "mmproj"}), r"holds not a model but general\.type = mmproj"),
     ],
 )
