@@ -1,6 +1,9 @@
 """A checkpoint -> a decoder whose attention is observed as it computes.
 
 bundled, checkpoints, loading  from a name to weights and a tokenizer
+gguf_header, gguf_keys,
+gguf_rotation, gguf_conversion what a GGUF file says, carried over, proved, or refused
+decoders                       what can be observed, and where its blocks are
 rotary, variants               what is changed in the configuration
 interventions                  what is changed in the attention
 attention                      output and log-normalizer from one kernel

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from posprobe.errors import ModelError
 from posprobe.models.checkpoints import find_checkpoint
+from posprobe.models.decoders import check_state, check_weights, find_blocks
 from posprobe.models.interventions import Intervention
 from posprobe.models.loading import (
     DTYPES,
@@ -73,14 +74,27 @@ class ObservableModel:
         quantization: str = "none",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        for part in model.modules():
+            if isinstance(part, transformers.PreTrainedModel):
+                part.config.return_dict = True  # models take their parts' outputs by name
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.variant = variant or parse_variant("standard")
         self.quantization = quantization
-        self.blocks = _find_blocks(model)
+        self.blocks = self._checked_blocks()
         self._digest: tuple[list[tuple[str, int, int]], str] | None = None
         prove_observable(self)
         prove_variant(self)
+
+    def _checked_blocks(self) -> list[torch.nn.Module]:
+        """The decoder blocks of a model that can be observed, or the reason why it cannot."""
+        try:
+            check_state(self.model)
+            blocks = find_blocks(self.model)
+            check_weights(self.model, blocks)
+        except ModelError as error:
+            raise ModelError(f"model {self.name!r}: {error}") from error
+        return blocks
 
     @property
     def config(self) -> Any:
@@ -231,6 +245,7 @@ class ObservableModel:
             embedded = self.embed(tokens).clone()
             embedded[:, 0] = embedding0.to(embedded)
             inputs = {"inputs_embeds": embedded}
+        check_state(self.model)
         with self._residual_hooks(observer):
             self.model.base_model(**inputs, use_cache=False, **self._keywords(observer))
 
@@ -257,6 +272,11 @@ class ObservableModel:
             return
 
         def record(layer: int, stream: Tensor) -> None:
+            if stream.ndim != 3:
+                raise ModelError(
+                    f"blocks of {type(self.model).__name__} pass on tensors of shape "
+                    f"{tuple(stream.shape)}, not one residual stream (batch, token, width)"
+                )
             emit("position0", layer, stream[:, 0])
             emit("residual", layer, stream[:, stream.shape[1] - observation.n_queries :])
 
@@ -324,8 +344,8 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     change = parse_variant(variant)
-    checkpoint = find_checkpoint(name)
     with quiet():
+        checkpoint = find_checkpoint(name)
         place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         model = load_checkpoint(checkpoint, change, DTYPES[dtype], place, device)
         tokenizer = load_tokenizer(checkpoint, place)
@@ -336,21 +356,3 @@ def load_model(
         variant=change,
         quantization=checkpoint.quantization,
     )
-
-
-def _find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
-    """The decoder blocks, in order."""
-    config = model.config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{type(model).__name__} is an encoder-decoder, not a decoder")
-    if not model._can_set_attn_implementation():
-        raise ModelError(
-            f"{type(model).__name__} does not call transformers' attention interface, "
-            "so its attention cannot be observed"
-        )
-    if model.get_output_embeddings() is None:
-        raise ModelError(f"{type(model).__name__} has no language-model head; load a causal LM")
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
-            return list(module)
-    raise ModelError(f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks")

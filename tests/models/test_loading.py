@@ -1,6 +1,7 @@
 """Where a checkpoint is looked for, how it is loaded, and what is refused as none."""
 
 import copy
+import json
 import re
 import shutil
 
@@ -11,6 +12,7 @@ import tokenizers
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file, save_file
 from watched import IDS
 
 from posprobe.errors import ModelError
@@ -286,3 +288,62 @@ def test_file_that_is_no_model_is_refused(tmp_path):
     path.write_bytes(b"x")
     with pytest.raises(ModelError, match="is a file that is no GGUF; give its folder"):
         load_model(str(path))
+
+
+# --- files that are not what they seem ---
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_tokenizer_that_cannot_be_read_is_not_taken_for_none(folder, damage):
+    path = folder / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2] if damage == "cut" else '{"version": 3}')
+    reason = r"its tokenizer cannot be read \(tokenizer\.json: \w+: .*\); download it again"
+    with pytest.raises(ModelError, match=reason) as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_pointer_to_a_file_that_was_not_fetched_is_refused(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match=rf"{name} is a Git LFS pointer, .*; run git lfs pull"):
+        load_model(str(folder))
+
+
+def test_configuration_that_asks_for_tuples_is_loaded(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"return_dict": False}))
+    assert load_model(str(folder)).n_layers == 3
+
+
+def test_weights_that_the_configuration_leaves_over_are_refused(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 2}))
+    reason = r"9 weights .* no place in a LlamaForCausalLM of 2 blocks \(model\.layers\.2\.input"
+    with pytest.raises(ModelError, match=reason) as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
+
+
+SURPLUS = {
+    "model.layers.0.self_attn.rotary_emb.inv_freq": True,
+    "model.layers.0.self_attn.k_scale": True,
+    "vision_tower.encoder.layers.0.self_attn.q_proj.weight": True,
+    "model.multi_modal_projector.linear_1.weight": True,
+    "model.layers.0.self_attn.q_proj.bias": False,
+    "model.layers.0.self_attn.q_proj.weight_scale": False,
+    "model.layers.3.mlp.up_proj.weight": False,
+    "transformer.h.0.attn.c_attn.weight": False,
+}
+
+
+@pytest.mark.parametrize("name", SURPLUS)
+def test_surplus_weight_is_left_out_only_if_it_takes_no_part(folder, name):
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: torch.ones(4)}, path, metadata={"format": "pt"})
+    if SURPLUS[name]:
+        assert load_model(str(folder)).n_layers == 3
+        return
+    with pytest.raises(ModelError, match=rf"1 weights .* \({re.escape(name)}\); does its config"):
+        load_model(str(folder))

@@ -128,13 +128,6 @@ def test_scores_that_do_not_reach_the_logits_are_refused(dtype):
         ObservableModel(model)
 
 
-def test_weights_that_are_not_numbers_are_refused():
-    model = tiny.tiny_model("llama")
-    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(ModelError, match="observed logits differ from its own by nan"):
-        ObservableModel(model)
-
-
 def test_proof_holds_of_a_model_that_is_observed_already():
     model = ObservableModel(tiny.tiny_model("gemma3"))
     prove_observable(model)
