@@ -131,6 +131,7 @@ def draw(
     design: str = "natural",
     n: int = 40,
     length: int = 256,
+    bos: str = "native",
     **options: Any,
 ) -> Stimulus:
     """Draw a stimulus for a model: `make_stimulus` with the model's tokenizer and BOS.
@@ -140,7 +141,7 @@ def draw(
     model : ObservableModel
     text : str or None
         The text to draw from (None: the Python language reference that comes with CPython).
-    design, n, length, **options
+    design, n, length, bos, **options
         As in `posprobe.make_stimulus`.
 
     Returns
@@ -159,8 +160,8 @@ def draw(
         corpus=corpus_name(corpus),
         n=n,
         length=length,
-        native_bos=model.native_bos,
-        bos_id=model.bos_id,
+        bos=bos,
+        **model.first_tokens(bos),
         **options,
     )
 

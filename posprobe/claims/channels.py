@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from posprobe.analysis import Analysis, listed, n_units, shifted_design
+from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     TOLERANCE,
     Claim,
@@ -13,6 +14,7 @@ from posprobe.claims.verdicts import (
     make_claim,
     not_applicable,
     row_interval,
+    split_needs,
 )
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
@@ -34,7 +36,7 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
     }
     store, table = analysis.files.shifted, analysis.tables.get("channels", pd.DataFrame())
     if store is None or "shifted" not in set(table.get("stimulus", ())):
-        reason = "needs a capture of the shifted design (--design shifted) with all scores"
+        reason = split_needs(store, "shifted")
         everything = statements | {f"share_{k}": _share_statement(k) for k in OTHER_CHANNEL}
         return [not_applicable(name, text, reason) for name, text in everything.items()]
     row = table[table["stimulus"] == "shifted"].iloc[0]
@@ -96,9 +98,8 @@ def repeated_claims(analysis: Analysis) -> list[Claim]:
     )
     claims = []
     for name, statement, store in pairs:
-        if store is None:
-            reason = "needs a capture of the repeated design (--design repeated)"
-            claims.append(not_applicable(name, statement, reason))
+        if store is None or why_not_split(store):
+            claims.append(not_applicable(name, statement, split_needs(store, "repeated")))
             continue
         table = analysis.tables["repeated"]
         kind = "repeated" if name == "mask_isolated" else "bos_repeated"

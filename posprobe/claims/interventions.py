@@ -15,6 +15,7 @@ from posprobe.claims.verdicts import (
     below_everywhere,
     make_claim,
     not_applicable,
+    split_needs,
 )
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
@@ -56,8 +57,7 @@ def _layer_0(analysis: Analysis) -> Claim:
     store, interval = analysis.files.shifted, analysis.intervals.get("layer_0_rest")
     table = analysis.tables.get("channels_by_layer")
     if store is None or interval is None or table is None:
-        reason = "needs a capture of the shifted design (--design shifted) with all scores"
-        return not_applicable(name, statement, reason)
+        return not_applicable(name, statement, split_needs(store, "shifted"))
     row = table[(table["stimulus"] == "shifted") & (table["layer"] == 0)].iloc[0]
     largest = _largest(analysis, "layer_0_rest")
     protocol = (
@@ -77,8 +77,7 @@ def _offsets_only(analysis: Analysis) -> Claim:
     )
     store, interval = analysis.files.shifted, analysis.intervals.get("scores_moved")
     if store is None or interval is None:
-        reason = "needs a capture of the shifted design (--design shifted) with all scores"
-        return not_applicable(name, statement, reason)
+        return not_applicable(name, statement, split_needs(store, "shifted"))
     largest = _largest(analysis, "scores_moved")
     protocol = (
         f"{shifted_design(store)} Layer 0, whose queries and keys are those of the tokens: scores "

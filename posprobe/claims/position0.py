@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import PRIMARY_TREATMENT, Analysis, first_token, listed, shifted_design
+from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     TOLERANCE,
     Claim,
@@ -14,6 +15,7 @@ from posprobe.claims.verdicts import (
     below,
     make_claim,
     not_applicable,
+    split_needs,
 )
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
@@ -92,6 +94,8 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
         reason = (
             f"needs the shifted design captured with --position0 native and {PRIMARY_TREATMENT}"
         )
+        if store is not None and why_not_split(store):
+            reason = split_needs(store, "shifted")
         return [not_applicable("bos_replacement", statement, reason)]
     row = primary.iloc[0]
     bounded = pd.notna(row["low"])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from posprobe.analysis import n_units
+from posprobe.channels import why_not_split
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
@@ -23,6 +24,7 @@ __all__ = [
     "make_claim",
     "not_applicable",
     "row_interval",
+    "split_needs",
 ]
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "not_applicable"]
@@ -130,6 +132,14 @@ def make_claim(
 def not_applicable(name: str, statement: str, reason: str) -> Claim:
     """A claim that these files cannot test, with the reason as its protocol."""
     return Claim(id=name, statement=statement, verdict="not_applicable", protocol=reason)
+
+
+def split_needs(store: ActivationStore | None, design: str) -> str:
+    """Why a claim about both channels cannot be tested on a file, or without one."""
+    reason = None if store is None else why_not_split(store)
+    if store is None or reason is None:
+        return f"needs a capture of the {design} design (--design {design}) with all scores"
+    return f"{store.path.name} {reason}"
 
 
 def row_interval(row: pd.Series, name: str, store: ActivationStore, level: float) -> Interval:

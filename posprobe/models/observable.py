@@ -31,6 +31,7 @@ from posprobe.models.loading import (
 )
 from posprobe.models.observation import Observer
 from posprobe.models.proofs import prove_observable
+from posprobe.models.tokens import native_frame
 from posprobe.models.variant_proofs import prove_variant, variant_evidence
 from posprobe.models.variants import Variant, parse_variant
 
@@ -124,17 +125,38 @@ class ObservableModel:
 
     @property
     def native_bos(self) -> int | None:
-        """The token that the tokenizer puts in front of every text by itself, or None."""
+        """The token that the tokenizer puts in front of every text by itself, or None.
+
+        Raises
+        ------
+        ModelError
+            If it puts several tokens in front, or any behind: a sequence without them would not be
+            what the model is used on.
+        """
         if self.tokenizer is None:
             return None
-        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        native = self.tokenizer("a")["input_ids"]
-        return int(native[0]) if native[: 1 + len(plain)][1:] == plain else None
+        frame = native_frame(self.tokenizer, self.name)
+        if len(frame.before) > 1 or frame.after:
+            added = self.tokenizer.convert_ids_to_tokens([*frame.before, *frame.after])
+            raise ModelError(
+                f"model {self.name!r}: its tokenizer puts {len(frame.before)} tokens in front of a "
+                f"text and {len(frame.after)} behind it ({' '.join(added)}); at most one in front "
+                "is supported, so choose bos 'force' or 'none'"
+            )
+        return frame.before[0] if frame.before else None
+
+    def first_tokens(self, bos: str) -> dict[str, Any]:
+        """Tokens that may lead a sequence, by the names `posprobe.make_stimulus` has for them."""
+        return {"native_bos": self.native_bos if bos == "native" else None, "bos_id": self.bos_id}
 
     @property
     def special_ids(self) -> list[int]:
         """Ids of all special tokens."""
         return [] if self.tokenizer is None else sorted(self.tokenizer.all_special_ids)
+
+    def token_name(self, token: int) -> str:
+        """A token as its tokenizer writes it."""
+        return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def tokenize(self, text: str) -> np.ndarray:
         """Token ids of a text, without special tokens: (token,)."""

@@ -82,7 +82,7 @@ def test_header_says_what_was_done(take):
     assert header.weights_digest == model.weights_digest()
     assert header.config["num_key_value_heads"] == 2
     assert header.config["posprobe_quantization"] == "Q4_1"
-    assert header.stimulus == stimulus.describe()
+    assert header.stimulus == stimulus.describe() | {"special_tokens": {}}
     (found,) = header.interventions
     assert (found["window"], found["cut_sink"]) == (7, [[1, 2]])
     assert set(header.versions) == {"posprobe", "torch", "transformers"}

@@ -154,7 +154,7 @@ def test_bos_is_the_one_that_the_tokenizer_prepends(folder):
     assert model.tokenize("the king of the sea").tolist() == [4, 6, 5, 4, 8]
 
 
-def test_a_token_put_at_the_end_is_no_bos(llama):
+def test_a_token_put_at_the_end_is_refused_as_native(llama):
     tokenizer = make_tokenizer(prepends_bos=False)
     tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 2)]
@@ -162,7 +162,8 @@ def test_a_token_put_at_the_end_is_no_bos(llama):
     model = copy.copy(llama)
     model.tokenizer = tokenizer
     assert tokenizer("a")["input_ids"] == [3, 2]
-    assert model.native_bos is None
+    with pytest.raises(ModelError, match=r"puts 0 tokens in front of a text and 1 behind it"):
+        _ = model.native_bos
 
 
 def test_long_text_is_tokenized_without_a_warning(folder, capfd):
