@@ -64,7 +64,8 @@ class Observer:
         if not self.by_row:
             return query, scaling * self.intervention.factor(layer)
         factors = [factor if at == layer else 1.0 for at, factor in self.intervention.temperature]
-        return query * query.new_tensor(factors).view(-1, 1, 1, 1), scaling
+        rows = torch.tensor(factors, dtype=query.dtype, device=query.device)
+        return query * rows.view(-1, 1, 1, 1), scaling
 
     def record(self, layer: int, visibility: Visibility, sink_logit: Tensor | None) -> None:
         """Note that `layer` called back, and how its attention is set up."""
