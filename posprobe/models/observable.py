@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +32,8 @@ from posprobe.models.loading import (
     source,
 )
 from posprobe.models.observation import Observer
-from posprobe.models.proofs import prove_observable
+from posprobe.models.passes import undisturbed
+from posprobe.models.proofs import ATTENTION, prove_observable
 from posprobe.models.tokens import native_frame
 from posprobe.models.variant_proofs import prove_variant, variant_evidence
 from posprobe.models.variants import Variant, parse_variant
@@ -52,9 +54,9 @@ class ObservableModel:
         None: token ids only.
     name : str
         What files and reports call the model.
-    variant : str
-        A change of attention at inference, see `posprobe.models.variants`; rotary changes must have
-        been made in the configuration before.
+    variant : Variant or None
+        A change of attention at inference, see `posprobe.models.variants` (None: standard); rotary
+        changes must have been made in the configuration before.
     quantization : str
         Quantisation of the checkpoint, or "none".
 
@@ -81,6 +83,7 @@ class ObservableModel:
         self.name = name or type(model).__name__
         self.variant = variant or parse_variant("standard")
         self.quantization = quantization
+        self._lock = threading.RLock()
         self.blocks = self._checked_blocks()
         self._digest: tuple[list[tuple[str, int, int]], str] | None = None
         prove_observable(self)
@@ -184,6 +187,7 @@ class ObservableModel:
         """The configuration that the forward pass really uses, as plain values."""
         values = json.loads(self.config.to_json_string(use_diff=False))
         values.pop("_name_or_path", None)  # where the files lie on this machine
+        values["dtype"] = str(self.model.dtype).removeprefix("torch.")  # it may have been cast
         return values
 
     def variant_evidence(self, length: int) -> dict[str, Any]:
@@ -240,20 +244,21 @@ class ObservableModel:
         embedding0 : Tensor, shape (batch, width), or None
             Replaces the input embedding at position 0.
         """
-        inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
-        if embedding0 is not None:
-            embedded = self.embed(tokens).clone()
-            embedded[:, 0] = embedding0.to(embedded)
-            inputs = {"inputs_embeds": embedded}
-        check_state(self.model)
-        with self._residual_hooks(observer):
+        with undisturbed(self.model, self._lock, ATTENTION), self._residual_hooks(observer):
+            inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
+            if embedding0 is not None:
+                embedded = self.embed(tokens).clone()
+                embedded[:, 0] = embedding0.to(embedded)
+                inputs = {"inputs_embeds": embedded}
             self.model.base_model(**inputs, use_cache=False, **self._keywords(observer))
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
         """Next-token logits: (batch, token, vocabulary)."""
         keywords = {} if observer is None else self._keywords(observer)
-        return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
+        needed = None if observer is None else ATTENTION
+        with undisturbed(self.model, self._lock, needed):
+            return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
 
     def intervention(self) -> Intervention:
         """What the variant itself changes in the attention."""
