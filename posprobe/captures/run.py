@@ -70,6 +70,7 @@ def capture(
     text: str | None = None,
     seed: int = 0,
     options: CaptureOptions = CaptureOptions(),
+    consumers: Sequence[Consumer] = (),
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | tqdm = True,
@@ -91,7 +92,7 @@ def capture(
         The text to draw from (None: the Python language reference that comes with CPython).
     options : CaptureOptions
         What is kept and what is changed.
-    resume, overwrite, progress
+    consumers, resume, overwrite, progress
         As in `capture_stimulus`.
     **changes
         Fields of `options` by themselves: ``position0="mean"``, ``offsets=(1, 2)``, ...
@@ -120,7 +121,14 @@ def capture(
         seed=seed,
     )
     return capture_stimulus(
-        model, stimulus, path, options, resume=resume, overwrite=overwrite, progress=progress
+        model,
+        stimulus,
+        path,
+        options,
+        consumers=consumers,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     )
 
 
