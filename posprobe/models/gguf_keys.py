@@ -103,7 +103,6 @@ def configuration(header: Header) -> Any:
     config = transformers.AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
     if isinstance(config, transformers.MistralConfig):  # so transformers reads a llama of this name
         config = _converted(config, transformers.LlamaConfig)
-        config.sliding_window = None
     for key, value in header.values.items():
         _carry(header, config, key, value)
     config.vocab_size = header.vocabulary

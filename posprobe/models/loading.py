@@ -124,7 +124,8 @@ def load_checkpoint(
     Raises
     ------
     ModelError
-        If it is no decoder, lacks weights, has weights left over or cannot be loaded.
+        If it is no decoder, lacks weights, has weights left over or of other shapes, or cannot
+        be loaded.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
@@ -136,6 +137,7 @@ def load_checkpoint(
             config=config,
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
             **({"device_map": "auto"} if device == "auto" else {}),
         )
     except ModelError:
@@ -146,25 +148,37 @@ def load_checkpoint(
             f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
             "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers fills them with random numbers
-        raise ModelError(
-            f"model {checkpoint.name!r}: its files lack {len(missing)} weights of a "
-            f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
-        )
-    surplus = sorted(key for key in report["unexpected_keys"] if not UNUSED.match(key))
-    if surplus:
-        raise ModelError(
-            f"model {checkpoint.name!r}: {len(surplus)} weights in its files have no place in a "
-            f"{type(model).__name__} of {model.config.get_text_config().num_hidden_layers} blocks "
-            f"({', '.join(surplus[:3])}); does its config.json belong to them?"
-        )
+    _refuse_other_weights(checkpoint.name, model, report)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(
             f"model {checkpoint.name!r} does not fit into the memory of its devices; use a smaller "
             "dtype or more of them"
         )
     return model if device == "auto" else model.to(device)
+
+
+def _refuse_other_weights(
+    name: str, model: transformers.PreTrainedModel, report: dict[str, Any]
+) -> None:
+    """Refuse files whose weights are not those that the configuration asks for, by their names."""
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ModelError(
+            f"model {name!r}: its files lack {len(missing)} weights of a "
+            f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
+        )
+    for weight, found, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"model {name!r}: its weight {weight} has shape {tuple(found)} where its "
+            f"config.json asks for {tuple(wanted)}; does its config.json belong to it?"
+        )
+    surplus = sorted(key for key in report["unexpected_keys"] if not UNUSED.match(key))
+    if surplus:
+        raise ModelError(
+            f"model {name!r}: {len(surplus)} weights in its files have no place in a "
+            f"{type(model).__name__} of {model.config.get_text_config().num_hidden_layers} blocks "
+            f"({', '.join(surplus[:3])}); does its config.json belong to them?"
+        )
 
 
 def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
