@@ -94,6 +94,7 @@ def plan_capture(
     options: CaptureOptions,
     *,
     consumed: Collection[str] = (),
+    known: Header | None = None,
 ) -> CapturePlan:
     """Decide everything that a capture does.
 
@@ -104,6 +105,9 @@ def plan_capture(
     options : CaptureOptions
     consumed : collection of str
         Quantities that are computed besides those of the file.
+    known : Header or None
+        Of the same capture, finished before: what it measured before its first pass is not measured
+        again.
 
     Returns
     -------
@@ -120,7 +124,8 @@ def plan_capture(
     change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
     stimulus = replace_token(model, stimulus, options.position0)
-    header = _header(model, stimulus, change, options, {*options.quantities, *consumed})
+    own = _own_position(model, stimulus) if known is None else _noted_own_position(known)
+    header = _header(model, stimulus, change, options, {*options.quantities, *consumed}, own)
     observation = Observation(
         n_queries=stimulus.n_queries,
         offsets=header.offsets,
@@ -179,6 +184,7 @@ def _header(
     change: Intervention,
     options: CaptureOptions,
     computed: set[str],
+    own_position: dict[str, Any],
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [effective_window(w, change, longest) or 0 for w in model.layer_windows]
@@ -204,7 +210,7 @@ def _header(
         config=model.effective_config()
         | {"posprobe_quantization": model.quantization}
         | {"posprobe_variant": model.variant_evidence(longest)}
-        | _own_position(model, stimulus),
+        | own_position,
         trained_length=model.max_length or 0,
         variant=str(model.variant),
         position0_treatment=options.position0,
@@ -233,6 +239,10 @@ def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int
     inside = stimulus.tokens[:, 1:]
     ids, counts = np.unique(inside[np.isin(inside, model.special_ids)], return_counts=True)
     return {model.token_name(int(i)): int(n) for i, n in zip(ids, counts, strict=True)}
+
+
+def _noted_own_position(header: Header) -> dict[str, Any]:
+    return {key: value for key, value in header.config.items() if key == OWN_POSITION}
 
 
 def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:

@@ -225,7 +225,8 @@ def capture_stimulus(
         nothing is left then to resume, as there is after an interruption or on a full disk.
     """
     consumed = {name for consumer in consumers for name in consumer.quantities}
-    plan = plan_capture(model, stimulus, options.changed(**changes), consumed=consumed)
+    known = ActivationStore(path).header if resume and Path(path).exists() else None
+    plan = plan_capture(model, stimulus, options.changed(**changes), consumed=consumed, known=known)
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:

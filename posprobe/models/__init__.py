@@ -10,7 +10,7 @@ attention                      output and log-normalizer from one kernel
 scores, observation, masks     what is read off, and how transformers calls it
 proofs, variant_proofs         proof that what is shown is what is computed
 observable                     the model itself
-own_position                   whether scores move with position by themselves
+third_channel                  whether scores move with position by themselves
 """
 
 from posprobe.models.attention import BLOCK
@@ -18,8 +18,8 @@ from posprobe.models.bundled import PACKAGED, list_zoo
 from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
 from posprobe.models.observable import ObservableModel, load_model
 from posprobe.models.observation import Observer
-from posprobe.models.own_position import own_position
 from posprobe.models.scores import Observation
+from posprobe.models.third_channel import own_position
 from posprobe.models.variants import VARIANTS, Variant, parse_variant
 
 __all__ = [
