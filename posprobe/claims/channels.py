@@ -13,7 +13,6 @@ from posprobe.claims.verdicts import (
     below_everywhere,
     make_claim,
     not_applicable,
-    row_interval,
     split_needs,
 )
 from posprobe.intervals import Interval
@@ -48,7 +47,10 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
     quantities = dict(zip(statements, ("V_T", "V_M", "V_R", "C_MR"), strict=True))
     claims = []
     for name, text in statements.items():
-        interval = row_interval(row, quantities[name], store, analysis.level)
+        variance = quantities[name]
+        interval = Interval.of_row(
+            row, variance, limits=variance, level=analysis.level, method="t", n=n_units(store)
+        )
         claims.append(make_claim(name, text, interval, "nats^2", above(interval, 0.0), protocol))
     return [*claims, *_share_claims(row, store, protocol, analysis.level)]
 
@@ -71,14 +73,14 @@ def _share_claims(
             reason = "undefined: the total effect V_T is not distinguishable from 0"
             claims.append(not_applicable(name, statement, reason))
             continue
-        interval = Interval(
-            float(row[name]),
-            float(row[f"{name}_low"]),
-            float(row[f"{name}_high"]),
-            level,
-            "fieller",
-            f"share of the {channel} channel in V_T",
-            n_units(store),
+        interval = Interval.of_row(
+            row,
+            name,
+            limits=name,
+            level=level,
+            method="fieller",
+            estimand=f"share of the {channel} channel in V_T",
+            n=n_units(store),
         )
         text = f"{protocol} Share (V + C)/V_T with Fieller's interval on jackknife pseudo-values."
         claims.append(make_claim(name, statement, interval, "1", above(interval, 0.0), text))

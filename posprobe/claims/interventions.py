@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from posprobe.analysis import SINK_RATE, Analysis, listed, shifted_design
@@ -304,9 +303,9 @@ def _unmasked(analysis: Analysis) -> Claim:
 
 
 def _interval(row: pd.Series, column: str, estimand: str, level: float) -> Interval:
-    bounded = bool(np.isfinite(row["low"]))
-    low, high = (float(row["low"]), float(row["high"])) if bounded else (None, None)
-    return Interval(float(row[column]), low, high, level, "fieller", estimand, int(row["n"]))
+    return Interval.of_row(
+        row, column, level=level, method="fieller", estimand=estimand, n=int(row["n"])
+    )
 
 
 def _how(interval: Interval) -> str:

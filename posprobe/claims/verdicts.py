@@ -6,9 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import pandas as pd
-
-from posprobe.analysis import n_units
 from posprobe.channels import why_not_split
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
@@ -23,7 +20,6 @@ __all__ = [
     "below_everywhere",
     "make_claim",
     "not_applicable",
-    "row_interval",
     "split_needs",
 ]
 
@@ -112,7 +108,6 @@ def make_claim(
     reference: float | None = None,
 ) -> Claim:
     """A claim with its interval and verdict."""
-    method = interval.method + (": unbounded" if interval.unbounded else "")
     return Claim(
         id=name,
         statement=statement,
@@ -121,7 +116,7 @@ def make_claim(
         ci_low=interval.low,
         ci_high=interval.high,
         ci_level=interval.level,
-        ci_method=method,
+        ci_method=interval.how,
         n=interval.n,
         verdict=verdict,
         reference=reference,
@@ -140,16 +135,3 @@ def split_needs(store: ActivationStore | None, design: str) -> str:
     if store is None or reason is None:
         return f"needs a capture of the {design} design (--design {design}) with all scores"
     return f"{store.path.name} {reason}"
-
-
-def row_interval(row: pd.Series, name: str, store: ActivationStore, level: float) -> Interval:
-    """Bootstrap-t interval of one quantity of a table of variances."""
-    return Interval(
-        estimate=float(row[name]),
-        low=float(row[f"{name}_low"]),
-        high=float(row[f"{name}_high"]),
-        level=level,
-        method="t",
-        estimand=name,
-        n=n_units(store),
-    )

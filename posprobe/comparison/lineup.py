@@ -326,7 +326,7 @@ def _common_items(members: Sequence[Member]) -> NDArray[np.int32]:
 def _same_tokens(
     stores: Sequence[ActivationStore], items: NDArray[np.int32], different: bool
 ) -> bool:
-    texts = [_text(store, items) for store in stores]
+    texts = [store.tokens_of(items) for store in stores]
     for store, text in zip(stores, texts, strict=True):
         if not np.array_equal(text, texts[0]):
             if different:
@@ -336,11 +336,6 @@ def _same_tokens(
                 "and --seed; where tokenizers differ, --different-tokens compares positions alone"
             )
     return True
-
-
-def _text(store: ActivationStore, items: NDArray[np.int32]) -> NDArray[np.int32]:
-    order = np.lexsort((store.prefix_length, store.item))
-    return store.tokens[order[np.isin(store.item[order], items)]]
 
 
 def _notes(

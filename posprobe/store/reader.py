@@ -103,6 +103,11 @@ class ActivationStore:
         """Number of items, the units of resampling: windows if shifted, sequences elsewhere."""
         return len(np.unique(self.item))
 
+    def tokens_of(self, items: np.ndarray) -> np.ndarray:
+        """Tokens of the sequences of some items, by item and then by prefix length: (S', T)."""
+        order = np.lexsort((self.prefix_length, self.item))
+        return self.tokens[order[np.isin(self.item[order], items)]]
+
     @property
     def own_position(self) -> dict[str, Any] | None:
         """How scores move with position by themselves, a third channel; None where they do not."""
