@@ -144,9 +144,16 @@ class Interval:
         """
         ahead = f"{limits}_" if limits else ""
         low, high = (float(row[f"{ahead}{end}"]) for end in ("low", "high"))
-        missing = isnan(low) or isnan(high)
-        ends = (None, None) if missing else (low, high)
-        return cls(float(row[name]), *ends, level, method, estimand or name, n)
+        bounded = not (isnan(low) or isnan(high))
+        return cls(
+            estimate=float(row[name]),
+            low=low if bounded else None,
+            high=high if bounded else None,
+            level=level,
+            method=method,
+            estimand=estimand or name,
+            n=n,
+        )
 
     def row(self, name: str = "estimate") -> dict[str, Any]:
         """One row of a table: `name`, low, high (both NaN where unbounded), method and n.
