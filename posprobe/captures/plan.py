@@ -12,7 +12,7 @@ import numpy as np
 from posprobe.captures.options import CaptureOptions
 from posprobe.captures.position0 import check_treatment, replace_token
 from posprobe.captures.selection import parse_layers, parse_positions
-from posprobe.errors import StimulusError
+from posprobe.errors import StimulusError, StoreError
 from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
 from posprobe.stimuli import Stimulus
 from posprobe.store import OWN_POSITION, Header
@@ -71,8 +71,20 @@ class CapturePlan:
         return int(self.stimulus.lengths[sequences].sum())
 
     def batches(self, done: int = 0) -> Iterator[slice]:
-        """Sequences of each forward pass, from number `done` on."""
-        return _batches(self.stimulus, done, self.header.batch_tokens)
+        """Sequences of each forward pass, from number `done` on.
+
+        Raises
+        ------
+        StoreError
+            If `done` is not the end of a pass: a journal that says so is of another capture.
+        """
+        batches = list(_batches(self.stimulus, self.header.batch_tokens))
+        if done not in (0, *(batch.stop for batch in batches)):
+            raise StoreError(
+                f"the journal has {done} sequences, which is not the end of a batch of this "
+                "capture: delete the .journal to write every sequence again"
+            )
+        return iter(batch for batch in batches if batch.start >= done)
 
     def part(self, sequences: slice) -> CapturePlan:
         """The plan for whole batches of it; `sequences` starts and stops between two batches."""
@@ -281,8 +293,8 @@ def effective_window(native: int | None, change: Intervention, length: int) -> i
     return min(windows, default=None)
 
 
-def _batches(stimulus: Stimulus, done: int, batch_tokens: int) -> Iterator[slice]:
-    """Runs of sequences of equal length, from sequence `done` on; the same whatever `done` is."""
+def _batches(stimulus: Stimulus, batch_tokens: int) -> Iterator[slice]:
+    """Runs of sequences of equal length."""
     lengths = stimulus.lengths
     start = 0
     while start < len(lengths):
@@ -290,6 +302,5 @@ def _batches(stimulus: Stimulus, done: int, batch_tokens: int) -> Iterator[slice
         stop = start
         while stop < min(start + size, len(lengths)) and lengths[stop] == lengths[start]:
             stop += 1
-        if start >= done:
-            yield slice(start, stop)
+        yield slice(start, stop)
         start = stop

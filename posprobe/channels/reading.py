@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,12 +45,24 @@ def why_not_split(store: ActivationStore) -> str | None:
     missing = [name for name in REQUIRED if name not in store.header.quantities]
     if missing:
         return f"has no {missing[0]!r}; capture it with all scores"
+    if store.design == "shifted" and not _is_crossed(store):
+        return (
+            "does not have one sequence of each item behind each of its prefixes (data sets /item "
+            "and /prefix_length); capture it again"
+        )
     if (own := store.own_position) is not None:
         return (
             "cannot be split into two channels: scores move with position by themselves (from "
             f"layer {own['layer']} on, by up to {own['change']:.3g} nats), which is a third channel"
         )
     return None
+
+
+def _is_crossed(store: ActivationStore) -> bool:
+    """Whether every item has one sequence behind every prefix, and no more."""
+    found = np.unique(np.stack([store.item, store.prefix_length], 1), axis=0)
+    crossed = np.array([*itertools.product(np.unique(store.item), sorted(store.prefixes))])
+    return len(found) == store.n_sequences and np.array_equal(found, crossed)
 
 
 def channel_effects(

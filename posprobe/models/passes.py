@@ -51,7 +51,10 @@ def undisturbed(
         model.eval()
         torch.set_default_dtype(torch.float32)
         try:
-            with torch.autocast(model.device.type, enabled=False):
+            with contextlib.ExitStack() as stack:
+                for kind in ("cpu", "cuda"):
+                    if torch.is_autocast_enabled(kind):
+                        stack.enter_context(torch.autocast(kind, enabled=False))
                 yield
         finally:
             torch.set_default_dtype(default)

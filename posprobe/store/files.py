@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 RESUME = "run the same capture again with --resume"
+LOCKING = "POSPROBE_LOCKING"  # an environment variable: "off" where a file system has no locks
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def suffixed(path: Path, suffix: str) -> Path:
@@ -83,6 +85,12 @@ def lock(path: Path) -> int:
     StoreError
         If another writer holds it, or the folder cannot be written.
     """
+    for ending in (".partial", ".journal", ".lock"):
+        if path.name.endswith(ending):
+            raise StoreError(
+                f"{path.name} is a name of posprobe's own for unfinished captures: choose one that "
+                f"does not end in {ending}"
+            )
     import fcntl  # only writers need it, and Windows, where stores can be read, has none
 
     name = suffixed(path, ".lock")
@@ -100,4 +108,14 @@ def lock(path: Path) -> int:
             ) from error
         except FileNotFoundError:
             pass
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            if os.environ.get(LOCKING) == "off":
+                return descriptor
+            os.close(descriptor)
+            raise StoreError(
+                f"{path}: its file system has no locks ({error.strerror}): write to another, or "
+                f"set {LOCKING}=off where nothing else writes this file"
+            ) from error
         os.close(descriptor)  # the holder before us removed this very file: take the new one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +108,10 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except StoreError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if "unable to lock file" in str(error):
+            raise StoreError(
+                f"{path} is being written by another process: wait until it is complete"
+            ) from error
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise StoreError(
             f"{path} is {kind} ({str(error).splitlines()[0]}): copy it again, or capture again"
@@ -125,7 +130,7 @@ def _read_header(path: Path, file: h5py.File) -> Header:
     if attributes.get("format") != FORMAT:
         raise StoreError(
             f"{path} is HDF5 but not a posprobe file (root attribute 'format' is "
-            f"{attributes.get('format')!r}): pass one that posprobe capture wrote"
+            f"{reprlib.repr(attributes.get('format'))}): pass one that posprobe capture wrote"
         )
     if attributes.get("version") != VERSION:
         raise StoreError(

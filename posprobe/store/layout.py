@@ -6,9 +6,10 @@ The layout, ``docs/format.md``, the checks of the reader and ``posprobe inspect`
 
 from __future__ import annotations
 
+import itertools
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -25,10 +26,12 @@ __all__ = [
     "Header",
     "Quantity",
     "difference",
+    "shown",
 ]
 
 FORMAT = "posprobe"
 VERSION = 1
+LARGEST = 2**31 - 1  # of what is counted in a file
 # Where a header's configuration says how scores move with position by themselves.
 OWN_POSITION = "posprobe_own_position"
 _LAYER_AXES = ("L", "L+1", "R")
@@ -128,8 +131,33 @@ _ACTIVATIONS = tuple(name for name, quantity in QUANTITIES.items() if quantity.b
 _INDEX = tuple(name for name, quantity in QUANTITIES.items() if quantity.axes[:1] == ("S",))
 
 
-def _attribute(kind: str, meaning: str, **default: Any) -> Any:
-    return field(metadata={"kind": kind, "meaning": meaning}, **default)
+def _attribute(kind: str, meaning: str, form: str = "", **default: Any) -> Any:
+    """A field of the header; `form` says what JSON of that kind has to be, of `_FORMS`."""
+    return field(metadata={"kind": kind, "meaning": meaning, "form": form}, **default)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _is_object_of_text(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "an object": _is_object,
+    "a list of text": _is_texts,
+    "a list of objects": _is_objects,
+    "an object of text": _is_object_of_text,
+}
 
 
 @dataclass(frozen=True)
@@ -160,7 +188,9 @@ class Header:
     n_sequences: int = _attribute("integer", "S, number of sequences")
     length: int = _attribute("integer", "T, tokens of the longest sequence")
     n_queries: int = _attribute("integer", "Q, stored queries per sequence")
-    quantities: tuple[str, ...] = _attribute("json", "names of the activation data sets kept")
+    quantities: tuple[str, ...] = _attribute(
+        "json", "names of the activation data sets kept", "a list of text"
+    )
     layer_window: tuple[int, ...] = _attribute(
         "integers", "per layer: sliding window in tokens, 0 for full attention"
     )
@@ -179,7 +209,9 @@ class Header:
     )
     dtype: str = _attribute("string", "type of `residual`: float32 or float16", default="float32")
     weights_digest: str = _attribute("string", "digest of the model's weights", default="")
-    config: Mapping[str, Any] = _attribute("json", "effective model config", default_factory=dict)
+    config: Mapping[str, Any] = _attribute(
+        "json", "effective model config", "an object", default_factory=dict
+    )
     trained_length: int = _attribute(
         "integer",
         "positions that the model was made for; 0, or no such attribute, where unknown",
@@ -189,14 +221,19 @@ class Header:
     position0_treatment: str = _attribute(
         "string", "what was done to the embedding at position 0", default="native"
     )
-    interventions: Sequence[Any] = _attribute("json", "interventions on attention", default=())
+    interventions: Sequence[Any] = _attribute(
+        "json", "interventions on attention", "a list of objects", default=()
+    )
     stimulus: Mapping[str, Any] = _attribute(
-        "json", "stimulus: corpus, BOS policy, lengths", default_factory=dict
+        "json", "stimulus: corpus, BOS policy, lengths", "an object", default_factory=dict
     )
     seed: int = _attribute("integer", "seed of the stimulus and of random treatments", default=0)
     batch_tokens: int = _attribute("integer", "tokens per forward pass, at most", default=1)
     versions: Mapping[str, str] = _attribute(
-        "json", "versions of posprobe, torch and transformers", default_factory=dict
+        "json",
+        "versions of posprobe, torch and transformers",
+        "an object of text",
+        default_factory=dict,
     )
 
     def __post_init__(self) -> None:
@@ -208,7 +245,8 @@ class Header:
             if item.metadata["kind"] == "integers":
                 object.__setattr__(self, item.name, tuple(int(v) for v in value))
         object.__setattr__(self, "quantities", tuple(self.quantities))
-        if self.residual_queries == tuple(range(self.n_queries)):
+        every = len(self.residual_queries) == self.n_queries
+        if every and self.residual_queries == tuple(range(self.n_queries)):
             object.__setattr__(self, "residual_queries", ())
         _check_header(self)
 
@@ -308,13 +346,19 @@ class Header:
                 if item.name in _LATER:
                     continue
                 raise StoreError(f"root attribute '{item.name}' is missing: capture again")
-            kind = item.metadata["kind"]
+            kind, form = item.metadata["kind"], item.metadata["form"]
             try:
-                values[item.name] = _decode(kind, attributes[item.name])
-            except (TypeError, ValueError) as error:
+                value = _decode(kind, attributes[item.name])
+            except (TypeError, ValueError, OverflowError) as error:
                 raise StoreError(
                     f"root attribute '{item.name}' is not of kind {kind}: capture again"
                 ) from error
+            if form and not _FORMS[form](value):
+                raise StoreError(
+                    f"root attribute '{item.name}' is {reprlib.repr(value)}, which is not {form}: "
+                    "capture again"
+                )
+            values[item.name] = value
         return cls(**values)
 
 
@@ -337,20 +381,48 @@ def _encode(name: str, kind: str, value: Any) -> Any:
 
 def _decode(kind: str, value: Any) -> Any:
     if kind == "json":
-        return json.loads(value)
+        return json.loads(value, parse_constant=_refuse_constant)
     if kind == "integers":
-        return tuple(int(v) for v in np.asarray(value).reshape(-1))
+        numbers = np.asarray(value).reshape(-1)
+        if numbers.size and numbers.dtype.kind not in "iu":
+            raise TypeError(f"expected integers, found {numbers.dtype}")
+        return tuple(int(v) for v in numbers)
     if kind == "integer":
         return int(value)
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {type(value).__name__}")
-    return value
+    return shown(value)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def shown(text: str) -> str:
+    r"""Text whose control characters are escaped, for terminals and pages.
+
+    Examples
+    --------
+    >>> print(shown("model" + chr(27) + "]0;title" + chr(7)))
+    model\x1b]0;title\x07
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _check_header(header: Header) -> None:
     for name in _COUNTS:
-        if getattr(header, name) < 1:
-            raise StoreError(f"header: '{name}' is {getattr(header, name)}: it must be at least 1")
+        count = getattr(header, name)
+        if not 1 <= count <= LARGEST:
+            raise StoreError(f"header: '{name}' is {count}: it must be between 1 and {LARGEST}")
+    for name in ("offsets", "prefixes", "layer_window"):
+        wrong = [value for value in getattr(header, name) if not 0 <= value <= LARGEST]
+        if wrong:
+            raise StoreError(f"header: '{name}' has {wrong[0]}: it must be between 0 and {LARGEST}")
+    for name in ("window", "trained_length", "seed"):
+        if getattr(header, name) < 0:
+            raise StoreError(
+                f"header: '{name}' is {getattr(header, name)}: it must not be negative"
+            )
     for name in header.quantities:
         if name not in _ACTIVATIONS:
             raise StoreError(
@@ -374,15 +446,21 @@ def _check_header(header: Header) -> None:
             f"{header.n_layers} layers: give one per layer"
         )
     kept = header.residual_layers or ()
-    if list(kept) != sorted(set(kept)) or not set(kept) <= set(range(header.n_layers + 1)):
+    if not _rises_within(kept, header.n_layers):
         raise StoreError(
             f"header: residual_layers {list(kept)} must rise within 0 to {header.n_layers}"
         )
     queries, last = header.residual_queries, header.n_queries - 1
-    if list(queries) != sorted(set(queries)) or not set(queries) <= set(range(last + 1)):
+    if not _rises_within(queries, last):
         raise StoreError(
             f"header: residual_queries {_ranges(queries)} must rise within 0 to {last}"
         )
+
+
+def _rises_within(numbers: Sequence[int], last: int) -> bool:
+    """Whether numbers rise, and all are within 0 to `last`."""
+    rises = all(one < other for one, other in itertools.pairwise(numbers))
+    return rises and (not numbers or (numbers[0] >= 0 and numbers[-1] <= last))
 
 
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

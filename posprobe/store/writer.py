@@ -348,15 +348,18 @@ class StoreWriter:
         if not journal.exists():
             return 0
         try:
-            done = json.loads(journal.read_bytes())["done"]
-            if not 0 <= done <= self.header.n_sequences:
-                raise ValueError(f"{done} sequences of {self.header.n_sequences}")
+            found = json.loads(journal.read_bytes())
+            done = found["done"]
+            if (found["format"], found["version"]) != (FORMAT, VERSION):
+                raise ValueError(f"format {found['format']!r}, version {found['version']!r}")
+            if type(done) is not int or not 0 <= done <= self.header.n_sequences:
+                raise ValueError(f"{done!r} sequences of {self.header.n_sequences}")
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{journal} is not a journal of this capture ({error}): delete it to write "
                 "every sequence again"
             ) from error
-        return int(done)
+        return done
 
     def _check_shape(self, quantity: str, found: tuple[int, ...], n_layers: int) -> None:
         tail = self.header.shape(quantity)[2:]

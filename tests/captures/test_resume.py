@@ -1,5 +1,6 @@
 """Captures that were interrupted, once or often, have the same bits."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,23 @@ def test_other_weights_are_not_resumed(tmp_path):
     other.name = "tiny-llama"
     with pytest.raises(StoreError, match="weights_digest"):
         capture_stimulus(other, path=path, **child.plan())
+
+
+def test_a_journal_that_ends_within_a_batch_is_refused(tmp_path, monkeypatch):
+    model, path = child.model(), tmp_path / "a.h5"
+    run, counter = model.run, iter(range(1000))
+
+    def failing(*args, **keywords):
+        if next(counter) == 4:
+            raise KeyboardInterrupt
+        run(*args, **keywords)
+
+    options = dict(batch_tokens=50, progress=False)
+    monkeypatch.setattr(model, "run", failing)
+    with pytest.raises(KeyboardInterrupt):
+        capture_stimulus(model, child.stimulus(), path, **options)
+    journal = tmp_path / "a.h5.journal"
+    found = json.loads(journal.read_text())
+    journal.write_text(json.dumps(found | {"done": found["done"] - 1}))
+    with pytest.raises(StoreError, match=r"sequences, which is not the end of a batch"):
+        capture_stimulus(child.model(), child.stimulus(), path, resume=True, **options)

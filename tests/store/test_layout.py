@@ -16,7 +16,7 @@ FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_heads": 0}, "'n_heads' is 0: it must be at least 1"),
+        ({"n_heads": 0}, "'n_heads' is 0: it must be between 1 and"),
         ({"quantities": ("scores",)}, "quantity 'scores' is unknown: choose from normalizer"),
         ({"offsets": ()}, r"'offset_score' has an axis of length 0 \(D\)"),
         ({"dtype": "bfloat16"}, "dtype 'bfloat16' is unknown: choose float32 or float16"),
