@@ -6,7 +6,7 @@ import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims import Claim
-from posprobe.figures import one_design
+from posprobe.figures import NEGATIVE_SHARE, one_design
 from posprobe.report.findings import overall
 from posprobe.report.words import VERDICTS, bounds, percent, with_interval
 
@@ -18,8 +18,6 @@ RELATIONS = {
     "not distinguishable": "These data do not tell whether the two channels oppose or reinforce "
     "each other.",
 }
-
-NEGATIVE_SHARE = "a share is negative only where −C exceeds the channel's own variance"
 
 
 def summary(analysis: Analysis, claims: list[Claim]) -> str:
