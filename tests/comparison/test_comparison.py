@@ -73,7 +73,7 @@ def test_architectures_may_be_said(models):
 )
 def test_a_change_of_attention_is_no_architecture(change, tmp_path):
     files = family(tmp_path, seeds=2, interventions=[{"causal": True, "cut_sink": None} | change])
-    refuses(f"with attention changed \\({min(change)}\\), which is no architecture", files)
+    refuses(f"under an intervention \\({min(change)}\\), which does not define", files)
 
 
 def test_natural_captures_of_other_lengths_are_refused(models, tmp_path):
@@ -179,13 +179,13 @@ def test_refuses_a_model_given_twice(models, tmp_path):
 @pytest.mark.parametrize("variant", ["standard", "ntk(8)"])
 def test_refuses_two_models_of_one_name(models, tmp_path, variant):
     twin = file_of(tmp_path / "b.h5", "rope-0", weights_digest="other", variant=variant)
-    said = "model 'zoo/rope-0' stands there with different weights: capture it with one --model-dt"
+    said = "two sets of weights named 'zoo/rope-0': capture a model with one --model-dt"
     refuses(said, [*models, twin])
 
 
 def test_refuses_weights_that_some_models_share(models, tmp_path):
     twin = file_of(tmp_path / "b.h5", "rope-0", variant="ntk(8)")
-    said = r"model 'zoo/rope-0' stands there as standard and ntk\(8\) beside other models"
+    said = r"model 'zoo/rope-0' is given as standard and ntk\(8\) together with other models, so"
     refuses(said, [*models, twin])
 
 
@@ -215,7 +215,7 @@ def test_refuses_files_of_different_designs(fields, said, models, tmp_path):
 def test_different_tokens_are_refused_unless_allowed(models, tmp_path):
     tokens = synthetic.shifted_index(8, (1, 4, 7), 4)["tokens"] * 2
     other = file_of(tmp_path / "b.h5", "gemma", index={"tokens": tokens})
-    said = r"/b\.h5 and gemma.*|/shifted\.h5 and .*/b\.h5 are of different tokens: use one text"
+    said = r"/b\.h5 and gemma.*|/shifted\.h5 and .*/b\.h5 contain different tokens: use one text"
     refuses(said, [*models, other])
     lineup = line_up([*models, other], different_tokens=True)
     assert not lineup.same_tokens
@@ -356,7 +356,7 @@ def test_one_architecture_is_described_and_not_tested(tmp_path):
     found = compare_lineup(line_up(family(tmp_path, truth={"rope": TRUTH["rope"]})))
     assert found.found["V_R"].reason.startswith("one architecture ('rope'): there is nothing")
     claims = hypothesis_claims(found)
-    assert claims[0].protocol == "needs one each of: ntk, window, and standard (or rope)"
+    assert claims[0].protocol == "needs files of ntk, of window, and of standard (or rope)"
     assert [a.verdict for a in answers(found, claims)][-1] == "supported"
 
 
@@ -537,7 +537,7 @@ def test_a_comparison_of_variants_says_so(tmp_path):
     paths = [store.path for store in variants(tmp_path)]
     page = compare(paths, tmp_path / "out", progress=False).read_text()
     assert "3 variants of one checkpoint" in page
-    assert "test no architecture" in page
+    assert "do not test architectures" in page
     assert "Tests of architecture" not in page
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "contrasts.csv")) == 5 + 3 + 5 + 5
 
