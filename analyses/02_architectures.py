@@ -2,39 +2,41 @@
 
 Question. The study says that NTK scaling suppresses the residual channel, that a sliding window
 lets it accumulate with depth, and that standard RoPE sits between (H1, H2); and that both channels
-are present in all of them (H3). It has one model of each, which differ in everything.
+are present in all of them (H3). It has one model of each, and these differ in everything.
 
 Protocol. Three comparisons, each with its own report:
 
 - `variants`: one checkpoint (SmolLM2-135M) under several attention schemes at inference. Weights
-  and items are the same, so that differences are paired over items. They say what the scheme does
-  to this model, which was not trained for it; they test no architecture.
-- `family`: small models trained from scratch, alike in all but where position can come from, with
-  several seeds of each (data/zoo). Models are the unit of the test: two-stage F, planned contrasts.
-- `controls`: the same with the controls beside them, which have no position encoding (nope) or a
-  learned one. A description: the test of the family is the primary one.
+  and items are the same, so differences are paired over items. They say what a scheme does to this
+  model, which was not trained for it; they do not test architectures.
+- `family`: small models trained from scratch that differ only in where position can come from,
+  with several seeds of each (data/zoo). Models are the unit of the test: two-stage F, planned
+  contrasts.
+- `controls`: the family together with its controls, which have a learned position encoding or none
+  (nope). This describes; the test of the family is the primary one.
 
-In all of them: windows of 32 tokens, each behind prefixes of several lengths with BOS at position
-0; the effect of position on log attention weights at offsets 1, 2, 4, 8; the mask's part is what
-the late row would change if it saw only the keys of the early one; the rest is the residual
-channel; variances over positions by a U-statistic over pairs of different windows. Sequences are
-256 tokens long for SmolLM2 and 128 for the family, the length at which it was trained. Hypotheses
-and contrasts were fixed in `posprobe.architectures.planned_contrasts` before any model of the
-family was measured; the test of V_R is primary.
+All three use windows of 32 tokens, each behind prefixes of several lengths with BOS at position 0,
+and measure the effect of position on log attention weights at offsets 1, 2, 4, 8. The mask channel
+is how the late row's weights would change if the row saw only the keys of the early one; the
+residual channel is the rest. Variances over positions are U-statistics over pairs of different
+windows. Sequences are 256 tokens long for SmolLM2 and 128 for the family, the length at which it
+was trained. Hypotheses and contrasts were fixed in `posprobe.architectures.planned_contrasts`
+before any model of the family was measured; the test of V_R is primary.
 
-`--gemma` adds SmolLM2 beside Gemma-3-270M, if that is installed (its licence is not open): two
-models that differ in everything, with different tokenizers, as a description. Sequences there are
-640 tokens long, beyond the window of 512 that most layers of Gemma look through.
+`--gemma` adds a description of SmolLM2 and Gemma-3-270M, if the latter is installed (its licence is
+not open): two models that differ in everything, tokenizers included. Their sequences are 640 tokens
+long, longer than the sliding window of 512 that most layers of Gemma have.
 
 Run it with ``python analyses/02_architectures.py``, or with ``--part variants`` or ``--part
 family`` alone. Reports go to ``analyses/reports/02_architectures`` with a summary in README.md,
-captured files to ``out/02_architectures``; interrupted, or with more models trained, it goes on
-where it was.
+captured files to ``out/02_architectures``. Run again after an interruption, or with more models
+trained, it captures only what is missing.
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import click
@@ -57,10 +59,11 @@ SINK = 0.3
 STABLE = 0.05
 LAST = 1000
 NOT_RUN = "not_run.json"
+WIDTH = 120
 
 
 def capture_all(model: str, folder: Path, *, variant: str = "standard", n: int, **options: object):
-    """Shifted (n windows) and natural (half as many) captures of one model, unless there."""
+    """Make the shifted (n windows) and natural (half as many) captures of a model, if missing."""
     lean = dict(quantities=tuple(name for name in QUANTITIES if name != "residual"))
     plans = {
         "shifted": dict(design="shifted", bos="force", n=n, **lean),
@@ -92,7 +95,7 @@ def capture_variants(names: list[str], files: Path, n: int) -> tuple[list[Path],
 
 
 def capture_family(files: Path, n: int) -> dict[str, list[Path]]:
-    """Files of every trained model; a model that was trained again is captured again."""
+    """Files of every trained model; a retrained model is captured again."""
     found = {}
     for name in list_zoo():
         provenance = json.loads((zoo_folder(name) / "provenance.json").read_text())
@@ -146,7 +149,7 @@ def claim_line(claim: dict) -> str:
 
 
 def contribution_cell(row: pd.Series) -> str:
-    """An estimate with its interval over models, or over items where there is none."""
+    """An estimate with its interval over models or, failing that, over items."""
     if pd.isna(row["estimate"]):
         return "undefined"
     for unit, word in (("models", ""), ("items", "items: ")):
@@ -158,7 +161,7 @@ def contribution_cell(row: pd.Series) -> str:
 
 
 def contribution_table(folder: Path) -> list[str]:
-    """The table that the referee asked for, in Markdown."""
+    """The channels and shares of each architecture, as a Markdown table."""
     table = pd.read_csv(folder / "tables" / "architectures.csv")
     names = {
         **{"V_T": "V_T", "V_M": "V_M", "V_R": "V_R", "C_MR": "C"},
@@ -173,7 +176,7 @@ def contribution_table(folder: Path) -> list[str]:
 
 
 def sink_sentences(folder: Path) -> list[str]:
-    """Sinks or no sinks, computed."""
+    """How many models have a sink, and how strong it is."""
     path = folder / "tables" / "sinks.csv"
     if not path.exists():
         return []
@@ -186,18 +189,17 @@ def sink_sentences(folder: Path) -> list[str]:
         f"By the usual criterion (mean attention of a head to key 0 over all queries above {SINK}) "
         f"{len(usual)} of {len(table)} models have a sink"
         + (f": {', '.join(usual['model'])}." if len(usual) else "."),
-        f"Over queries 1 to {queries}, which see key 0 in every model, the strongest head attends "
-        f"to it with {number(table['attention'].min())} to "
-        f"{number(table['attention'].max())} (evenly spread: "
-        f"{number(table['even'].iloc[0])}); that is above even in {len(above)} of "
-        f"{len(table)} models, and above {SINK} in {len(early)}"
-        + (f" ({', '.join(early['model'])})." if len(early) else "."),
+        f"Over queries 1 to {queries}, which see key 0 in every model, the strongest head gives it "
+        f"{number(table['attention'].min())} to {number(table['attention'].max())} of its "
+        f"attention ({number(table['even'].iloc[0])} if attention were spread evenly); that is "
+        f"more than evenly spread attention in {len(above)} of {len(table)} models, and above "
+        f"{SINK} in {len(early)}" + (f" ({', '.join(early['model'])})." if len(early) else "."),
     ]
     if table["norm_ratio"].notna().any():
         lines.append(
-            "The norm of position 0, where in the depth it is largest, is "
-            f"{number(table['norm_ratio'].min())} to "
-            f"{number(table['norm_ratio'].max())} times that of the others, by model."
+            "At the depth where its norm is largest, position 0 has "
+            f"{number(table['norm_ratio'].min())} to {number(table['norm_ratio'].max())} times the "
+            "norm of later positions, depending on the model."
         )
     return lines
 
@@ -215,21 +217,21 @@ def replacement_sentences(folder: Path) -> list[str]:
     )
     removed, grown = (table["low"] > 0).sum(), (table["high"] < 0).sum()
     return [
-        "The mean embedding in place of BOS removes this fraction of V_R at early queries (the "
-        f"study's is 0.4), from model to model: {shown}. Of {len(table)} models V_R gets smaller "
-        f"in {removed} and larger in {grown} (95% interval over items without 0)."
+        "Replacing BOS by the mean embedding removes this fraction of V_R at early queries (the "
+        f"study says 0.4), by architecture over its models: {shown}. V_R shrinks in {removed} of "
+        f"{len(table)} models and grows in {grown} (where the 95% interval over items excludes 0)."
     ]
 
 
 SHARED_SEEDS = (
-    "Models of one seed share initial weights and the order of the data across architectures, "
-    "while the F test takes all models for independent draws; three seeds cannot show what that "
-    "does to it."
+    "Across architectures, models of one seed share their initial weights and the order of their "
+    "data, but the F test treats all models as independent draws; three seeds cannot show how much "
+    "that matters."
 )
 
 
 def stability_sentence(curves: pd.DataFrame, folder: Path) -> str:
-    """Which models of a comparison still changed their attention to key 0 when training ended."""
+    """Which models still changed their attention to key 0 when training ended."""
     models = set(pd.read_csv(folder / "tables" / "models.csv")["model"])
     changes = {model: last_change(one) for model, one in curves.groupby("model") if model in models}
     moved = {model: change for model, change in changes.items() if abs(change) > STABLE}
@@ -238,14 +240,14 @@ def stability_sentence(curves: pd.DataFrame, folder: Path) -> str:
         f"Over the last {LAST:,} steps of training (learning rate at the end "
         f"{number(float(curves['learning_rate'].iloc[-1]))}) the attention of a head to key 0 "
         f"(queries 1 to 31) changed by more than {STABLE} in {len(moved)} of {len(changes)} models"
-        + (f", so that their sinks were not stable when training ended: {shown}."
-           if moved else f", and by {number(max(map(abs, changes.values())))} at most: sinks, and "
-           "their absence, were stable.")
+        + (f", so their sinks were not stable when training ended: {shown}."
+           if moved else f" (at most by {number(max(map(abs, changes.values())))}), so their "
+           "attention to key 0 was stable when training ended.")
     )  # fmt: skip
 
 
 def last_change(curve: pd.DataFrame) -> float:
-    """Of the head whose attention to key 0 changed most over the last steps of one model."""
+    """Change of attention to key 0 over the last steps, in the head where it is largest."""
     heads = curve.set_index("step").filter(like="early_L")
     before = heads[heads.index <= heads.index[-1] - LAST].iloc[-1]
     change = heads.iloc[-1] - before
@@ -275,17 +277,18 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
     lines = [
         "# Two channels across architectures",
         "",
-        "Written by `python analyses/02_architectures.py`; its protocol stands at its top. "
-        "Variances in nats², 95% intervals: over models where there are several of an architecture "
-        "(shares: Fieller, from its models alone), else over items. Verdicts on H1 and H2 go by "
-        "p-values adjusted by Holm's method, the intervals are not adjusted.",
+        "`python analyses/02_architectures.py` writes this page; the protocol is at the top of "
+        "that file. Variances are in nats². Intervals are 95% intervals over models where an "
+        "architecture has several (shares: Fieller, from its models alone), and over items "
+        "otherwise. Verdicts on H1 and H2 follow p-values adjusted by Holm's method; the intervals "
+        "are not adjusted.",
         "",
     ]
     if {"variants", "family"} <= set(parts):
         lines += ["## Agreements and disagreements", "", *agreement(parts), ""]
         lines += [
-            "The study says that all three hold. The first column is about one model that was not "
-            "trained under the schemes; the second about models that were.", "",
+            "The study says that all three hypotheses hold. The first column is about one model "
+            "that was not trained under the schemes; the second is about models that were.", "",
         ]  # fmt: skip
     for name in [k for k in ("variants", "family", "controls", "gemma") if k in parts]:
         lines += [f"## {name} ([report]({name}/report.html))", ""]
@@ -300,7 +303,17 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
         lines.append("")
     if len(curves):
         lines += ["## Training", "", "![Training curves](figures/training.svg)", ""]
-    return "\n".join(lines)
+    return "\n".join(map(wrapped, lines))
+
+
+def wrapped(line: str) -> str:
+    """A line of Markdown in lines of at most `WIDTH` characters; rows of tables stay whole."""
+    if line.startswith("|"):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def part_lines(name: str, part: dict, folder: Path) -> list[str]:
@@ -309,16 +322,16 @@ def part_lines(name: str, part: dict, folder: Path) -> list[str]:
     tests = {(test["value"], test["response"], test["method"]): test for test in part["tests"]}
     main = tests.get(("V_R", "intercept", "two-stage F"))
     if main is not None:
-        said = "Beside the family's" if name == "controls" else "Primary test"
+        said = "Descriptive test" if name == "controls" else "Primary test"
         lines.append(f"{said}, V_R at mean depth: {shown_test(main)}.")
         welch = tests.get(("V_R", "intercept", "Welch F"))
         if welch is not None:
             lines.append(f"Without equal variances (Welch): {shown_test(welch)}.")
-        lines.append(f"Mixed model beside it: {part['mixed_model']['V_R']['status']}.")
+        lines.append(f"Mixed model: {part['mixed_model']['V_R']['status']}.")
     if part["reason"].get("V_R"):
-        lines.append(f"No test of architecture: {part['reason']['V_R']}.")
+        lines.append(f"Architectures are not tested: {part['reason']['V_R']}.")
     if part["compared"] != "models":
-        lines.append("Paired over items; no test of architecture.")
+        lines.append("Variants are paired over items; architectures are not tested.")
     return [*lines, "", *map(claim_line, part["claims"]), *(f"- note: {n}" for n in part["notes"])]
 
 
@@ -330,11 +343,11 @@ def shown_test(test: dict) -> str:
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--part", type=click.Choice(["all", "variants", "family"]), default="all")
-@click.option("--captures-only", is_flag=True, help="Make the files, and no report.")
-@click.option("--variants", default=VARIANTS, show_default=True, help="Of SmolLM2.")
+@click.option("--captures-only", is_flag=True, help="Make the captured files only.")
+@click.option("--variants", default=VARIANTS, show_default=True, help="Variants of SmolLM2.")
 @click.option("--n", default=16, show_default=True, help="Windows for SmolLM2.")
 @click.option("--n-family", default=32, show_default=True, help="Windows for the family.")
-@click.option("--gemma", is_flag=True, help="Also SmolLM2 beside Gemma 3, if it is installed.")
+@click.option("--gemma", is_flag=True, help="Also SmolLM2 and Gemma 3, if installed.")
 @click.option("--files", type=click.Path(path_type=Path), default=FILES, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), default=REPORT, show_default=True)
 def main(

@@ -1,4 +1,4 @@
-"""The command line: arguments to calls, and one line for every mistake."""
+"""The command line: turns arguments into calls, and every mistake into one line."""
 
 from __future__ import annotations
 
@@ -58,11 +58,26 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers such as 1,2,4,8", param, ctx)
 
 
-TEXT = click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text to draw from.")
-QUIET = click.option("--quiet", is_flag=True, help="Show no progress bar.")
+TEXT = click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text file to draw from.")
+REPORT = click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the report."
+)
+QUIET = click.option("--quiet", is_flag=True, help="Hide the progress bar.")
 SIZE_OPTIONS = shared(
-    click.option("--length", type=int, default=256, show_default=True, help="Tokens per sequence."),
-    click.option("--window", type=int, default=32, show_default=True, help="Tokens of the window."),
+    click.option(
+        "--length",
+        type=int,
+        default=256,
+        show_default=True,
+        help="Tokens of the longest sequence.",
+    ),
+    click.option(
+        "--window",
+        type=int,
+        default=32,
+        show_default=True,
+        help="Tokens of the window of text in the shifted design.",
+    ),
     click.option(
         "--prefixes",
         type=Numbers(),
@@ -73,15 +88,17 @@ SIZE_OPTIONS = shared(
         type=Numbers(),
         default="1,2,4,8",
         show_default=True,
-        help="Distances at which scores are kept.",
+        help="Offsets at which scores are kept.",
     ),
 )
 
 
 def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of all intervals, which it gets as one `inference`."""
+    """Give a command the options of all intervals, passed on as one `inference`."""
 
-    @click.option("--level", type=float, default=0.95, show_default=True, help="Of all intervals.")
+    @click.option(
+        "--level", type=float, default=0.95, show_default=True, help="Level of all intervals."
+    )
     @click.option(
         "--resamples", type=int, default=2000, show_default=True, help="Bootstrap samples."
     )
@@ -90,12 +107,14 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=int,
         default=40,
         show_default=True,
-        help="Bootstrap samples in which probes are fitted anew.",
+        help="Bootstrap samples in which probes are refitted.",
     )
     @click.option(
         "--jobs", type=int, default=-1, show_default=True, help="Processes; -1: one per core."
     )
-    @click.option("--seed", type=int, default=0, show_default=True, help="Of all random draws.")
+    @click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of all random draws."
+    )
     @functools.wraps(command)
     def wrapped(
         *, level: float, resamples: int, refits: int, jobs: int, seed: int, **others: Any
@@ -116,18 +135,26 @@ def main() -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
-@click.option("--variants", default="standard", show_default=True, help="Comma-separated.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out"),
+    show_default=True,
+    help="Folder for the captured files and the report.",
+)
+@click.option(
+    "--variants", default="standard", show_default=True, help="Variants, separated by commas."
+)
 @click.option("--n", type=int, help="Sequences and windows.  [default: 40 and 32]")
 @SIZE_OPTIONS
-@click.option("--full", is_flag=True, help="More replacements, cut sinks, fixed denominators.")
+@click.option("--full", is_flag=True, help="Also more replacements, and interventions.")
 @TEXT
 @inference_options
 @QUIET
 def audit(
     model: str, out: Path, variants: str, text: Path | None, quiet: bool, **options: Any
 ) -> None:
-    """Capture, analyze and report on MODEL: a hub id, folder, GGUF file or bundled name."""
+    """Capture, analyze and report on MODEL: a hub id, a folder, a GGUF file or a bundled name."""
     from posprobe.models import Variant, parse_variant
     from posprobe.workflows.audit import audit as run
 
@@ -147,9 +174,14 @@ def audit(
 
 @main.command()
 @click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option(
-    "--design", default="natural", show_default=True, help="natural, shifted, iid or repeated."
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="HDF5 file to write."
+)
+@click.option(
+    "--design",
+    default="natural",
+    show_default=True,
+    help="How sequences are drawn: natural, shifted, iid or repeated.",
 )
 @click.option(
     "--bos",
@@ -161,10 +193,13 @@ def audit(
     "--position0",
     default="native",
     show_default=True,
-    help="What stands at position 0: native, special, content, mean, noise or zero.",
+    help="Embedding at position 0: native, special, content, mean, noise or zero.",
 )
 @click.option(
-    "--variant", default="standard", show_default=True, help="See `posprobe models`, as ntk(8)."
+    "--variant",
+    default="standard",
+    show_default=True,
+    help="Variant of attention, e.g. ntk(8); `posprobe models` lists them.",
 )
 @click.option(
     "--cut-sink",
@@ -178,19 +213,21 @@ def audit(
     type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the residual stream in the file.",
+    help="Precision of the residual stream in the file.",
 )
 @click.option(
     "--layers",
     "residual_layers",
     metavar="LAYERS",
-    help="Keep the residual stream of these only: 0-5,last or blocks.5.hook_resid_pre,...",
+    help="Layers whose residual stream is kept: 0-5,last or blocks.5.hook_resid_pre,...  "
+    "[default: all]",
 )
 @click.option(
     "--positions",
     "residual_positions",
     metavar="POSITIONS",
-    help="Keep the residual stream at these only: 0-63,last or all/16 (every 16th).",
+    help="Positions at which the residual stream is kept: 0-63,last or all/16 (every 16th).  "
+    "[default: all]",
 )
 @click.option(
     "--dask",
@@ -200,14 +237,14 @@ def audit(
 @click.option(
     "--device",
     metavar="DEVICE",
-    help="cpu, cuda, cuda:N, or auto (layers over all GPUs).  [default: a GPU where there is one]",
+    help="cpu, cuda, cuda:N, or auto (layers over all GPUs).  [default: a GPU if there is one]",
 )
 @click.option(
     "--model-dtype",
     type=click.Choice(["float32", "float64", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of weights and activations.",
+    help="Precision of weights and activations.",
 )
 @click.option(
     "--batch-tokens",
@@ -215,12 +252,12 @@ def audit(
     help="Tokens per forward pass.  [default: 2048; on a GPU by its free memory]",
 )
 @click.option(
-    "--past-training", is_flag=True, help="Allow a length that the model was not made for."
+    "--past-training", is_flag=True, help="Allow sequences longer than the model was made for."
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted capture.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @TEXT
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the stimulus.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the stimulus.")
 @QUIET
 def capture(
     model: str,
@@ -234,7 +271,7 @@ def capture(
     quiet: bool,
     **given: Any,
 ) -> None:
-    """Run a stimulus through MODEL and write what is observed to one HDF5 file."""
+    """Run a stimulus through MODEL and write what is recorded to one HDF5 file."""
     from posprobe.captures import CaptureOptions
     from posprobe.models import Intervention, parse_heads
 
@@ -256,7 +293,7 @@ def capture(
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@REPORT
 @inference_options
 @QUIET
 def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: bool) -> None:
@@ -268,17 +305,17 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@REPORT
 @click.option(
     "--architecture",
     "patterns",
     multiple=True,
     metavar="NAME=PATTERN",
-    help="Architecture of the models whose name or file fits, as in rope='*rope-*'; repeatable.  "
+    help="Architecture of the models whose name or file matches, e.g. rope='*rope-*'; repeatable.  "
     "[default: the model's name without a number at its end]",
 )
 @click.option(
-    "--different-tokens", is_flag=True, help="Allow different tokens (other tokenizers, one text)."
+    "--different-tokens", is_flag=True, help="Allow different tokens (one text, other tokenizers)."
 )
 @inference_options
 @QUIET
@@ -298,7 +335,7 @@ def compare(
         if not (name and pattern):
             raise click.BadParameter("write NAME=PATTERN", param_hint="--architecture")
     if twice := {name for name, _, _ in pairs if [one for one, _, _ in pairs].count(name) > 1}:
-        said = f"{min(twice)} is given twice: write one PATTERN that fits all of its models"
+        said = f"{min(twice)} is given twice: write one PATTERN that matches all of its models"
         raise click.BadParameter(said, param_hint="--architecture")
     report = run(
         files,
@@ -313,9 +350,9 @@ def compare(
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(file: Path, as_json: bool) -> None:
-    """Say what a captured FILE holds."""
+    """List what a captured FILE contains."""
     with posprobe.ActivationStore(file) as store:
         summary = store.summary()
         own = {k: v for k, v in store.header.config.items() if k.startswith("posprobe_")}
@@ -325,7 +362,7 @@ def inspect(file: Path, as_json: bool) -> None:
     for name, value in summary["attributes"].items():
         text = str(value)
         click.echo(f"{name:20} {text if len(text) <= 100 else text[:97] + '...'}")
-    for name, value in own.items():  # of the configuration, which was cut
+    for name, value in own.items():  # what posprobe added to the configuration, which was cut above
         click.echo(f"{name:22} {json.dumps(value)}")
     click.echo()
     for row in summary["rows"]:
@@ -349,8 +386,14 @@ def models() -> None:
 
 
 @main.command()
-@click.option("--repetitions", type=click.IntRange(min=10), default=1000, show_default=True)
-@click.option("--jobs", type=int, default=1, show_default=True)
+@click.option(
+    "--repetitions",
+    type=click.IntRange(min=10),
+    default=1000,
+    show_default=True,
+    help="Data sets drawn for each study and size.",
+)
+@click.option("--jobs", type=int, default=1, show_default=True, help="Processes.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the table as CSV."
 )

@@ -1,4 +1,4 @@
-"""Every refusal of posprobe: what was wrong, with which name, and what to do next."""
+"""The errors of posprobe. A message says what was wrong, with which name, and what to do next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelError(PosprobeError):
 
 
 class StimulusError(PosprobeError):
-    """A text, a length, or a first-token policy gives no usable token sequences."""
+    """A text, a length, or a first-token policy does not give usable token sequences."""
 
 
 class StoreError(PosprobeError):
@@ -32,7 +32,7 @@ class StoreError(PosprobeError):
 
 
 class DesignError(PosprobeError):
-    """The data do not carry the statistic that was asked for."""
+    """The data do not allow the statistic that was asked for."""
 
 
 class ClusterError(PosprobeError):

@@ -20,7 +20,7 @@ from posprobe.store import ActivationStore
 
 __all__ = ["channel_claims", "repeated_claims"]
 
-OTHER_CHANNEL = {"mask": "residual stream", "residual": "mask"}  # each with what makes the rest
+OTHER_CHANNEL = {"mask": "residual stream", "residual": "mask"}  # which has the rest
 
 
 def channel_claims(analysis: Analysis) -> list[Claim]:
@@ -57,9 +57,9 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
 
 def _share_statement(channel: str) -> str:
     return (
-        f"The {channel} channel accounts for a positive share of the effect of position (the rest "
-        f"is the {OTHER_CHANNEL[channel]}'s; shares add to 1, and a share is negative where the "
-        "channels oppose each other by more than its own variance, -C_MR > V)."
+        f"The {channel} channel accounts for a positive share of the effect of position (the "
+        f"{OTHER_CHANNEL[channel]} has the rest: the two shares add to 1, and one is negative only "
+        "where -C_MR exceeds its channel's own variance)."
     )
 
 
@@ -88,10 +88,10 @@ def _share_claims(
 
 
 def repeated_claims(analysis: Analysis) -> list[Claim]:
-    """One token repeated: the residual channel is closed, and a BOS opens it."""
+    """With one token repeated the residual channel is closed; a BOS opens it."""
     closed = (
-        "With one token repeated, and so all hidden states equal, nothing but the mask is left: "
-        f"the residual channel is 0 (|R| < {TOLERANCE:g} nats everywhere)."
+        "With one token repeated, all hidden states are equal and only the mask is left: the "
+        f"residual channel is 0 (|R| < {TOLERANCE:g} nats everywhere)."
     )
     opened = "A BOS in front of the repeated token opens the residual channel (|R| > 0)."
     pairs = (

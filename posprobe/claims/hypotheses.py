@@ -19,10 +19,10 @@ __all__ = ["HYPOTHESES", "Answer", "answers", "architecture_claims", "hypothesis
 HYPOTHESES = {
     "H1": "The residual channel is ordered NTK < standard < sliding window.",
     "H2": "Under a sliding window the residual channel grows with depth, and faster than under "
-    "the others.",
+    "the other architectures.",
     "H3": "Both channels are present in every architecture.",
 }
-LACKING = "needs one each of: ntk, window, and standard (or rope)"
+LACKING = "needs files of ntk, of window, and of standard (or rope)"
 VALUE_UNITS = {"V_R": "nats^2", RELATIVE: "1"}
 
 
@@ -38,7 +38,7 @@ class Answer:
         What it was tested on.
     statement : str
     verdict : {"supported", "contradicted", "inconclusive", "not_applicable"}
-        Supported where every part of it is, contradicted where a part is.
+        Supported where all its parts are, contradicted where one of them is.
     because : str
         The parts that decided.
     """
@@ -54,9 +54,9 @@ def hypothesis_claims(comparison: Comparison) -> list[Claim]:
     """Test H1 and H2 by the planned contrasts, H3 model by model.
 
     A contrast is supported or contradicted where its p-value, adjusted by Holm's method for the
-    contrasts on the same value, is below 1 - level; its interval is not adjusted. For H3 every
-    model's own interval over items has to be above 0: all of them have to be, so that none needs
-    adjustment.
+    contrasts on the same value, is below 1 - level; its interval is not adjusted. H3 is supported
+    only where every model's own interval over items is above 0. All of them must be, so adjusting
+    them for their number is not needed.
 
     Parameters
     ----------
@@ -127,20 +127,20 @@ def _protocol(comparison: Comparison, one: ContrastResult, value: str) -> str:
     what = {"intercept": shown, "slope": "from the first layer to the last"}[one.contrast.response]
     if comparison.lineup.paired:
         unit = (
-            "Variants of one checkpoint, paired over the items that they share: it is about this "
-            "model on other items of the text, and no test of architectures."
+            "Variants of one checkpoint, paired over the items that they share: the interval is "
+            "about this model on other items of the text, and does not test architectures."
         )
     else:
         unit = "Models are the unit; their spread is pooled over architectures."
-    beside = "" if one.mixed is None else f" The mixed model beside it: {one.mixed}."
+    mixed = "" if one.mixed is None else f" Mixed model: {one.mixed}."
     return (
         f"{stimulus} Difference {what}. {unit} p = {one.p_value:.2g}, adjusted by Holm's method "
-        f"{one.p_holm:.2g}.{beside}"
+        f"{one.p_holm:.2g}.{mixed}"
     )
 
 
 def _presence_claims(comparison: Comparison) -> list[Claim]:
-    """One claim per architecture and channel: present in every one of its models."""
+    """One claim per architecture and channel: the channel is present in all of its models."""
     table = comparison.tables["models"]
     stores = {member.name: member.shifted for member in comparison.lineup.members}
     claims = []
@@ -164,8 +164,8 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
             store = stores[str(worst["model"])]
             protocol = (
                 f"{shifted_design(store)} Mean over {store.n_layers} layers, {store.n_heads} heads "
-                f"and offsets {listed(store.offsets)}. Shown is {worst['model']}, whose lower "
-                "limit is the lowest."
+                f"and offsets {listed(store.offsets)}. The interval is that of {worst['model']}, "
+                "whose lower limit is the lowest."
             )
             claims.append(
                 make_claim(name, statement, interval, "nats^2", above(interval, 0.0), protocol)
@@ -185,7 +185,7 @@ def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
     Returns
     -------
     list of Answer
-        H1 on V_R and on its size beside V_M, H2, H3.
+        H1 on V_R and on V_R/(V_R + V_M), H2, H3.
     """
     found = []
     for hypothesis, value in (("H1", PRIMARY), ("H1", RELATIVE), ("H2", PRIMARY), ("H3", "")):
@@ -194,7 +194,7 @@ def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
             for claim in claims
             if claim.id.startswith(hypothesis) and claim.id.endswith(value)
         ]
-        if hypothesis == "H1" and len(parts) > 1:  # the trend is no part: it follows from the steps
+        if hypothesis == "H1" and len(parts) > 1:  # the trend follows from the steps
             parts = [claim for claim in parts if "_step_" in claim.id]
         shown = {"": "V_M and V_R", RELATIVE: "V_R/(V_R + V_M)"}.get(value, value)
         found.append(
@@ -224,8 +224,8 @@ def _because(parts: Sequence[Claim]) -> str:
 def architecture_claims(analysis: Analysis) -> list[Claim]:
     """H1 to H3 in the report on one model, which cannot test them."""
     reason = (
-        "a claim about architectures: one model cannot test it; compare files of several models "
-        "per architecture (posprobe compare)"
+        "one model cannot test a claim about architectures; compare files of several models of "
+        "each architecture (posprobe compare)"
     )
     statements = {
         "both_in_all": "Both components appear in all three architectures.",

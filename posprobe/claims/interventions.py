@@ -30,12 +30,12 @@ MEASURED = "heads left whole"
 EVERYWHERE = "without key 0"
 CHOSEN = (
     f"Sink-reading heads (sink rate > {SINK_RATE:g}) were chosen on one half of the natural "
-    "sequences; one mean over heads is tested, so that their number calls for no correction."
+    "sequences; one mean over these heads is tested, so their number needs no correction."
 )
 
 
 def intervention_claims(analysis: Analysis) -> list[Claim]:
-    """Test what the interventions say of the mechanism; without their files, say what is needed."""
+    """Test what the interventions say of the mechanism; say what is needed where files lack."""
     return [
         _layer_0(analysis),
         _offsets_only(analysis),
@@ -50,8 +50,8 @@ def intervention_claims(analysis: Analysis) -> list[Claim]:
 def _layer_0(analysis: Analysis) -> Claim:
     name = "layer_0_residual"
     statement = (
-        "At layer 0, where the residual stream is the embedding, nothing but key 0's own score "
-        f"opens the residual channel (|R - S| < {TOLERANCE:g} nats everywhere)."
+        "At layer 0, where the residual stream is the embedding, only key 0's own score opens "
+        f"the residual channel (|R - S| < {TOLERANCE:g} nats everywhere)."
     )
     store, interval = analysis.files.shifted, analysis.intervals.get("layer_0_rest")
     table = analysis.tables.get("channels_by_layer")
@@ -71,8 +71,8 @@ def _layer_0(analysis: Analysis) -> Claim:
 def _offsets_only(analysis: Analysis) -> Claim:
     name = "offsets_only"
     statement = (
-        "The position encoding knows offsets only: where all positions are shifted alike, no score "
-        f"of the same two tokens moves (by less than {MOVED:g} standard deviations everywhere)."
+        "The position encoding depends on offsets only: shifting all positions alike leaves the "
+        f"score of the same two tokens as it is (within {MOVED:g} standard deviations everywhere)."
     )
     store, interval = analysis.files.shifted, analysis.intervals.get("scores_moved")
     if store is None or interval is None:
@@ -120,12 +120,13 @@ def _writing(analysis: Analysis) -> Claim:
 
 def _cuts(analysis: Analysis) -> list[Claim]:
     statements = {
-        "sinks_forward": "Sink-reading heads forward position: where they alone cannot see key 0, "
-        "part of the residual channel dies in the heads left whole.",
-        "sinks_forward_specifically": "Sink-reading heads forward position as no others do: part "
-        "of the residual channel dies, and more of it than where key 0 is hidden from as many "
-        "random other heads.",
-        "sink_hidden_everywhere": "Where no head sees key 0, part of the residual channel dies.",
+        "sinks_forward": "Sink-reading heads forward position: hiding key 0 from them alone "
+        "removes part of the residual channel in the heads left whole.",
+        "sinks_forward_specifically": "Sink-reading heads forward more position than other heads: "
+        "hiding key 0 from them removes part of the residual channel, more than hiding it from as "
+        "many random other heads.",
+        "sink_hidden_everywhere": "Hiding key 0 from all heads removes part of the residual "
+        "channel.",
     }
     store, table = analysis.files.shifted, analysis.tables.get("cut_sink")
     if store is None or table is None:
@@ -147,7 +148,7 @@ def _cuts(analysis: Analysis) -> list[Claim]:
         interval = _interval(row, "fraction_removed", "fraction of V_R removed", analysis.level)
         verdict = above(interval, 0.0)
         if name == "sinks_forward_specifically" and verdict == "supported":
-            verdict = claims[0].verdict  # nothing is forwarded where nothing dies
+            verdict = claims[0].verdict  # where nothing is removed, nothing was forwarded
         protocol = _cut_protocol(analysis, store, table, row)
         claims.append(make_claim(name, text, interval, "1", verdict, protocol))
     return claims
@@ -171,21 +172,22 @@ def _row(table: pd.DataFrame, heads: str, measured: str) -> pd.Series | None:
 def _cut_protocol(
     analysis: Analysis, store: ActivationStore, table: pd.DataFrame, row: pd.Series
 ) -> str:
-    """How one row of the table was made, with the other measure and the whole set beside it."""
+    """How one row of the table was made, followed by the same fraction in other conditions."""
     heads = str(row["heads"]).removesuffix(" minus random")
     checked = table.loc[table["heads"] == heads, "attention_left"].max()
+    others = "; ".join(_other_conditions(table, row, analysis.level))
     return (
-        f"{shifted_design(store)} Its first {int(row['n'])} windows again with key 0 hidden from "
+        f"{shifted_design(store)} The first {int(row['n'])} windows again with key 0 hidden from "
         f"{int(row['n_heads_cut'])} heads ({row['heads']}); 1 - V_R(cut)/V_R(native) over all "
         f"positions, {row['measured']} ({int(row['n_heads_measured'])} heads, those of layers "
         f"before the first cut included), items paired. {'' if heads == 'all' else CHOSEN + ' '}"
         f"Largest mean attention to key 0 left in a cut head: {checked:.1g}. Heads that do not "
-        "see key 0 have position 1 as their first key, which may take over its part. Beside it: "
-        f"{'; '.join(_beside(table, row, analysis.level))}."
+        "see key 0 have position 1 as their first key, which may take over its role."
+        + (f" Other conditions: {others}." if others else "")
     )
 
 
-def _beside(table: pd.DataFrame, row: pd.Series, level: float) -> list[str]:
+def _other_conditions(table: pd.DataFrame, row: pd.Series, level: float) -> list[str]:
     """The same heads by the other measure, and the other conditions by the same measure."""
     shown = table[(table["positions"] == "all") & ~table["heads"].str.endswith(" minus random")]
     return [
@@ -199,9 +201,9 @@ def _beside(table: pd.DataFrame, row: pd.Series, level: float) -> list[str]:
 def _patterns(analysis: Analysis) -> Claim:
     name = "normalizer_on_patterns"
     statement = (
-        "Taking the denominator out of attention patterns takes position out of them: log "
-        "attention weights tell it better than the scores alone (mean R2 over layers, P - P_fix "
-        "> 0)."
+        "Taking the denominator out of attention patterns takes position out of them: probes "
+        "read it better from log attention weights than from the scores alone (mean R2 over "
+        "layers, P - P_fix > 0)."
     )
     store, interval = analysis.files.natural, analysis.intervals.get("fixed_denominator")
     if store is None or interval is None:
@@ -221,16 +223,16 @@ def _patterns(analysis: Analysis) -> Claim:
 
 def _masks(analysis: Analysis) -> list[Claim]:
     closed = (
-        f"(largest |M|, and difference of normalizers to those of the keys shown, < {TOLERANCE:g}"
+        f"(largest |M|, and difference of normalizers from those of the keys shown, < {TOLERANCE:g}"
     )
     statements = {
         "mask_removed": f"Without the causal mask the mask channel is closed {closed} nats).",
-        "window_closes_mask": "Behind a window's length the window hides the mask channel "
-        f"{closed} nats).",
-        "residual_behind_window": "Behind a window's length, where the residual stream alone can "
-        "carry position, attention still tells it (V_T > 0).",
-        "window_growth": "A window forced on this model makes the residual channel grow with "
-        "depth (V_R of the last third of layers less that of the first, more than natively).",
+        "window_closes_mask": "At positions past the length of a sliding window the mask channel "
+        f"is closed {closed} nats).",
+        "residual_behind_window": "At positions past the length of a sliding window, where only "
+        "the residual stream can carry position, attention still depends on it (V_T > 0).",
+        "window_growth": "A sliding window forced on this model makes the residual channel grow "
+        "with depth (V_R of the last third of layers less that of the first, more than natively).",
     }
     keys = ("mask_closed", "window_closed", "window_left", "window_growth")
     units = ("nats", "nats", "nats^2", "nats^2")
@@ -273,8 +275,9 @@ def _mask_protocol(table: pd.DataFrame, key: str) -> str:
     )
     if key == "mask_closed":
         text += (
-            " M is 0 as every query sees all keys of its sequence; sequences are longer behind "
-            "longer prefixes, so that V_R now holds their length, and is not compared."
+            " M is 0 because every query sees all keys of its sequence. Sequences are longer "
+            "behind longer prefixes: V_R reflects sequence length, not the residual channel, so it "
+            "is not compared."
         )
     return text
 
@@ -288,15 +291,18 @@ def _unmasked(analysis: Analysis) -> Claim:
     table = analysis.tables.get("mask_probes")
     interval = analysis.intervals.get("normalizer_unmasked")
     if table is None or interval is None:
-        reason = "needs natural captures of 5 sequences with and without mask (audit --full)"
+        reason = (
+            "needs natural captures of 5 sequences or more, with and without the causal mask "
+            "(posprobe audit --full)"
+        )
         return not_applicable(name, statement, reason)
     native = analysis.intervals["normalizer_masked"]
     protocol = (
-        f"The first {interval.n} natural sequences with the causal mask and without: every query "
-        "then sees all keys, but of other distances to both ends of the sequence. Ridge on the "
+        f"The first {interval.n} natural sequences with the causal mask and without it. Without it "
+        "every query sees all keys, at distances that depend on its position. Ridge on the "
         "log-normalizers of layer 0, whose residual stream is the embedding; probes as fitted. "
-        f"With the mask: {native}. Mean over all layers: {table['r2_native'].mean():.2f} with, "
-        f"{table['r2_masked'].mean():.2f} without."
+        f"With the mask: {native}. Mean over all layers: {table['r2_native'].mean():.2f} with the "
+        f"mask, {table['r2_masked'].mean():.2f} without it."
     )
     verdict = below(interval, NEGLIGIBLE_R2)
     return make_claim(name, statement, interval, "R2", verdict, protocol)

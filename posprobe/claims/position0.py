@@ -26,8 +26,8 @@ MARGIN = 0.20
 
 
 def sink_claims(analysis: Analysis) -> list[Claim]:
-    """Whether there are sink-reading heads."""
-    statement = "There are sink-reading heads: heads whose mean attention to key 0 is > 0.3."
+    """Whether some heads attend to a sink."""
+    statement = "Some heads read an attention sink: their mean attention to key 0 is > 0.3."
     store = analysis.files.natural
     if store is None:
         return [not_applicable("sink_heads", statement, "needs a natural capture")]
@@ -82,7 +82,7 @@ def position0_claims(analysis: Analysis) -> list[Claim]:
 
 
 def replacement_claims(analysis: Analysis) -> list[Claim]:
-    """How much of the residual channel replacing position 0 removes."""
+    """How much of the residual channel is removed by replacing position 0."""
     statement = (
         "Replacing the BOS embedding removes 40% of the residual-stream component at early queries."
     )
@@ -106,11 +106,10 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
         n=int(row["n"]),
     )
     protocol = (
-        f"{shifted_design(store)} Primary specification, fixed beforehand: the embedding at "
-        f"position 0 ({first_token(store)}) replaced by the mean embedding; "
-        "1 - V_R(replaced)/V_R(native) over "
-        f"prefixes up to {int(row['up_to'])} against {store.prefixes[-1]} tokens, mean over "
-        f"layers, heads and offsets {listed(store.offsets)}; items paired. Heads that sink: "
+        f"{shifted_design(store)} Primary specification, fixed beforehand: the mean embedding "
+        f"replaces that of {first_token(store)}; 1 - V_R(replaced)/V_R(native) over prefixes up to "
+        f"{int(row['up_to'])} against {store.prefixes[-1]} tokens, mean over layers, heads and "
+        f"offsets {listed(store.offsets)}; items paired. Share of heads that sink: "
         f"{row['sink_rate_native']:.0%} native, {row['sink_rate_replaced']:.0%} replaced. "
         f"Supported if the whole interval is within {MARGIN:g} of {REMOVED_IN_STUDY:g}, "
         "contradicted if it lies outside. The study's own protocol is not known."
@@ -129,7 +128,7 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
 
 
 def _agrees(interval: Interval, value: float) -> Verdict:
-    """Supported where the whole interval is within `MARGIN` of `value`, contradicted where none."""
+    """Supported if the whole interval is within `MARGIN` of `value`, contradicted if none of it."""
     verdicts = above(interval, value - MARGIN), below(interval, value + MARGIN)
     if "contradicted" in verdicts:
         return "contradicted"

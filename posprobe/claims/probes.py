@@ -10,21 +10,21 @@ __all__ = ["probe_claims"]
 
 
 def probe_claims(analysis: Analysis) -> list[Claim]:
-    """What ridge probes read of position, and that layer 0 has none in its residual stream."""
+    """Whether probes read position, and none from the residual stream of layer 0."""
     names = {
         "probe_normalizer": "Position can be read from the log-normalizers of one layer "
         "(mean R2 over layers > 0).",
         "probe_residual": "Position can be read from the residual stream entering a layer "
         "(mean R2 over layers > 0).",
-        "residual_at_layer_0": "At layer 0, where the residual stream is the embedding, it tells "
-        f"nothing about position (R2 < {NEGLIGIBLE_R2}).",
+        "residual_at_layer_0": "Position cannot be read from the residual stream entering layer 0, "
+        f"which is the embedding (R2 < {NEGLIGIBLE_R2}).",
     }
     store = analysis.files.natural
     if store is None or "probes" not in analysis.tables:
         reason = "needs a capture of the natural design with the residual stream"
         return [not_applicable(name, text, reason) for name, text in names.items()]
     protocol = (
-        f"{store.n_items} natural sequences of {store.length} tokens without position 0; ridge, "
+        f"{store.n_items} natural sequences of {store.length} tokens, position 0 left out; ridge, "
         "5 folds by sequence, penalty chosen on the same folds; R2 out of fold. The interval is "
         "that of the probes as fitted (cluster bootstrap of their scores, percentiles)."
     )

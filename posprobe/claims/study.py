@@ -1,7 +1,7 @@
 """All claims about one model, in the order of the study's argument.
 
 posprobe relies on the abstract of *Where does Absolute Position come from in decoder-only
-Transformers?*; every protocol is its own. No claim is supported without an interval.
+Transformers?*; every protocol is its own. A claim needs an interval to be supported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Stored files of several models -> tables.
+"""From stored files of several models to tables.
 
 lineup  who is compared with whom: models of architectures, or variants of one checkpoint
 tables  tables and tests
-sinks   what is shown beside them: sinks, replaced position 0, checks
+sinks   tables without tests: sinks, replacement of position 0, checks
 """
 
 from posprobe.comparison.lineup import line_up

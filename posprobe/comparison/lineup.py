@@ -1,8 +1,8 @@
 """Which file belongs to which model, which model to which architecture, and what may be compared.
 
 Files of different weights are models, the sample of a test of architecture. Files of the same
-weights under several variants are one model: they are compared item by item, and no test of
-architecture follows from them.
+weights under several variants are one model: they are compared item by item, which does not test
+architectures.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Member:
     Attributes
     ----------
     name : str
-        Unique; with the variant in brackets where it is not the standard one.
+        Unique; a variant other than the standard one follows in brackets.
     architecture : str
-        Of the variants of one checkpoint: the variant.
+        Its architecture; for variants of one checkpoint, the variant.
     files : Files
-        Its captures by role; there is a shifted one.
+        Its captures by role, a shifted one among them.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Member:
 
     @property
     def shifted(self) -> ActivationStore:
-        """The capture that the channels are read from."""
+        """The shifted capture, from which the channels are computed."""
         assert self.files.shifted is not None
         return self.files.shifted
 
@@ -72,7 +72,7 @@ class Lineup:
     same_tokens : bool
         Whether all members saw the same tokens.
     notes : tuple of str
-        What has to be known, one line each.
+        What a reader has to know, one line each.
     """
 
     members: tuple[Member, ...]
@@ -125,7 +125,7 @@ def line_up(
     ------
     DesignError
         If there are fewer than two models, a model is given twice or lacks a shifted capture,
-        stimuli differ, or weights are shared by some of the models only.
+        stimuli differ, or only some of the models share their weights.
 
     Examples
     --------
@@ -167,20 +167,21 @@ def _check_independent(groups: Mapping[tuple[str, str], Sequence[ActivationStore
     for (digest, _), group in groups.items():
         if digests.setdefault(_path(group[0]), digest) != digest:
             raise DesignError(
-                f"model {group[0].model!r} stands there with different weights: capture it with "
-                "one --model-dtype, and different models from folders of different names"
+                f"the files contain two sets of weights named {group[0].model!r}: capture a model "
+                "with one --model-dtype, and different models from folders of different names"
             )
     for digest, found in variants.items():
         if len(found) > 1:
             model = groups[digest, found[0]][0].model
             raise DesignError(
-                f"model {model!r} stands there as {' and '.join(found)} beside other models, which "
-                "are then no independent sample: give variants of one model, or one of each"
+                f"model {model!r} is given as {' and '.join(found)} together with other models, so "
+                "the models are not an independent sample: give variants of one model, or one of "
+                "each model"
             )
 
 
 def _labels(stores: Sequence[ActivationStore]) -> list[str]:
-    """As many last parts of each model's name as make all of them differ, and the variant."""
+    """The shortest ends of the models' names that all differ, each with its variant."""
     keys = [(store.header.variant, _path(store)) for store in stores]
     depth = 1
     while len({(variant, name[-depth:]) for variant, name in keys}) < len(keys):
@@ -232,7 +233,7 @@ def _architectures(
     if paired:
         if asked:
             raise DesignError(
-                "all files are of one model's weights: its variants are what is compared, so leave "
+                "all files are of one model's weights, so its variants are compared: leave "
                 "--architecture out"
             )
         return [store.header.variant for store in stores]
@@ -261,7 +262,7 @@ def _asked(name: str, store: ActivationStore, asked: Mapping[str, str]) -> str:
 
 
 def _check_own_attention(members: Sequence[Member]) -> None:
-    """Refuse a change of attention that is not the variant's: it is no architecture."""
+    """Refuse interventions: a change that is not the variant's does not define an architecture."""
     for member in members:
         header = member.shifted.header
         own = {"window": "window", "no_causal": "causal"}.get(header.variant.partition("(")[0])
@@ -270,13 +271,13 @@ def _check_own_attention(members: Sequence[Member]) -> None:
             changed = not value if name == "causal" else value not in (None, [])
             if name in (*INTERVENTIONS, "temperature") and name != own and changed:
                 raise DesignError(
-                    f"{_place(member.shifted)} was captured with attention changed ({name}), which "
-                    "is no architecture: give the capture without it"
+                    f"{_place(member.shifted)} was captured under an intervention ({name}), which "
+                    "does not define an architecture: give the capture without it"
                 )
 
 
 def _check_same_naturals(members: Sequence[Member]) -> None:
-    """Sinks are averages over all queries: they compare at one length only."""
+    """Refuse different lengths: attention to key 0 is averaged over all queries."""
     stores = [member.files.natural for member in members if member.files.natural is not None]
     for store in stores[1:]:
         here, there = (s.tokens.shape[1] for s in (store, stores[0]))
@@ -332,7 +333,7 @@ def _same_tokens(
             if different:
                 return False
             raise DesignError(
-                f"{_place(store)} and {_place(stores[0])} are of different tokens: use one text "
+                f"{_place(store)} and {_place(stores[0])} contain different tokens: use one text "
                 "and --seed; where tokenizers differ, --different-tokens compares positions alone"
             )
     return True

@@ -1,4 +1,4 @@
-"""What stands beside the channels of several models: sinks, replacement of position 0, checks."""
+"""Tables without tests of several models: sinks, replacement of position 0, checks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["checks_by_file", "replacement_by_member", "sinks_by_member"]
 def sinks_by_member(lineup: Lineup, *, inference: Inference = Inference()) -> pd.DataFrame:
     """Attention to key 0 in every model whose natural capture is there.
 
-    By the usual criterion a head sinks where its attention to key 0, averaged over all queries, is
-    above 0.3. Under a sliding window late queries do not see key 0, and no head can pass it at
-    lengths over three windows; hence also the mean over early queries, from 1 up to the shortest
-    window of any model, in the head where it is strongest (chosen on one half of the sequences,
-    measured on the other).
+    By the usual criterion a head sinks if its attention to key 0, averaged over all queries, is
+    above 0.3. Under a sliding window late queries do not see key 0, so heads cannot meet it in
+    sequences longer than three sliding windows. The table therefore also has the mean over the
+    first queries, from 1 up to the shortest sliding window of any model, for the head where it is
+    largest (chosen on one half of the sequences, measured on the other).
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ def sinks_by_member(lineup: Lineup, *, inference: Inference = Inference()) -> pd
     -------
     DataFrame
         architecture, model, sequences; sink_heads (share of heads above 0.3) with limits;
-        strongest (layer:head), attention (early queries) with limits, even (what evenly spread
-        attention would read), queries (how many are averaged); norm_ratio (norm of position 0 over
+        strongest (layer:head), attention (first queries) with limits, even (the same if attention
+        were spread evenly), queries (how many are averaged); norm_ratio (norm of position 0 over
         that of later positions, largest over layers). Limits by cluster bootstrap of sequences.
     """
     stores = [m.files.natural for m in lineup.members if m.files.natural is not None]
@@ -100,7 +100,7 @@ def _norm_ratio(store: ActivationStore) -> float:
 
 
 def replacement_by_member(lineup: Lineup, *, inference: Inference = Inference()) -> pd.DataFrame:
-    """`posprobe.analysis.replacement.replacement_table` of every model with replaced captures."""
+    """`posprobe.analysis.replacement_table` of every model with replaced captures."""
     tables = []
     for member in lineup.members:
         if not member.files.replaced:
@@ -113,7 +113,7 @@ def replacement_by_member(lineup: Lineup, *, inference: Inference = Inference())
 
 
 def checks_by_file(lineup: Lineup) -> pd.DataFrame:
-    """Manipulation checks of every file of a line-up, as a table."""
+    """Manipulation checks of every file of a lineup."""
     return pd.DataFrame(
         [
             {"architecture": member.architecture, "model": member.name}

@@ -1,6 +1,6 @@
-"""Table in, Axes out: one panel for each thing to be seen, and each a figure of its own.
+"""Table in, Axes out: one panel for each thing to see, and each a figure of its own.
 
-Panels are small, so that a page can lay them out side by side or below each other. Colours mean the
+Panels are small, so a page can lay them out side by side or below each other. Colours mean the
 same everywhere, see `posprobe.figures.style`. Nothing here touches matplotlib's global state.
 """
 
@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
 from posprobe.figures import architectures, channels, interventions, position0, probes
+from posprobe.figures.channels import NEGATIVE_SHARE
 from posprobe.figures.style import STYLE, Panel, Tables, one_design
 
-__all__ = ["COMPARISON_PANELS", "PANELS", "draw", "one_design", "to_svg"]
+__all__ = ["COMPARISON_PANELS", "NEGATIVE_SHARE", "PANELS", "draw", "one_design", "to_svg"]
 
 PANELS: dict[str, Panel] = channels.PANELS | probes.PANELS | position0.PANELS | interventions.PANELS
 COMPARISON_PANELS: dict[str, Panel] = architectures.PANELS
@@ -29,7 +30,7 @@ def draw(name: str, tables: Tables) -> Figure | None:
     Parameters
     ----------
     name : str
-        Of `PANELS` or `COMPARISON_PANELS`.
+        Of a panel in `PANELS` or `COMPARISON_PANELS`.
     tables : dict of str to pandas.DataFrame
         As in `posprobe.analysis.Analysis`, or in `posprobe.comparison.tables.Comparison`.
 
@@ -45,7 +46,7 @@ def draw(name: str, tables: Tables) -> Figure | None:
     """
     panels = PANELS | COMPARISON_PANELS
     if name not in panels:
-        raise DesignError(f"no figure is called {name!r}; there are {', '.join(panels)}")
+        raise DesignError(f"no figure is called {name!r}: choose from {', '.join(panels)}")
     panel = panels[name]
     if not panel.available(tables):
         return None
@@ -64,7 +65,7 @@ def to_svg(figure: Figure, name: str) -> str:
     ----------
     figure : matplotlib.figure.Figure
     name : str
-        Makes identifiers differ between figures, so that several can stand in one page.
+        Makes identifiers differ between figures, so one page can contain several.
 
     Returns
     -------

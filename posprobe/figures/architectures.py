@@ -15,9 +15,9 @@ __all__ = ["PANELS"]
 
 DASHES = ("-", "--", "-.", ":")
 DEPTH_PANELS = {
-    "V_R": ("residual channel V_R (nats²)", "How does the residual channel run along the depth?"),
-    "V_M": ("mask channel V_M (nats²)", "How does the mask channel run along the depth?"),
-    "V_T": ("total V_T (nats²)", "How does the total effect run along the depth?"),
+    "V_R": ("residual channel V_R (nats²)", "How does the residual channel change with depth?"),
+    "V_M": ("mask channel V_M (nats²)", "How does the mask channel change with depth?"),
+    "V_T": ("total V_T (nats²)", "How does the total effect change with depth?"),
     "C_MR": ("covariance C of both (nats²)", "Where do the channels oppose each other?"),
 }
 PARTS = {"V_M": ("mask V_M", MASK), "V_R": ("residual stream V_R", RESIDUAL), "C_MR": (
@@ -49,7 +49,7 @@ def depth_profile(tables: Tables, ax: Axes, quantity: str) -> Axes:
             ax.fill_between(rows["depth"], low, high, color=colour, alpha=0.12, lw=0)
     ax.axhline(0, color="black", lw=0.7)
     label, title = DEPTH_PANELS[quantity]
-    ax.set(title=title, xlabel="relative depth (0 first layer, 1 last)", ylabel=label)
+    ax.set(title=title, xlabel="relative depth (0: first layer, 1: last)", ylabel=label)
     legend_below(ax, min(3, len(names)))
     return ax
 
@@ -57,7 +57,7 @@ def depth_profile(tables: Tables, ax: Axes, quantity: str) -> Axes:
 def _mean_profile(
     models: list[pd.DataFrame], quantity: str
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Mean over models, at the depths of the shallowest; the others are read between layers."""
+    """Mean over models, at the depths of the shallowest; the others are interpolated."""
     depths = min((one["depth"].to_numpy() for one in models), key=len)
     curves = [np.interp(depths, one["depth"], one[quantity]) for one in models]
     return depths, np.mean(curves, axis=0)
@@ -88,15 +88,15 @@ def balance(tables: Tables, ax: Axes) -> Axes:
 
 
 PROFILE = (
-    "Thin: models (mean over heads); thick: mean over the models of an architecture. Where there "
-    "is one, the band is its {level} interval over items; there is no interval otherwise (see the "
-    "table)."
+    "Thin lines: models (mean over heads). Thick: mean over the models of an architecture. Band: "
+    "{level} interval over items of an architecture with one model; the table has the intervals of "
+    "the others."
 )
 PANELS: dict[str, Panel] = {
     "balance": Panel(
         "architectures",
         balance,
-        "Dots: mean over the models of an architecture; strokes: its models. Bars: {level} "
+        "Dots: mean over the models of an architecture. Strokes: its models. Bars: {level} "
         "intervals over models where an architecture has several (pooled spread), over items "
         "otherwise.",
         height=lambda table: 1.6 + 0.75 * table["architecture"].nunique(),

@@ -27,8 +27,9 @@ from posprobe.figures.style import (
     reference_line,
 )
 
-__all__ = ["PANELS", "heatmap", "map_height"]
+__all__ = ["NEGATIVE_SHARE", "PANELS", "heatmap", "map_height"]
 
+NEGATIVE_SHARE = "a share is negative only where −C exceeds the channel's own variance"
 EFFECT_LINES = {
     "T": ("total T", TOTAL),
     "M": ("mask M", MASK),
@@ -98,10 +99,10 @@ def channels(tables: Tables, ax: Axes, design: str) -> Axes:
 
 
 def mark_full_layers(ax: Axes, rows: pd.DataFrame) -> None:
-    """Shade the layers that see everything, where others look through a window."""
+    """Shade the layers with full attention, where others have a sliding window."""
     full = rows.loc[rows["layer_type"] == "full", "layer"].astype(float)
     for k, layer in enumerate(full):
-        label = "full attention (others: window)" if k == 0 else None
+        label = "full attention (others: sliding window)" if k == 0 else None
         ax.axvspan(layer - 0.5, layer + 0.5, facecolor="#ececec", lw=0, zorder=0, label=label)
 
 
@@ -146,7 +147,7 @@ def by_offset(tables: Tables, ax: Axes) -> Axes:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels([str(offset) for offset in offsets])
     ax.axhline(0, color="black", lw=0.7)
-    ax.set(title="Does it matter how far back the key is?", ylabel="nats, early against latest")
+    ax.set(title="Does it matter how far back the key is?", ylabel="change from latest (nats)")
     ax.set_xlabel("offset (tokens back)")
     legend_below(ax, 3)
     return ax
@@ -196,7 +197,7 @@ def head_shares(tables: Tables, ax: Axes) -> Axes:
 
 
 def precision(tables: Tables, ax: Axes) -> Axes:
-    """Standard errors of natural text relative to those of the shifted design."""
+    """Standard errors in natural text relative to those in the shifted design."""
     table = tables["precision"]
     for (scope, rows), colour in zip(
         table.groupby("scope", sort=False), (TOTAL, OTHER), strict=False
@@ -235,8 +236,8 @@ PANELS = {
         f"position_effects_{name.replace(' ', '_')}": Panel(
             "position_effects",
             partial(effects_by_depth, third=k),
-            "Thin lines: single layers. Thick: their mean. No intervals here; those of every layer "
-            "are in tables/position_effects.csv.",
+            "Thin lines: single layers. Thick: their mean. The intervals of every layer are in "
+            "tables/position_effects.csv.",
             n_layers=3,
         )
         for k, name in enumerate(THIRDS)
@@ -245,22 +246,22 @@ PANELS = {
         f"channels_{design}": Panel(
             "channels_by_layer",
             partial(channels, design=design),
-            f"{what} Mean over heads and offsets. Bands: {{level}} intervals, layer by layer. A "
-            "negative covariance: the channels oppose each other.",
+            f"{what} Mean over heads and offsets. Bands: {{level}} intervals, layer by layer. "
+            "Where the covariance is negative, the channels oppose each other.",
             stimulus=design,
             height=3.9,
         )
         for design, what in {
             "shifted": "The same windows at every position.",
-            "natural": "Other content at every position, as text has it.",
+            "natural": "Different content at every position, as in any text.",
         }.items()
     },
     "shares": Panel(
         "channels_by_layer",
         shares,
         "Bars: {level} Fieller intervals, cut off at the edge of the figure. The two shares of a "
-        "layer add to 1; below 0 a channel works against the total. Hatched: V_T is not "
-        "distinguishable from 0, so that there is nothing to share.",
+        f"layer add to 1; {NEGATIVE_SHARE}. Hatched: undefined, because V_T is not distinguishable "
+        "from 0.",
     ),
     "precision": Panel(
         "precision",
@@ -272,14 +273,14 @@ PANELS = {
         "channels_by_offset",
         by_offset,
         "Effects at early queries (prefixes up to an eighth of the length), mean over layers and "
-        "heads; all offsets over the same rows, so that M is the same at all. Bands: {level} "
-        "intervals.",
+        "heads. All offsets are averaged over the same rows, so M is the same at every offset. "
+        "Bands: {level} intervals.",
     ),
     "heads_mask": Panel(
         "channels_by_head",
         partial(heads, value="V_M"),
-        f"{MAP} Both maps have one scale, which ends at the 98th percentile; estimates below 0, "
-        "which noise makes, look like 0.",
+        f"{MAP} Both maps share one scale, which ends at the 98th percentile. Estimates below 0 "
+        "are due to noise and look like 0.",
         height=map_height,
     ),
     "heads_residual": Panel(
@@ -291,8 +292,8 @@ PANELS = {
     "heads_share": Panel(
         "channels_by_head",
         head_shares,
-        f"{MAP} Blue: the mask alone (0, and below: the residual stream works against it). Orange: "
-        "the residual stream alone (1). Grey: undefined, V_T is not distinguishable from 0.",
+        f"{MAP} Blue: 0 or less, the mask alone; {NEGATIVE_SHARE}. Orange: 1 or more, the "
+        "residual stream alone. Grey: undefined, because V_T is not distinguishable from 0.",
         height=map_height,
     ),
 }

@@ -1,4 +1,4 @@
-"""How much hangs on the specification, and what hiding key 0 removes."""
+"""How much depends on the specification, what hiding key 0 removes, and other masks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def specification(tables: Tables, ax: Axes) -> Axes:
     ax.plot(chosen["rank"], y, "*", ms=13, color="black", mec="white", label="primary", ls="none")
     ax.axhline(0, color="black", lw=0.7)
     reference_line(ax, 0.4, "the study: 40%")
-    ax.set(title="How much hangs on how it is measured?", ylim=SPAN, ylabel="fraction removed")
+    ax.set(title="How much depends on how it is measured?", ylim=SPAN, ylabel="fraction removed")
     ax.set_xlabel(f"{len(table)} specifications, in order")
     legend_below(ax, 4)
     return ax
@@ -99,21 +99,23 @@ def cuts(tables: Tables, ax: Axes) -> Axes:
         dots(ax, rows, "fraction_removed", at, colour, measured, span)
     ax.set_yticks(range(len(names)), [f"{heads} ({count})" for heads, count in names])
     ax.axvline(0, color="black", lw=0.7)
-    ax.set(title="What dies when heads cannot see key 0?", ylim=(len(names) - 0.5, -0.5))
+    ax.set(title="How much does hiding key 0 remove?", ylim=(len(names) - 0.5, -0.5))
     ax.set(xlabel="fraction of V_R removed", xlim=span)
     legend_below(ax)
     return ax
 
 
 def mask_layers(tables: Tables, ax: Axes) -> Axes:
-    """V_R by layer, natively and under a window."""
+    """V_R by layer, natively and under a sliding window."""
     table = tables["mask_layers"]
     table = table[(table["quantity"] == "V_R") & (table["mask"] != "no causal mask")]
     for name, rows in table.groupby("mask", sort=False):
         colour = OTHER if name == "native" else RESIDUAL
         band(ax, rows, "layer", "estimate", colour, str(name), limits=("low", "high"))
     ax.axhline(0, color="black", lw=0.7)
-    ax.set(title="Does a window let R grow with depth?", xlabel="layer", ylabel="V_R (nats²)")
+    ax.set(
+        title="Does a sliding window let R grow with depth?", xlabel="layer", ylabel="V_R (nats²)"
+    )
     legend_below(ax)
     return ax
 
@@ -157,13 +159,13 @@ PANELS = {
         "specification",
         choices,
         "Dot: median over all specifications with that option. Line: from the 10th to the 90th "
-        "percentile of specifications, which is no interval.",
+        "percentile of specifications; it is not a confidence interval.",
         height=_choices_height,
     ),
     "cut_sink": Panel(
         "cut_sink",
         cuts,
-        "Key 0 hidden from some heads (how many, in brackets), all positions. Orange: measured in "
+        "Key 0 is hidden from some heads (their number in brackets); all positions. Orange: in "
         "the heads left whole. Pink: in all heads, with key 0 left out of every denominator. Bars: "
         "{level} Fieller intervals.",
         height=_cut_height,

@@ -1,4 +1,4 @@
-"""Position 0: who attends to it, whether it is closed, and what goes when it is replaced."""
+"""Position 0: who attends to it, whether it is closed, and what replacing it removes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sinks(tables: Tables, ax: Axes) -> Axes:
 
 
 def sink_rates(tables: Tables, ax: Axes) -> Axes:
-    """How many heads have which sink rate."""
+    """The number of heads by sink rate."""
     rates = tables["sinks"]["sink_rate"].astype(float)
     ax.hist(rates, bins=20, range=(0.0, 1.0), color=SINK, edgecolor="white", lw=0.6)
     ax.set(title="How many heads sink?", xlim=(0, 1), ylabel="heads")
@@ -71,31 +71,35 @@ def norms(tables: Tables, ax: Axes) -> Axes:
     ax.plot(table["layer"], table["norm"], color=SINK, label="position 0")
     if table["norm_later"].notna().any():
         ax.plot(table["layer"], table["norm_later"], color=OTHER, label="later positions")
-    ax.set(title="What becomes of position 0?", yscale="log", xlabel="depth (blocks passed)")
+    ax.set(
+        title="How does the norm of position 0 change?",
+        yscale="log",
+        xlabel="depth (blocks passed)",
+    )
     ax.set_ylabel("median norm")
     legend_below(ax)
     return ax
 
 
 def cosines(tables: Tables, ax: Axes) -> Axes:
-    """Cosine of position 0 with itself a block earlier: 1 where a block leaves its direction."""
+    """Cosine of position 0 with itself a block earlier: 1 where a block keeps its direction."""
     table = tables["closed_system"]
     ax.plot(table["layer"], table["cosine"].astype(float), color=SINK, marker="o", ms=3)
     ax.axhline(0, color="black", lw=0.7)
     low = min(0.0, float(table["cosine"].min()))
     ax.set(title="Which blocks turn position 0?", ylim=(1.08 * low - 0.02, 1.05))
-    ax.set(xlabel="depth (blocks passed)", ylabel="cosine with the depth before")
+    ax.set(xlabel="depth (blocks passed)", ylabel="cosine with the previous depth")
     return ax
 
 
 def dimensions(tables: Tables, ax: Axes) -> Axes:
-    """How many dimensions hold position 0 at each depth."""
+    """How many dimensions position 0 fills at each depth."""
     table = tables["closed_system"]
     ax.plot(table["layer"], table["dimensions"].astype(float), color=SINK, marker="o", ms=3)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set(title="How many dimensions hold it?", ylim=(0.8, None))
+    ax.set(title="How many dimensions does position 0 fill?", ylim=(0.8, None))
     ax.set(xlabel="depth (blocks passed)", ylabel="dimensions for 99% of the norm²")
     return ax
 
@@ -125,7 +129,9 @@ def fingerprint(tables: Tables, ax: Axes) -> Axes:
 def repeated(tables: Tables, ax: Axes, kind: str) -> Axes:
     """Largest mask and residual effect of a repeated token, by layer."""
     table = tables["repeated"]
-    title = {"repeated": "One token repeated", "bos_repeated": "The same behind a BOS"}[kind]
+    title = {"repeated": "One token repeated", "bos_repeated": "One token repeated behind a BOS"}[
+        kind
+    ]
     rows = table[table["stimulus"] == kind].groupby("layer")[["mask", "residual"]].max()
     rows = rows.clip(lower=FLOOR)
     ax.plot(rows.index, rows["mask"], color=MASK, label="largest |M|")
@@ -152,7 +158,7 @@ def replacement(tables: Tables, ax: Axes) -> Axes:
     ax.set_yticks(range(len(table)), labels)
     ax.axvline(0, color="black", lw=0.7)
     reference_line(ax, 0.4, "the study: 40%", upright=True)
-    ax.set(title="What does the embedding at position 0 carry?", ylim=(len(table) - 0.5, -1.2))
+    ax.set(title="How much does each replacement remove?", ylim=(len(table) - 0.5, -1.2))
     ax.set(xlabel="fraction of V_R removed", xlim=span)
     return ax
 
@@ -193,7 +199,7 @@ PANELS = {
     "sink_rates": Panel(
         "sinks",
         sink_rates,
-        "Heads by their sink rate (Gu et al. 2024). No interval: a count of these heads on these "
+        "Heads by their sink rate (Gu et al. 2024). No interval: these heads are counted on these "
         "sequences.",
     ),
     "sink_writing": Panel(
@@ -217,27 +223,28 @@ PANELS = {
     "position0_dimensions": Panel(
         "closed_system",
         dimensions,
-        "Fewest dimensions of the residual stream that hold 99% of position 0's squared norm, "
-        "median over sequences; very few where activations are massive. No interval.",
+        "Fewest dimensions of the residual stream that make up 99% of position 0's squared norm, "
+        "median over sequences; very few where activations are massive. No interval: a "
+        "description.",
     ),
     "position0_closure": Panel(
         "closed_system",
         closure,
-        "Position 0 in its sequence against a run on its token alone; the largest over sequences. "
-        "Exactly 0 is drawn at the lower edge.",
+        "Difference of position 0 between its sequence and a run on its token alone, largest over "
+        "sequences. Exactly 0 is drawn at the lower edge.",
     ),
     "position0_fingerprint": Panel(
         "fingerprint",
         fingerprint,
-        "Mean distance of an input's position 0 to the mean input's, relative to the norm. "
+        "Mean distance of an input's position 0 from the mean over inputs, relative to its norm. "
         "Exactly 0 is drawn at the lower edge.",
     ),
     **{
         kind: Panel(
             "repeated",
             partial(repeated, kind=kind),
-            "Largest over items, positions, heads and offsets: a bound, not a mean, and so without "
-            "interval. Exactly 0 is drawn at the lower edge.",
+            "Largest over items, positions, heads and offsets. No interval: it is a maximum. "
+            "Exactly 0 is drawn at the lower edge.",
             stimulus=kind,
         )
         for kind in ("repeated", "bos_repeated")

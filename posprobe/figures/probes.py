@@ -53,7 +53,7 @@ def error(tables: Tables, ax: Axes) -> Axes:
         label, colour = GROUPS.get(str(name), JOINT)
         ax.plot(rows["layer"].astype(float), rows["mae"].astype(float), color=colour, label=label)
     reference_line(ax, float(table["mae_guess"].iloc[0]), "a random guess")
-    ax.set(title="By how many tokens is it missed?", xlabel="layer", ylim=(0, None))
+    ax.set(title="By how many tokens do probes err?", xlabel="layer", ylim=(0, None))
     ax.set_ylabel("mean absolute error (tokens)")
     legend_below(ax, 3)
     return ax
@@ -64,14 +64,14 @@ def partition(tables: Tables, ax: Axes, parts: str) -> Axes:
     table = tables["partition"]
     table = table[table["estimand"] == "fixed_probe"]
     if parts == "shared":
-        title = "What does each know alone, and what do both?"
+        title = "What does each tell alone, and what do both?"
         lines = [
             ("unique", "normalizer", MASK, "normalizer only"),
             ("unique", "residual", RESIDUAL, "residual stream only"),
             ("shared", "normalizer+residual", BOTH, "shared"),
         ]
     else:
-        title = "How is the joint R² to be credited?"
+        title = "How is the joint R² divided?"
         lines = [
             ("shapley", "normalizer", MASK, "normalizer"),
             ("shapley", "residual", RESIDUAL, "residual stream"),
@@ -92,7 +92,7 @@ def denominator(tables: Tables, ax: Axes) -> Axes:
     band(ax, table, "layer", "r2_scores", OTHER, "scores alone P_fix")
     band(ax, table, "layer", "difference", MASK, "difference", ls="--")
     ax.axhline(0, color="black", lw=0.7)
-    ax.set(title="Does position go with the denominator?", xlabel="layer")
+    ax.set(title="Does position come from the denominator?", xlabel="layer")
     ax.set_ylabel("R² out of fold")
     legend_below(ax, 2)
     return ax

@@ -2,7 +2,7 @@
 
 Colours mean the same everywhere and are told apart with any colour vision (Okabe and Ito): black
 the total, blue the mask and its normalizer, orange the residual stream, green both together, pink
-key 0, grey what is compared with.
+key 0, grey what the others are compared with.
 """
 
 from __future__ import annotations
@@ -64,22 +64,22 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: what it needs, how it is drawn, and how it is to be read.
+    """One figure: what it needs, how it is drawn, and how to read it.
 
     Attributes
     ----------
     needs : str
         The table without which it cannot be drawn.
     draw : callable
-        Tables and empty Axes to the same Axes.
+        Takes the tables and empty Axes; returns the same Axes, drawn.
     caption : str
         What lines, bands and bars are; ``{level}`` stands for the level of the intervals.
     stimulus : str or None
-        A stimulus that the table must hold.
+        A stimulus that the table must contain.
     n_layers : int
-        Layers that the table must hold at least.
+        The least number of layers that the table must have.
     height : callable or float
-        Inches; of the table where it depends on its rows.
+        Inches, or a function from the table to inches.
     """
 
     needs: str
@@ -90,7 +90,7 @@ class Panel:
     height: Callable[[pd.DataFrame], float] | float = 3.6
 
     def available(self, tables: Tables) -> bool:
-        """Whether the tables hold what is drawn."""
+        """Whether the tables contain what is drawn."""
         table = tables.get(self.needs)
         if table is None or table.empty:
             return False
@@ -105,7 +105,7 @@ class Panel:
 
 
 def one_design(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the shifted design where there are any: content is held fixed there."""
+    """Rows of the shifted design, which holds content fixed; without it, of the first design."""
     designs = list(table["stimulus"].unique())
     return table[table["stimulus"] == ("shifted" if "shifted" in designs else designs[0])]
 
@@ -136,9 +136,9 @@ def dots(
     label: str | None = None,
     span: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
-    """Estimates with lying bars from `low` to `high`, cut off at the edges of `span`.
+    """Estimates with horizontal bars from `low` to `high`, cut off at the edges of `span`.
 
-    Where there is no interval, or an estimate lies outside the span, it is said in words.
+    An unbounded interval, and an estimate outside the span, are written in words.
     """
     heights = np.asarray(heights, dtype=float)
     values = rows[x].astype(float).to_numpy()
@@ -159,7 +159,7 @@ def dots(
 
 
 def fraction_span(rows: pd.DataFrame) -> tuple[float, float]:
-    """From nothing to all removed, and what lies beside it, up to twice as far."""
+    """Limits of an axis from 0 to 1, wider where intervals are, but within −1.5 and 1.5."""
     low, high = float(rows["low"].min()), float(rows["high"].max())
     return max(min(-0.2, low) - 0.05, -1.5), min(max(1.0, high) + 0.05, 1.5)
 
@@ -171,7 +171,7 @@ def legend_below(ax: Axes, ncols: int = 2) -> None:
 
 
 def reference_line(ax: Axes, value: float, text: str, *, upright: bool = False) -> None:
-    """A dashed line that says what it is."""
+    """A dashed line with its label."""
     if upright:
         ax.axvline(value, color=OTHER, ls="--", lw=1.1)
         ax.annotate(

@@ -1,10 +1,10 @@
-"""Words and pages: what was found, as one folder that can be sent to a colleague.
+"""Words and pages: the findings as one folder that can be sent to a colleague.
 
 pages            what all pages share: templates, claims as rows, files written whole
 study_page       the report on one model
 comparison_page  the report on several
 sections         the questions of the report: finding, estimand, unit, interval, n
-findings         what each section says it found
+findings         the answer to each question, computed from the tables
 summary, facts   the answer at the top, the model and the commands
 words, glossary  numbers and verdicts in words, terms in one sentence each
 """

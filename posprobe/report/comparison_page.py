@@ -41,25 +41,26 @@ PARTS = {
     "checks": ("Manipulation checks", None),
 }  # fmt: skip
 TEXTS = {
-    "tests": "The two-stage F test compares models: one value (at mean depth) and one slope for "
-    "each, with models of one architecture as the yardstick. The test of V_R is primary; p_holm "
-    "adjusts the others for their number. Welch's F does without equal variances; the mixed model "
-    "stands beside, with its status in brackets.",
-    "contrasts": "Planned before the data were seen; a positive estimate is what the hypothesis "
-    "says. Limits are not adjusted; p_holm and p_bh are, for all contrasts on one value.",
-    "differences": "Paired over items: each variant less the first. p_holm adjusts for all "
+    "tests": "The two-stage F test reduces each model to one value (at mean depth) and one slope, "
+    "and sets the variation between architectures against that between models of one architecture. "
+    "The test of V_R is primary; p_holm adjusts the other tests for their number. Welch's F does "
+    "not assume equal variances. The mixed model is listed with its status in brackets.",
+    "contrasts": "All contrasts were planned before the data were seen; the hypothesis predicts a "
+    "positive estimate. p_holm and p_bh are adjusted for all contrasts on one value, the limits "
+    "are not.",
+    "differences": "Each variant less the first, paired over items. p_holm adjusts for all "
     "differences of one value.",
     "estimates": "intercept: the value at mean depth. slope: its change from the first layer to "
     "the last.",
-    "layer_types": "Means over the layers of one type, in models whose layers differ in what they "
-    "see; limits over items.",
-    "sinks": "sink_heads: share of heads whose attention to key 0, averaged over all queries, is "
-    "above 0.3; a window hides key 0 from late queries. attention: of the strongest head (chosen "
-    "on half of the sequences), over early queries, which see key 0 in every model; even: what "
-    "evenly spread attention would read there. norm_ratio: norm of position 0 over that of the "
-    "others.",
-    "replacement": "1 − V_R(replaced)/V_R(native), paired by item, Fieller's interval.",
-    "checks": "What each file is.",
+    "layer_types": "Means over the layers of each type, in models that have layers with and "
+    "without a sliding window. Limits are over items.",
+    "sinks": "sink_heads: the share of heads whose attention to key 0, averaged over all queries, "
+    "is above 0.3; a sliding window hides key 0 from late queries. attention: that of the "
+    "strongest head (chosen on one half of the sequences, measured on the other) over the first "
+    "queries, which see key 0 in every model. even: the same if attention were spread evenly. "
+    "norm_ratio: the norm of position 0 divided by that of later positions.",
+    "replacement": "1 − V_R(replaced)/V_R(native), paired by item, with Fieller intervals.",
+    "checks": "How each file was captured.",
 }
 
 
@@ -80,7 +81,8 @@ def summarise(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
         first = lineup.members[0]
         sentences = [
             f"{len(lineup.members)} variants of one checkpoint ({first.shifted.model}) on the same "
-            f"{len(lineup.items)} items: differences hold for this model, and test no architecture."
+            f"{len(lineup.items)} items: differences describe this model and do not test "
+            "architectures."
         ]
     else:
         sentences = [comparison.found[PRIMARY].sentence()]
@@ -222,15 +224,16 @@ def _cell(row: pd.Series) -> dict[str, str]:
 def _contribution_note(comparison: Comparison) -> str:
     level = comparison.inference.percent
     unit = (
-        f"models: {level} interval over models, for the next model of the architecture (variances: "
-        "spread pooled over architectures, t; shares: Fieller). "
+        f"models: {level} interval over models, which covers other models of the architecture "
+        "(variances: t, with the spread pooled over architectures; shares: Fieller). "
         if any(len(names) > 1 for names in comparison.lineup.architectures.values())
         else ""
     )
     return (
-        "V in nats², mean over heads, layers and models; V_T = V_M + V_R + 2 C; shares "
-        f"(V + C)/V_T. {unit}items: {level} interval over items, for these models on other text "
-        "(cluster bootstrap, t; shares: Fieller). Undefined: V_T is not distinguishable from 0."
+        "V in nats², mean over heads, layers and models; V_T = V_M + V_R + 2 C; shares are "
+        f"(V + C)/V_T. {unit}items: {level} interval over items, which covers these models on "
+        "other text (variances: cluster bootstrap, t; shares: Fieller). Undefined: V_T is not "
+        "distinguishable from 0."
     )
 
 
@@ -255,10 +258,10 @@ def _protocol(comparison: Comparison) -> list[str]:
     store = lineup.members[0].shifted
     lines = [
         f"Stimulus: {shifted_design(store)} {len(lineup.items)} items are common to all files.",
-        "Effect of position on the log attention weight at the offsets "
-        f"{listed(store.offsets)}; the mask's part is what the late row would change if it saw "
-        "only the keys of the early one, the rest is the residual channel; variances over "
-        "positions by a U-statistic over pairs of different items.",
+        "T is the effect of position on the log attention weight at offsets "
+        f"{listed(store.offsets)}. M, the mask channel, is how the late row's weight would change "
+        "if the row saw only the keys of the early one. R = T − M is the residual channel. "
+        "Variances over positions are U-statistics over pairs of different items.",
         "Values compared: " + "; ".join(f"{k}, {v}" for k, v in VALUES.items()) + ".",
     ]
     for one in comparison.found.values():

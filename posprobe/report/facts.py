@@ -18,14 +18,14 @@ AUDIT_DEFAULT = (40, 32)
 
 
 def _bits(header: Header) -> str | None:
-    """Bits per weight, from a quantization's name such as Q4_K_M; F16 and BF16 are none."""
+    """Bits per weight, from a quantization's name such as Q4_K_M; None for F16 and BF16."""
     name = str(header.config.get("posprobe_quantization", "none"))
     found = QUANTIZED.match(name)
     return found and found[1]
 
 
 def kind(header: Header) -> str:
-    """What has to be known before anything is generalised: quantised, small, or nothing."""
+    """What limits how far findings generalise: "4-bit quantised", "small", both or neither."""
     bits = _bits(header)
     words = [f"{bits}-bit quantised"] if bits else []
     # a transformer block has about 12 d² weights; embeddings come on top
@@ -35,7 +35,7 @@ def kind(header: Header) -> str:
 
 
 def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
-    """Names and values for a table."""
+    """What the headers say of the model and its captures: names and values for a table."""
     header = analysis.files.all()[0].header
     config = header.config
     windows = sorted({w for w in header.layer_window if w})
@@ -71,7 +71,7 @@ def _compact(value: Any) -> str:
 def _longest(analysis: Analysis) -> str:
     header = max((store.header for store in analysis.files.all()), key=lambda h: h.length)
     past = header.length > header.trained_length > 0
-    note = f", past the {header.trained_length:,} that the model was made for" if past else ""
+    note = f", more than the {header.trained_length:,} that the model was made for" if past else ""
     return f"{header.length:,} tokens{note}"
 
 
@@ -151,7 +151,7 @@ def _capture(store: ActivationStore) -> str:
 
 
 def _own_text(header: Header) -> str | None:
-    """Name of the user's file, where the text was one."""
+    """Name of the user's file; None for the default text."""
     name = header.stimulus.get("corpus")
     without = not name or name.startswith(DEFAULT_CORPUS) or name == corpus_name("")
     return None if without else name

@@ -35,12 +35,11 @@ def position_effects(analysis: Analysis) -> str:
     table = one_design(analysis.tables["position_effects"])
     rows = table[table["layer"] == "all"].sort_values("position")
     first, last = rows.iloc[0], rows.iloc[-1]
-    verb = "rises" if first["T"] > 0 else "falls"
     return (
-        f"Moved from {last['position']} tokens deep to {first['position']}, a window's log "
-        f"attention weight at a fixed offset {verb} by {with_interval(first, 'T')} nats. The mask "
-        f"alone would change it by {with_interval(first, 'M')}, the residual stream by "
-        f"{with_interval(first, 'R')}, of which the sink {with_interval(first, 'S')}."
+        f"Moving a window from position {last['position']} to position {first['position']} "
+        f"changes its log attention weight at a fixed offset by {with_interval(first, 'T')} nats. "
+        f"The mask alone changes it by {with_interval(first, 'M')} and the residual stream by "
+        f"{with_interval(first, 'R')}; the sink's part of that is {with_interval(first, 'S')}."
     )
 
 
@@ -52,23 +51,23 @@ def channels(analysis: Analysis) -> str:
     undefined = int((table["status"] != "ok").sum())
     largest = table["layer"].iloc[table["V_R"].astype(float).argmax()]
     text = (
-        f"Over all layers V_T is {with_interval(row, 'V_T')}, V_M {with_interval(row, 'V_M')} and "
-        f"V_R {with_interval(row, 'V_R')} nats². The channels oppose each other in "
-        f"{relation.get('opposed', 0)} of {n} layers and reinforce each other in "
-        f"{relation.get('reinforcing', 0)}; in {undefined} the total is not distinguishable from "
-        f"0, and shares are undefined. The residual channel is largest at layer {largest}."
+        f"Averaged over layers, V_T is {with_interval(row, 'V_T')}, V_M "
+        f"{with_interval(row, 'V_M')} and V_R {with_interval(row, 'V_R')} nats². The channels "
+        f"oppose each other in {relation.get('opposed', 0)} of {n} layers and reinforce each "
+        f"other in {relation.get('reinforcing', 0)}; in {undefined} V_T is not distinguishable "
+        f"from 0, so shares are undefined. The residual channel is largest at layer {largest}."
     )
     rest, first = analysis.intervals.get("layer_0_rest"), table[table["layer"] == 0]
     if rest is not None and len(first):
         text += (
-            f" At layer 0 V_R is {with_interval(first.iloc[0], 'V_R')}; but for "
-            f"{number(rest.estimate)} nats, R is key 0's own score there."
+            f" At layer 0 V_R is {with_interval(first.iloc[0], 'V_R')}; key 0's own score accounts "
+            f"for all of R there but {number(rest.estimate)} nats."
         )
     if "precision" in analysis.tables:
         ratio = analysis.tables["precision"].groupby("scope", sort=False)["ratio"]
         low, high = ratio.min().iloc[0], ratio.max().iloc[0]
         text += (
-            " Head by head, natural text measures the same with standard errors "
+            " Natural text measures the same with standard errors that are, head by head, "
             f"{low:.1f} to {high:.1f} times as large."
         )
     return text
@@ -81,9 +80,9 @@ def heads(analysis: Analysis) -> str:
     total, residual = (int((table[f"{name}_p_adjusted"] < alpha).sum()) for name in ("V_T", "V_R"))
     undefined = int((table["status"] != "ok").sum())
     return (
-        f"Of {len(table)} heads, {total} change with position and {residual} have a residual "
-        f"channel, with all heads considered together (max-T, adjusted p < {alpha:.2g}). In "
-        f"{undefined} heads shares are undefined.{_offsets(analysis)}"
+        f"Attention changes with position in {total} of {len(table)} heads, and {residual} have a "
+        f"residual channel (p < {alpha:.2g}, adjusted for all heads by max-T). Shares are "
+        f"undefined in {undefined} heads.{_offsets(analysis)}"
     )
 
 
@@ -99,9 +98,10 @@ def _offsets(analysis: Analysis) -> str:
         return ""
     near, far = rows.iloc[0], rows.iloc[-1]
     return (
-        f" At early queries the residual stream changes attention {near['offset']} token back by "
-        f"{with_interval(near, 'R')} nats and {far['offset']} tokens back by "
-        f"{with_interval(far, 'R')}; the mask's {with_interval(near, 'M')} is the same at all."
+        " At early queries the residual stream changes log attention weights by "
+        f"{with_interval(near, 'R')} nats at offset {near['offset']} and by "
+        f"{with_interval(far, 'R')} at offset {far['offset']}; the mask changes them by "
+        f"{with_interval(near, 'M')} at every offset."
     )
 
 
@@ -115,11 +115,11 @@ def probes(analysis: Analysis) -> str:
         best = rows.iloc[rows["r2"].argmax()]
         parts.append(
             f"from the {words} at layer {best['layer']} (R² {best['r2']:.2f}, "
-            f"{bounds(best['low'], best['high'])}; off by {best['mae']:.0f} tokens)"
+            f"{bounds(best['low'], best['high'])}; mean error {best['mae']:.0f} tokens)"
         )
     text = (
-        f"Position is best read {' and '.join(parts)}. A random guess is off by "
-        f"{table['mae_guess'].iloc[0]:.0f} tokens."
+        f"Position is best read {' and '.join(parts)}. The mean error of a "
+        f"random guess is {table['mae_guess'].iloc[0]:.0f} tokens."
     )
     first = table[table["layer"] == 0].set_index("features")["r2"]
     if {"normalizer", "residual"} <= set(first.index):
@@ -135,20 +135,22 @@ def denominator(analysis: Analysis) -> str:
     """P against P_fix, and what a fixed denominator inside the forward pass does."""
     table, mean = analysis.tables["fixed_denominator"], analysis.intervals["fixed_denominator"]
     clear = table[table["p_adjusted"] < 1 - analysis.level]
+    difference = str(mean).replace("-", "−")
     text = (
-        f"Attention patterns tell position with a mean R² of {table['r2_attention'].mean():.2f}, "
-        f"the scores alone with {table['r2_scores'].mean():.2f}; the difference is {mean}. Layer "
-        f"by layer (adjusted by max-T) patterns tell more in "
-        f"{int((clear['difference'] > 0).sum())} of {len(table)} and less in "
+        "Probes read position from log attention weights with a mean R² of "
+        f"{table['r2_attention'].mean():.2f} and from the scores alone with "
+        f"{table['r2_scores'].mean():.2f}; the difference is {difference}. Layer by layer "
+        "(adjusted by max-T), log attention weights do better in "
+        f"{int((clear['difference'] > 0).sum())} of {len(table)} layers and worse in "
         f"{int((clear['difference'] < 0).sum())}."
     )
     forward = analysis.tables.get("fixed_forward")
     if forward is None or forward.empty:
-        return text.replace("-", "−") if mean.estimate < 0 else text
+        return text
     row = forward[forward["positions"] == "all"].iloc[0]
     return (
-        f"{text} With denominators held fixed inside the forward pass, in layers {row['layers']}, "
-        f"V_R loses {removed(row)}. {row['caveat']}"
+        f"{text} Holding denominators fixed inside the forward pass, in layers {row['layers']}, "
+        f"removes {removed(row)}. {row['caveat']}"
     )
 
 
@@ -158,8 +160,8 @@ def sinks(analysis: Analysis) -> str:
     rates = table["sink_rate"]
     text = (
         f"{percent(share.estimate)} of heads ({bounds(share.low, share.high, percents=True)}) "
-        f"give key 0 more than 0.3 of their attention on average. Heads differ: "
-        f"{int((rates >= 0.95).sum())} of {len(table)} sink in almost every sequence, "
+        "give key 0 more than 0.3 of their attention on average. "
+        f"{int((rates >= 0.95).sum())} of {len(table)} heads sink in almost every sequence, "
         f"{int((rates <= 0.05).sum())} in almost none."
     )
     writing = analysis.tables.get("sink_writing")
@@ -178,16 +180,15 @@ def position0(analysis: Analysis) -> str:
     table = analysis.tables["closed_system"]
     highest = table.iloc[table["norm"].argmax()]
     text = (
-        f"Position 0 differs from a run on its token alone {_at_most(table['difference'].max())}, "
-        "at any depth. Its norm is "
-        f"largest at depth {int(highest['layer'])} ({highest['norm']:,.0f}"
+        f"Position 0 {_like_alone(table['difference'].max())}. Its norm is largest at depth "
+        f"{int(highest['layer'])} ({highest['norm']:,.0f}"
     )
     later = highest["norm_later"]
     text += f"; later positions: {later:,.0f})" if np.isfinite(later) else ")"
     text += f", where {highest['dimensions']:.0f} dimensions hold 99% of its square."
     turned = table.iloc[table["cosine"].astype(float).argmin()]
     text += (
-        f" It is turned most by block {int(turned['layer']) - 1} (cosine {turned['cosine']:.2f})."
+        f" Block {int(turned['layer']) - 1} turns it most (cosine {turned['cosine']:.2f})."
         if np.isfinite(turned["cosine"])
         else ""
     )
@@ -201,8 +202,14 @@ def position0(analysis: Analysis) -> str:
     return text
 
 
-def _at_most(difference: float) -> str:
-    return f"by at most {number(float(difference))} of its norm" if difference else "in no bit"
+def _like_alone(difference: float) -> str:
+    """How position 0 compares with a run on its token alone."""
+    if not difference:
+        return "is bit-identical at every depth to a run on its token alone"
+    return (
+        "differs from a run on its token alone by at most "
+        f"{number(float(difference))} of its norm at any depth"
+    )
 
 
 def repeated(analysis: Analysis) -> str:
@@ -224,8 +231,7 @@ def replacement(analysis: Analysis) -> str:
     early = table[table["positions"] == "early"]
     primary = early["primary"].astype(bool)
     lead = [
-        f"Of V_R at early queries the primary replacement ({row['treatment']}) removes "
-        f"{removed(row)}."
+        f"At early queries the primary replacement ({row['treatment']}) removes {removed(row)}."
         for _, row in early[primary].iterrows()
     ]
     others = [f"{row['treatment']} {removed(row)}" for _, row in early[~primary].iterrows()]
@@ -233,7 +239,7 @@ def replacement(analysis: Analysis) -> str:
     rates = table.drop_duplicates("treatment").set_index("treatment")["sink_rate_replaced"]
     native = float(table["sink_rate_native"].iloc[0])
     after = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items())
-    text += f" Heads that sink: native {percent(native)}, {after}."
+    text += f" Share of heads that sink: native {percent(native)}, {after}."
     curve = analysis.tables.get("specification")
     if curve is None or curve.empty:
         return text
@@ -242,32 +248,32 @@ def replacement(analysis: Analysis) -> str:
     holding = int(((bounded["low"] <= 0.4) & (bounded["high"] >= 0.4)).sum())
     middle = [percent(share) for share in estimates.quantile([0.1, 0.5, 0.9])]
     return (
-        f"{text} Over {len(curve)} specifications the median is {middle[1]} (middle four fifths: "
-        f"{middle[0]} to {middle[2]}); {len(bounded)} have a bounded interval, and {holding} of "
-        "these hold the study's 40%."
+        f"{text} Over {len(curve)} specifications the median is {middle[1]} (10th to 90th "
+        f"percentile: {middle[0]} to {middle[2]}); {len(bounded)} have a bounded interval, and "
+        f"{holding} of these contain the study's 40%."
     )
 
 
 def cut_sink(analysis: Analysis) -> str:
-    """Fraction of V_R removed in heads left whole, or without key 0 where none is."""
+    """Fraction of V_R removed in the heads left whole or, if all were cut, without key 0."""
     table = analysis.tables["cut_sink"]
     table = table[table["positions"] == "all"]
     parts = []
     for (heads_cut, count), rows in table.groupby(["heads", "n_heads_cut"], sort=False):
         whole = rows[rows["measured"] == "heads left whole"]
         row = (whole if len(whole) else rows).iloc[0]
-        parts.append((f"{heads_cut} ({count})", row))
+        parts.append((f"{heads_cut} heads ({count})", row))
     parts.sort(key=lambda part: not part[1]["heads"].endswith("sink-reading"))
     (name, row), *others = parts
-    text = f"Of V_R {_where(row)}, hiding key 0 from {name} heads removes {removed(row)}."
+    text = f"Hiding key 0 from {name} removes {removed(row)}, measured {_where(row)}."
     if others:
         listed = "; ".join(f"{name} {removed(row)}, {_where(row)}" for name, row in others)
-        text += f" Hidden from others: {listed}."
+        text += f" The same for other heads: {listed}."
     return text
 
 
 def _where(row: pd.Series) -> str:
-    """Where the rest is measured."""
+    """Where the fraction removed is measured."""
     return {
         "heads left whole": "in the heads left whole",
         "without key 0": "among the other keys",
@@ -275,7 +281,7 @@ def _where(row: pd.Series) -> str:
 
 
 def masks(analysis: Analysis) -> str:
-    """What is closed and what is left under each mask, and what normalizers still tell."""
+    """The largest M and what is left of V_T under each mask; position from normalizers."""
     parts = []
     for (mask, positions), rows in analysis.tables["masks"].groupby(
         ["mask", "positions"], sort=False
@@ -285,17 +291,20 @@ def masks(analysis: Analysis) -> str:
             {f"V{end}": values.loc["V_T", f"changed{end}"] for end in ("", "_low", "_high")}
         )
         where = "" if positions == "all" else f", {positions}"
+        name = f"{mask}{where}"
         parts.append(
-            f"{mask}{where}: largest |M| {number(float(values['largest_M'].iloc[0]))} nats, V_T "
-            f"{with_interval(left, 'V')} nats² (natively {values['native']['V_T']:.3f})"
+            f"{name[0].upper()}{name[1:]}: largest |M| "
+            f"{number(float(values['largest_M'].iloc[0]))} nats, V_T {with_interval(left, 'V')} "
+            f"nats² (natively {values['native']['V_T']:.3f})"
         )
-    text = f"{'; '.join(parts)}."
+    text = f"{'. '.join(parts)}."
     probes_ = analysis.tables.get("mask_probes")
     if probes_ is not None:
         first = probes_.iloc[0]
         text += (
-            f" From the normalizers of layer 0 position is read with R² {first['r2_native']:.2f} "
-            f"under the mask, {first['r2_masked']:.2f} without; on average over layers "
-            f"{probes_['r2_native'].mean():.2f} and {probes_['r2_masked'].mean():.2f}."
+            f" Probes read position from the normalizers of layer 0 with R² "
+            f"{first['r2_native']:.2f} under the mask and {first['r2_masked']:.2f} without it; "
+            f"averaged over layers, R² is {probes_['r2_native'].mean():.2f} and "
+            f"{probes_['r2_masked'].mean():.2f}."
         )
-    return text[0].upper() + text[1:]
+    return text

@@ -192,7 +192,7 @@ VOCABULARY: dict[str, tuple[Term, ...]] = {
         ),
         Term(
             "early queries",
-            "Those behind prefixes of at most an eighth of the longest sequence.",
+            "Queries behind prefixes of at most an eighth of the longest sequence.",
             "column `positions`: `early`, `late`, `all`",
         ),
         Term(
@@ -248,7 +248,7 @@ VOCABULARY: dict[str, tuple[Term, ...]] = {
         ),
         Term(
             "level",
-            "The fraction of studies in which an interval holds its estimand, such as 0.95.",
+            "The fraction of studies in which an interval contains its estimand, such as 0.95.",
             "`ci_level` in claims.json",
         ),
         Term(
@@ -343,15 +343,16 @@ GLOSSARY = {
     if term.in_report
 }
 LIMITS = (
-    "The report tests no claim about architectures. With one model there is no test, and what is "
-    "found here is found in this model.",
+    "The report is about one model and cannot test claims about architectures; other models may "
+    "behave differently.",
     "posprobe relies on the study's abstract and does not know its protocols. A contradicted claim "
     "is contradicted under the protocol printed with it.",
-    "The split into T, M and R is exact as arithmetic. To shrink the mask of the late row, rather "
-    "than to widen that of the early one, is a choice.",
+    "The split T = M + R is exact arithmetic, but it rests on a choice: posprobe shrinks the mask "
+    "of the late row rather than widening that of the early one.",
     "Probes are linear, and they were fitted on the number of sequences given. What they cannot "
-    "read may still be there, and more sequences would read more.",
+    "read may still be there, and probes fitted on more sequences would read more.",
     "Items are a sample of the text that they were drawn from; another text may give other "
     "numbers.",
-    "Each interval holds for its number alone, unless the report says that it is adjusted.",
+    "Intervals are not adjusted for the number of claims, layers or heads unless the report says "
+    "so.",
 )

@@ -20,7 +20,7 @@ __all__ = ["claim_row", "inline_svg", "output_folder", "render", "write_files"]
 
 @contextlib.contextmanager
 def output_folder(folder: str | Path) -> Iterator[Path]:
-    """Make a folder that can be written before any work is done; unmake it if it stays empty."""
+    """Make a folder that can be written, before any work is done; remove it if it stays empty."""
     folder = Path(folder)
     probe = folder / ".writable"
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -35,7 +35,7 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        with contextlib.suppress(OSError):  # which it is where something was written
+        with contextlib.suppress(OSError):  # rmdir fails where something was written
             for path in new:
                 path.rmdir()
         raise
@@ -43,7 +43,7 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
 
 METHODS = {
     "t": "cluster bootstrap, estimate ± t × standard error",
-    "Student t": "Student's, over clusters",
+    "Student t": "Student's t over units",
     "percentile": "cluster bootstrap, percentiles",
     "fieller": "Fieller's",
 }
@@ -51,7 +51,7 @@ SHOWN_UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
 
 
 def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
-    """Write texts by their names in a folder, in order, each whole or not at all.
+    """Write texts to a folder, in order, each whole or not at all.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in one of the package's templates; what it lacks is an error."""
+    """Fill in one of the package's templates; a missing value is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("posprobe.report"),
         autoescape=True,
@@ -109,7 +109,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def claim_row(claim: Claim) -> dict[str, Any]:
-    """A claim as a table of the page shows it."""
+    """A claim as the page's table shows it."""
     name, _, state = claim.ci_method.partition(": ")
     method = f" Interval: {METHODS.get(name, name)}{', ' * bool(state)}{state}."
     return {
@@ -126,7 +126,7 @@ def claim_row(claim: Claim) -> dict[str, Any]:
 
 
 def inline_svg(svg: str) -> str:
-    """An SVG for the page: as wide as its place, and read as one picture."""
+    """An SVG for the page: as wide as its container, one image to a screen reader."""
     start, rest = svg.split(">", 1)
     kept = [word for word in start.split() if not word.startswith(("width=", "height="))]
     return f'{" ".join(kept)} role="img">{rest}'

@@ -1,4 +1,4 @@
-"""What the report says in words: a finding and a protocol for every question, and a glossary."""
+"""The questions of the report, in order: a finding and a protocol for each."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Section:
     title : str
         The question.
     needs : str
-        The table without which there is nothing to say.
+        The table that the section is about; without it the section is left out.
     figures : tuple of str
         Names in `posprobe.figures.PANELS`.
     finding : callable
-        Analysis to the sentences that the figures show.
+        From an analysis to the answer, in sentences.
     estimand, unit, interval : str
         What is estimated, what is resampled, how the interval is made (``{level}``: its level).
     n : callable
-        Analysis to the numbers that it rests on.
+        From an analysis to the numbers of items, sequences, layers and heads.
     note : str
-        What else has to be known.
+        What else a reader has to know.
     missing : str
         The capture that would provide it.
     """
@@ -125,14 +125,15 @@ SECTIONS = (
         ),
         finding=findings.position_effects,
         estimand="T(p) = a(p) − a(ref): change of the log attention weight at a fixed offset, for "
-        "keys inside the window, between position p and the latest. M(p) = −(z_mask(p) − z(ref)): "
-        "the late row's denominator, had the row seen only the keys that position p shows. "
-        "R = T − M. S: the part of R made by key 0's score relative to the local mean.",
+        "keys inside the window, between position p and the latest. M(p) = −(z_mask(p) − z(ref)), "
+        "where z_mask(p) is the late row's normalizer if the row saw only the keys that position p "
+        "shows. R = T − M. S: the part of R that comes from key 0's score, relative to the mean "
+        "score at the fixed offsets.",
         unit=ITEM,
         interval="{level}. Cluster bootstrap of items, estimate ± t × standard error; pointwise.",
         n=_shifted,
-        note="All are differences within one row: adding a constant to the scores of a query "
-        "changes none of them.",
+        note="T, M, R and S are differences within one row, so adding a constant to the scores of "
+        "a query leaves them unchanged.",
         missing=SCORES,
     ),
     Section(
@@ -148,10 +149,9 @@ SECTIONS = (
         interval="{level}. Variances: cluster bootstrap of items, t. Shares: Fieller on jackknife "
         "pseudo-values; undefined where V_T is not distinguishable from 0.",
         n=_both,
-        note="Layers are not corrected for their number. In the natural design content differs "
-        "between positions, which widens its intervals. At layer 0 the residual stream is the "
-        "embedding and holds no position; a little R is open there all the same. "
-        f"{WHY_LAYER_0}",
+        note="Intervals are not adjusted for the number of layers. In the natural design content "
+        "differs between positions, which widens its intervals. At layer 0 the residual stream is "
+        f"the embedding, which does not contain position; even so R is not quite 0. {WHY_LAYER_0}",
         missing=SCORES,
     ),
     Section(
@@ -162,14 +162,14 @@ SECTIONS = (
         finding=findings.heads,
         estimand="V_M, V_R and shares as above, for each head by itself.",
         unit=ITEM,
-        interval="Every head's intervals and adjusted p-values (max-T over all heads, one set of "
-        "bootstrap weights) are in tables/channels_by_head.csv; offset by offset and by range of "
-        "queries (adjusted over all of these at once) in tables/channels_by_offset.csv.",
+        interval="tables/channels_by_head.csv has every head's intervals and adjusted p-values "
+        "(max-T over all heads, one set of bootstrap weights); tables/channels_by_offset.csv has "
+        "those by offset and range of queries (adjusted over all of these at once).",
         n=_shifted,
-        note="Heads have the mean of the offsets' variances. Offset by offset all are averaged "
-        "over the same rows of the window, so that M, which holds no score at an offset, is the "
-        "same at all. T is what is observed, however the mask is shrunk; its division into M and R "
-        "depends on that.",
+        note="A head's variance is the mean of its variances at the offsets. By offset, all "
+        "effects are averaged over the same rows of the window; M does not depend on the score at "
+        "an offset, so it is the same at every offset. T is observed; its division into M and R "
+        "depends on how the mask is shrunk.",
         missing=SCORES,
     ),
     Section(
@@ -187,7 +187,7 @@ SECTIONS = (
         "{refits} bootstrap samples, t.",
         n=_natural,
         note="5 folds; the penalty is chosen on the same folds, one per group in the joint probe. "
-        "A random guess among n positions is off by (n² − 1)/(3n) tokens.",
+        "The mean error of a random guess among n positions is (n² − 1)/(3n) tokens.",
         missing=f"{NATURAL} that keeps the residual stream",
     ),
     Section(
@@ -203,8 +203,8 @@ SECTIONS = (
         interval="{level}. fixed_probe: cluster bootstrap of sequence scores with one set of "
         "weights for both probes and all layers, percentiles.",
         n=_natural,
-        note="A constant added to all scores of a query changes no attention, but P_fix sees it: "
-        "P_fix is about scores.",
+        note="Adding a constant to all scores of a query leaves attention unchanged but changes "
+        "P_fix, which is computed from scores.",
         missing=f"{NATURAL} of 5 sequences or more, with scores at offsets",
     ),
     Section(
@@ -232,11 +232,12 @@ SECTIONS = (
             "position0_fingerprint",
         ),
         finding=findings.position0,
-        estimand="Difference of position 0 to a run on its token alone, relative to the norm of "
-        "the latter. Spread: mean distance of an input's position 0 to the mean input's, relative "
-        "to its norm.",
+        estimand="Difference: between position 0 and a run on its token alone, relative to the "
+        "norm of the latter. Spread: mean distance of an input's position 0 from the mean over "
+        "inputs, relative to the norm of that mean.",
         unit="The sequence; items in the shifted design.",
-        interval="None in these figures, which describe. The claims' are Student's t over units.",
+        interval="The figures describe, without intervals. Those of the claims are Student's t "
+        "over units.",
         n=_both,
         missing=NATURAL,
     ),
@@ -247,10 +248,11 @@ SECTIONS = (
         figures=("repeated", "bos_repeated"),
         finding=findings.repeated,
         estimand="Largest |M| and |R| over items, positions, heads and offsets. One token repeated "
-        "makes all hidden states equal, so that R must be 0 to float precision; a BOS in front "
-        "opens the residual channel.",
+        "makes all hidden states equal, so R must be 0 to float precision; a BOS in front opens "
+        "the residual channel.",
         unit="The repeated token.",
-        interval="None here: a largest value. The claim's: Student's t over tokens.",
+        interval="The figures show largest values, without intervals. Those of the claims are "
+        "Student's t over tokens.",
         n=_repeated,
         missing="a capture of one repeated token (posprobe capture MODEL --design repeated)",
     ),
@@ -272,22 +274,24 @@ SECTIONS = (
         "where the native V_R is not distinguishable from 0.",
         n=_paired("replacement"),
         note="The primary specification (mean embedding, early queries) was fixed beforehand; the "
-        "study's own is not known. Specifications share their data: they are no independent tests.",
+        "study's own is not known. Specifications share their data, so they are not independent "
+        "tests.",
         missing="shifted captures with position 0 native and replaced "
         "(posprobe capture MODEL --design shifted --bos force --position0 mean)",
     ),
     Section(
         name="cuts",
-        title="What dies when heads cannot see key 0?",
+        title="What is lost when heads cannot see key 0?",
         needs="cut_sink",
         figures=("cut_sink",),
         finding=findings.cut_sink,
-        estimand="1 − V_R(cut)/V_R(native), over all positions: in the heads that no compared "
-        "capture cuts, so that hiding key 0 is not itself counted; and in all heads with key 0 "
-        "left out of every denominator, in the native run too.",
+        estimand="1 − V_R(cut)/V_R(native), over all positions, measured in two ways: in the heads "
+        "that no compared capture cuts (heads left whole), which leaves out what hiding key 0 does "
+        "by itself; and in all heads, with key 0 left out of every denominator, in the native run "
+        "too (without key 0).",
         unit="The item, paired.",
-        interval="{level}. Fieller on jackknife pseudo-values, over items; random draws of heads "
-        "are the draws that were made.",
+        interval="{level}. Fieller on jackknife pseudo-values, over items. The random draws of "
+        "heads are taken as fixed.",
         n=_paired("cut_sink"),
         note="Sink-reading heads were chosen on one half of the natural sequences.",
         missing="shifted captures with key 0 hidden (posprobe audit MODEL --full)",
@@ -298,17 +302,18 @@ SECTIONS = (
         needs="masks",
         figures=("mask_layers", "mask_probes"),
         finding=findings.masks,
-        estimand="V_T, V_M and V_R as above, with no causal mask or with a window in every layer. "
-        "Behind the window's length a row sees equally many keys at every position and no key 0: "
-        "M = 0 and T = R. R² of ridge probes for the position from the normalizers.",
+        estimand="V_T, V_M and V_R as above, without the causal mask or with a sliding window in "
+        "every layer. At positions past the length of the sliding window a row sees the same "
+        "number of keys everywhere, key 0 not among them: M = 0 and T = R. R² of ridge probes for "
+        "the position from the normalizers.",
         unit="The item, paired; the sequence for the probes.",
         interval="{level}. Cluster bootstrap of items, t, layers not adjusted for their number; "
         "probes as fitted: percentiles.",
         n=_paired("masks"),
-        note="The model was trained with its own mask: under another it is another system. Without "
-        "a causal mask the shifted design still tells the length of the sequence, which grows with "
-        "the prefix, so that V_T there is no residual channel; the natural design holds it fixed. "
-        "Check: the normalizers that the forward pass used equal those of the keys shown.",
+        note="The model was trained with its own mask; under another it is another system. Without "
+        "the causal mask V_T reflects sequence length, not the residual channel: in the shifted "
+        "design sequences grow with the prefix. The natural design holds length fixed. Check: the "
+        "normalizers that the forward pass used equal those of the keys shown.",
         missing="shifted captures under another mask (posprobe audit MODEL --full)",
     ),
 )

@@ -24,9 +24,9 @@ def write_report(
 ) -> Path:
     """Write report.html, claims.json, tables/*.csv and figures/*.svg.
 
-    The same analysis gives the same bytes. Each file is written under another name and moved, so
-    that none looks whole that is not; report.html comes last. Other .csv and .svg files in tables/
-    and figures/, which an earlier run left there, are deleted: they belong to another report.
+    The same analysis gives the same bytes. Each file is written under a temporary name and then
+    moved, so a file that is there is complete; report.html comes last. Other .csv and .svg files in
+    tables/ and figures/ are deleted: an earlier run left them, and they belong to its report.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def write_report(
     folder : str or Path
         Made if it does not exist.
     title : str or None
-        Of the page. None: the study's question, of this model.
+        Title of the page; None: the study's question, asked of this model.
 
     Returns
     -------

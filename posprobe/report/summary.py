@@ -6,18 +6,17 @@ import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims import Claim
-from posprobe.figures import one_design
+from posprobe.figures import NEGATIVE_SHARE, one_design
 from posprobe.report.findings import overall
 from posprobe.report.words import VERDICTS, bounds, percent, with_interval
 
 __all__ = ["summary"]
 
 RELATIONS = {
-    "opposed": "The two channels oppose each other: the residual stream takes back part of what "
-    "the mask does.",
+    "opposed": "The two channels oppose each other: one takes back part of what the other does.",
     "reinforcing": "The two channels reinforce each other.",
-    "not distinguishable": "Whether the two channels oppose or reinforce each other cannot be told "
-    "from these data.",
+    "not distinguishable": "These data do not tell whether the two channels oppose or reinforce "
+    "each other.",
 }
 
 
@@ -32,7 +31,7 @@ def summary(analysis: Analysis, claims: list[Claim]) -> str:
     Returns
     -------
     str
-        A paragraph; it says so where the files do not hold the answer.
+        One paragraph, which says so where the files do not contain the answer.
     """
     named = {claim.id: claim for claim in claims}
     if "channels" in analysis.tables:
@@ -47,48 +46,51 @@ def _channels(analysis: Analysis) -> list[str]:
     row = overall(analysis)
     held = "with content held fixed" if row["stimulus"] == "shifted" else "in natural text"
     if row["V_T_low"] > 0:
-        first = f"Attention of this model depends on absolute position, {held}. {_moved(analysis)}"
+        first = f"Attention in this model depends on absolute position, {held}. {_moved(analysis)}"
     else:
         first = (
-            f"Attention of this model is not seen to depend on absolute position, {held}: the "
-            f"variance of its effect is {with_interval(row, 'V_T')} nats²."
+            "We find no evidence that attention in this model depends on absolute position, "
+            f"{held}: the variance of its effect is {with_interval(row, 'V_T')} nats²."
         )
     if row["status"] == "ok":
+        negative = min(row["share_mask"], row["share_residual"]) < 0
         shared = (
             f"The mask's share of the variance is {with_interval(row, 'share_mask', percents=True)}"
-            f", the residual stream's {with_interval(row, 'share_residual', percents=True)}."
+            f", the residual stream's {with_interval(row, 'share_residual', percents=True)}"
+            + (f"; {NEGATIVE_SHARE}." if negative else ".")
         )
     else:
-        shared = "Shares are undefined: the total is not distinguishable from 0."
+        shared = "Shares are undefined because V_T is not distinguishable from 0."
     return [first, _carried(analysis, row), RELATIONS[row["relation"]], shared]
 
 
 def _carried(analysis: Analysis, row: pd.Series) -> str:
-    """Which channels are seen to carry position, and what each does by itself."""
+    """Which channels are found to carry position, and what each does by itself."""
     seen = [row[f"{part}_low"] > 0 for part in ("V_M", "V_R")]
     which = {
         (True, True): "Both channels carry it",
-        (True, False): "Only the causal mask is seen to carry it",
-        (False, True): "Only the residual stream is seen to carry it",
-        (False, False): "Neither channel is seen to carry it",
+        (True, False): "Only the causal mask is found to carry it",
+        (False, True): "Only the residual stream is found to carry it",
+        (False, False): "Neither channel is found to carry it",
     }[bool(seen[0]), bool(seen[1])]
     first, _ = _ends(analysis)
     return (
-        f"{which}: the causal mask's denominator alone {_does(first, 'M')} nats, the residual "
+        f"{which}: the causal mask's denominator alone {_does(first, 'M')} nats, and the residual "
         f"stream {_does(first, 'R')} nats."
     )
 
 
 def _moved(analysis: Analysis) -> str:
     first, last = _ends(analysis)
-    where = f"Text moved from {last['position']} tokens deep to {first['position']}"
+    what = "Moving the same text" if first["stimulus"] == "shifted" else "Moving"
+    moved = f"{what} from position {last['position']} to {first['position']}"
     if first["T_low"] <= 0 <= first["T_high"]:
         return (
-            f"{where} attends at a fixed distance neither clearly more nor clearly less on average "
+            f"{moved} neither clearly raises nor clearly lowers attention at a fixed distance "
             f"({with_interval(first, 'T')} nats)."
         )
-    more, size = ("more", first) if first["T"] > 0 else ("less", _negated(first, "T"))
-    return f"{where} attends {more} at a fixed distance, by {with_interval(size, 'T')} nats."
+    does, size = ("raises", first) if first["T"] > 0 else ("lowers", _negated(first, "T"))
+    return f"{moved} {does} log attention at a fixed distance by {with_interval(size, 'T')} nats."
 
 
 def _ends(analysis: Analysis) -> tuple[pd.Series, pd.Series]:
@@ -98,7 +100,7 @@ def _ends(analysis: Analysis) -> tuple[pd.Series, pd.Series]:
 
 
 def _does(row: pd.Series, part: str) -> str:
-    """What a channel does to the log weight, or that its direction cannot be told."""
+    """What a channel does to the log weight; "changes" where its direction is not clear."""
     if row[f"{part}_low"] <= 0 <= row[f"{part}_high"]:
         return f"changes it by {with_interval(row, part)}"
     if row[part] > 0:
@@ -120,14 +122,13 @@ def _replaced(claim: Claim | None) -> str:
     if claim.ci_low is None or claim.ci_high is None:
         return f"{start} removes an unknown part of the residual channel ({within})."
     agrees = claim.ci_low <= (claim.reference or 0.0) <= claim.ci_high
-    does = (
-        "removes no measurable part"
-        if claim.ci_low <= 0 <= claim.ci_high
-        else f"{'removes' if claim.estimate > 0 else 'adds'} {percent(abs(claim.estimate))}"
-    )
+    does = "removes part of" if claim.estimate > 0 else "enlarges"
+    if claim.ci_low <= 0 <= claim.ci_high:
+        does = "has no clear effect on"
     return (
-        f"{start} {does} of the residual channel at early queries ({percent(claim.estimate)}, "
-        f"{within}); the study's 40% is {'inside' if agrees else 'outside'} that interval."
+        f"{start} {does} the residual channel at early queries (fraction removed: "
+        f"{percent(claim.estimate)}, {within}); the study's 40% is "
+        f"{'inside' if agrees else 'outside'} that interval."
     )
 
 
@@ -136,5 +137,5 @@ def _sure(analysis: Analysis, claims: list[Claim]) -> str:
     tally = ", ".join(f"{counts[v]} {name}" for v, name in VERDICTS.items() if v in counts)
     store = analysis.files.shifted or analysis.files.natural
     units = "" if store is None else f" over {len(set(store.item.tolist()))} items"
-    brackets = f"In brackets: {analysis.inference.percent} intervals{units}."
-    return f"{brackets} Of {len(claims)} claims: {tally}."
+    brackets = f"Brackets give {analysis.inference.percent} intervals{units}."
+    return f"{brackets} The verdicts on {len(claims)} claims: {tally}."

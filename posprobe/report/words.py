@@ -1,4 +1,4 @@
-"""Numbers as they are read: few digits, a minus sign, an interval or a word where there is none."""
+"""Numbers for readers: few digits, a true minus sign, unbounded intervals in words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERDICTS = {
 
 
 def number(value: object) -> str:
-    """Three significant digits; small ones with an exponent; nothing for what is not there."""
+    """Three significant digits, an exponent for small numbers, '' for None and NaN."""
     if value is None or isinstance(value, str | bool):
         return str(value or "")
     if not isinstance(value, float):
@@ -43,7 +43,7 @@ def percent(value: float) -> str:
 
 
 def bounds(low: float | None, high: float | None, *, percents: bool = False) -> str:
-    """An interval in words, unbounded ones by name."""
+    """An interval as "low to high"; an unbounded one is named."""
     if low is None or high is None or pd.isna(low) or pd.isna(high):
         return "interval unbounded"
     if percents:
@@ -54,9 +54,10 @@ def bounds(low: float | None, high: float | None, *, percents: bool = False) -> 
 def removed(row: pd.Series) -> str:
     """A fraction removed with its interval, or the factor by which V_R more than doubles."""
     value, low, high = (row[name] for name in ("fraction_removed", "low", "high"))
-    if value >= -1 or pd.isna(low):
-        return f"{percent(value)} ({bounds(low, high, percents=True)})"
-    return f"nothing: V_R grows {1 - value:.1f}-fold ({bounds(1 - high, 1 - low)})"
+    if value >= -1:
+        return f"{percent(value)} of V_R ({bounds(low, high, percents=True)})"
+    grown = bounds(low, high) if pd.isna(low) else bounds(1 - high, 1 - low)
+    return f"nothing: V_R grows {1 - value:.1f}-fold ({grown})"
 
 
 def with_interval(row: pd.Series, name: str, *, percents: bool = False) -> str:

@@ -1,1 +1,1 @@
-"""One file a command: `audit`, `analyze`, `compare`, `selfcheck`. They compose everything below."""
+"""One module per command (audit, analyze, compare, selfcheck); they compose the other rooms."""

@@ -33,11 +33,13 @@ def analyze(
     files : iterable of str or Path
         Captures of one model and variant.
     folder : str or Path
+        Gets report.html, claims.json, tables/ and figures/; made if it does not exist.
     inference : Inference
-        How intervals are made: level, resamples, seed, processes.
+        How intervals are made: level, resamples, refits, seed, processes.
     progress : bool
+        Show a progress bar.
     **changes
-        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
+        Single fields of `inference`: ``level=0.9``, ``seed=1``, ...
 
     Returns
     -------
@@ -47,7 +49,7 @@ def analyze(
     Raises
     ------
     PosprobeError
-        For files that cannot be analyzed together, in one line.
+        If the files cannot be analyzed together; the message is one line.
     """
     inference = dataclasses.replace(inference, **changes)
     captured = sort_files(ActivationStore(path) for path in files)

@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Size:
-    """How much an audit captures; the same for all of its files."""
+    """How much an audit captures, for all of its files."""
 
     n: int | None
     length: int
@@ -94,24 +94,25 @@ def audit(
     """Find out where a model's absolute position comes from: capture, analyze, report.
 
     Captures the natural and the shifted design, the shifted one again with each replacement of
-    position 0, and one repeated token with and without BOS. Interrupted, it goes on from there when
-    it is called again with the same arguments.
+    position 0, and one repeated token with and without BOS. If it is interrupted, call it again
+    with the same arguments: it continues where it stopped.
 
-    In full, also more replacements, key 0 hidden from the sink-reading heads (chosen on one half of
-    the natural sequences), from as many random others and from all heads, fixed denominators in the
-    first layer, no causal mask, and a window of an eighth of the length, each on the first 16
-    windows; they are paired with the same windows of the native capture. Without causal mask, also
-    the first 16 natural sequences, in which all queries then see equally many keys.
+    A full audit also captures more replacements, and interventions: key 0 hidden from the
+    sink-reading heads (chosen on one half of the natural sequences), from as many random other
+    heads and from all heads; fixed denominators in the first layer; no causal mask; and a sliding
+    window of an eighth of the length. Each is run on the first 16 windows and paired with the same
+    windows of the native capture. Without the causal mask the audit also captures the first 16
+    natural sequences, in which all queries then see the same number of keys.
 
     Parameters
     ----------
     model : ObservableModel or str
-        Or what `load_model` takes.
+        A loaded model, or what `load_model` takes.
     folder : str or Path
         Gets report.html, claims.json, tables/, figures/ and the captured files. Tables and figures
-        of an earlier run that this one does not make are deleted, captured files never are.
+        that only an earlier run made are deleted; captured files are kept.
     variant : str
-        See `posprobe.models.variants`; only with `model` given by name.
+        See `posprobe.models.variants`; used only if `model` is given by name.
     text : str or None
         The text to draw from (None: the Python language reference that comes with CPython).
     n : int or None
@@ -124,12 +125,13 @@ def audit(
     replacements : sequence of str
         Treatments of position 0, see `posprobe.captures.position0.POSITION0`.
     full : bool
-        Also the captures of more interventions; it takes about twice as long.
+        Also capture more replacements and the interventions; takes about twice as long.
     inference : Inference
-        How intervals are made; its seed is that of the stimuli too.
+        How intervals are made; its seed also draws the stimuli.
     progress : bool
+        Show a progress bar.
     **changes
-        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
+        Single fields of `inference`: ``level=0.9``, ``seed=1``, ...
 
     Returns
     -------
@@ -139,7 +141,7 @@ def audit(
     Raises
     ------
     PosprobeError
-        For a model, text, size or folder that cannot be used, in one line.
+        If a model, text, size or folder cannot be used; the message is one line.
     """
     inference = dataclasses.replace(inference, **changes)
     size = Size(n, length, window, prefixes, tuple(offsets))
@@ -203,7 +205,7 @@ def _full_plans(
 
 
 def _cuts(natural: ActivationStore, model: ObservableModel) -> dict[str, Cut]:
-    """Heads from which key 0 is hidden, by file; as many random others as sink-reading heads."""
+    """Heads from which key 0 is hidden, by file; as many random heads as sink-reading ones."""
     reading = sink_reading_heads(natural)
     shape = natural.n_layers, natural.n_heads
     compared = strongest(reading, *shape)
@@ -230,7 +232,7 @@ class _Capturing:
     progress: bool
 
     def run(self, plans: Sequence[Plan]) -> list[Path]:
-        """Capture what the folder does not hold yet."""
+        """Capture what the folder does not contain yet."""
         stimuli = [self._stimulus(plan) for plan in plans]
         total = sum(int(stimulus.lengths.sum()) for stimulus in stimuli)
         off = None if self.progress else True

@@ -31,29 +31,30 @@ def compare(
 ) -> Path:
     """Compare several models, or several variants of one, from their stored files.
 
-    Files of different weights are models. With several models of an architecture, architectures
-    are tested against the variation between models (two-stage F, the mixed model beside it,
-    planned contrasts); with one of each the test is refused with the reason, and the description
-    given. Files of the same weights under several variants are compared item by item, and test no
-    architecture.
+    Files of different weights are models. With several models per architecture, posprobe tests
+    architectures against the variation between models (two-stage F, a mixed model, planned
+    contrasts). With one model of each, it describes them and says why it does not test them. Files
+    of the same weights under several variants are compared item by item, which does not test
+    architectures.
 
     Parameters
     ----------
     files : iterable of str or Path
-        Of each model a capture of the shifted design; natural captures (sinks) and captures with
-        position 0 replaced besides, where there are any.
+        A capture of the shifted design for each model; optionally its natural captures (for
+        sinks) and its captures with position 0 replaced.
     folder : str or Path
         Gets report.html, comparison.json, tables/ and figures/.
     architectures : mapping of str to str, optional
-        Architecture to pattern of model names or files; by default a model's name without a number
-        at its end, so that zoo/rope-0 and zoo/rope-1 are two models of rope.
+        Architecture to pattern of model names or files. By default the architecture is the model's
+        name without a number at its end: zoo/rope-0 and zoo/rope-1 are two models of rope.
     different_tokens : bool
         Allow files of different tokens (models with different tokenizers).
     inference : Inference
         How intervals are made: level, resamples, seed.
     progress : bool
+        Show a progress bar.
     **changes
-        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
+        Single fields of `inference`: ``level=0.9``, ``seed=1``, ...
 
     Returns
     -------
@@ -63,7 +64,7 @@ def compare(
     Raises
     ------
     PosprobeError
-        For files that cannot be compared, in one line.
+        If the files cannot be compared; the message is one line.
 
     Examples
     --------

@@ -1,12 +1,12 @@
 """Do the intervals keep their promise? Coverage and chance levels, measured by simulation.
 
-Each study draws data whose truth is known, many times, and counts how often an interval holds it.
+Each study draws data with a known truth many times and counts how often an interval contains it.
 The gate around a nominal rate c over R repetitions is ``c ± max(0.02, 2.9 sqrt(c (1 - c) / R))``:
 at R = 1,000 that is [0.93, 0.97] for 95% intervals, and an interval that keeps its promise misses
-it about once in 270 runs, at any R. With fewer repetitions the gate is wider and only grosser
-faults are seen; at R = 100 it starts at 0.887, so that a true coverage of 0.8 fails it 99 times in
-100. Intervals that take tokens for independent are studied too. They must fail: a gate that lets
-them pass measures nothing.
+it about once in 270 runs, at any R. With fewer repetitions the gate is wider and detects only
+larger faults; at R = 100 it starts at 0.887, and a true coverage of 0.8 fails it 99 times in 100.
+Intervals that treat tokens as independent are studied too. They must fail: a gate that lets them
+pass measures nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Measure:
     statistic : str
         What `observed` is: ``"coverage"``, ``"false positives"`` or ``"mean R2"``.
     nominal : float
-        What it should be, or for the wrong method, what that claims.
+        What `observed` should be or, for the wrong method, what that method claims.
     bounds : tuple of float or None
         Fixed gate; None: `gate` of the nominal rate.
     """
@@ -86,7 +86,7 @@ class Study:
 
 
 def gate(nominal: float, repetitions: int) -> tuple[float, float]:
-    """Bounds of a rate that is nominal: 2.9 binomial standard errors, at least 0.02.
+    """Bounds for the observed rate: nominal ± 2.9 binomial standard errors, at least ± 0.02.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def simulate_sequences(
     rng : Generator
         Source of randomness.
     signal : float
-        Standard deviation of the position part of the first feature; that of the noise is 1.
+        Standard deviation of the position part of the first feature; the noise has 1.
     n_features : int
         Number p of features.
 
@@ -199,7 +199,7 @@ def run(
     with tqdm(total=repetitions * len(cells), disable=not progress, unit="repetition") as bar:
         for name, n in cells:
             bar.set_description(f"{name}, S={n}")
-            # Keyed by what is run, so that a table of some studies agrees with the table of all.
+            # keyed by study and size, so a table of some studies agrees with the table of all
             root = np.random.SeedSequence(seed, spawn_key=(list(STUDIES).index(name), n))
             tables.append(
                 run_study(STUDIES[name], n, repetitions, root, n_jobs=n_jobs, tick=bar.update)
@@ -261,7 +261,7 @@ def run_study(
 
 
 def _row(measure: Measure, n: int, outcomes: pd.Series) -> dict[str, Any]:
-    """Average the outcomes and hold them against the gate."""
+    """Average the outcomes and check them against the gate."""
     repetitions = len(outcomes)
     observed, error = float(outcomes.mean()), float(outcomes.std(ddof=1) / np.sqrt(repetitions))
     low, high = measure.bounds or gate(measure.nominal, repetitions)
@@ -280,7 +280,7 @@ def _row(measure: Measure, n: int, outcomes: pd.Series) -> dict[str, Any]:
 
 
 def _covers(interval: Interval, truth: float) -> float:
-    """1.0 where the interval holds the truth; an unbounded one always does."""
+    """1.0 where the interval contains the truth; an unbounded one always does."""
     return float(not interval.excludes(truth))
 
 
@@ -325,7 +325,7 @@ def _token_interval(
 
 
 def _repeat_heads(n: int, rng: np.random.Generator, truth: float) -> Outcomes:
-    """Correlated heads without effect: their intervals must all hold 0 at once."""
+    """Correlated heads without effect: all their intervals must contain 0 at once."""
     heads = rng.normal(size=(n, N_HEADS)) + rng.normal(size=(n, 1))
     replicates = cluster_weights(n, 1000, rng) @ heads / n
     many = max_t(heads.mean(axis=0), replicates, n=n, level=LEVEL)
@@ -347,8 +347,8 @@ STUDIES: dict[str, Study] = {
     "paired ratio": Study(
         {
             "fieller": Measure("Fieller, paired ratio", "coverage", LEVEL),
-            # Only a cross-check: with baselines as noisy as here it falls short of 0.93 at
-            # S = 30, where Fieller's does not. It is held to 0.90, and is no default.
+            # Only a cross-check, not a default: with baselines as noisy as here it falls short of
+            # 0.93 at S = 30, where Fieller's does not, so its gate starts at 0.90.
             "log": Measure("bootstrap t of the log ratio", "coverage", LEVEL, (0.9, 1.0)),
         },
         _repeat_ratio,
@@ -357,8 +357,8 @@ STUDIES: dict[str, Study] = {
         {
             "refit": Measure("refit standard error + t, CV R2", "coverage", LEVEL),
             "tokens": Measure("i.i.d. tokens, CV R2 (wrong)", "coverage", LEVEL, (0.0, 0.6)),
-            # Not what it is for: shown for what it costs to take it for the other estimand. It
-            # falls short, by less the more sequences there are (0.87 at S = 30, 0.92 at S = 100).
+            # A misuse, to show what reading it as the other estimand costs. It falls short, by
+            # less with more sequences (0.87 at S = 30, 0.92 at S = 100).
             "scores": Measure("fixed-probe limits read as refit", "coverage", LEVEL, (0.75, 0.98)),
         },
         _repeat_r2,
@@ -370,8 +370,8 @@ STUDIES: dict[str, Study] = {
     "controls": Study(
         {
             "shifted": Measure("circular shift", "false positives", (1 - LEVEL) / 2, (0.0, 0.05)),
-            # One permutation of 48 positions correlates with the order by chance, so that an
-            # exact 0 is not to be had; its expected R2 is that of the probe divided by 47.
+            # One permutation of 48 positions correlates with the order by chance, so R2 is not
+            # exactly 0; its expected value is the probe's R2 divided by 47.
             "permuted": Measure("fixed permutation", "mean R2", 0.0, (-0.05, 0.05)),
         },
         _repeat_controls,

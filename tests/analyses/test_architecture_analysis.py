@@ -37,12 +37,14 @@ def report(tmp_path_factory, script):
 
 
 def test_the_summary_says_where_comparisons_agree_and_where_not(script, report):
-    text = script.summarise(report, curves())
-    rows = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("| H")}
+    lines = script.summarise(report, curves()).splitlines()
+    rows = {line.split(":")[0]: line for line in lines if line.startswith("| H")}
+    text = " ".join(" ".join(lines).split())
+    assert max(len(line) for line in lines if not line.startswith("|")) <= 120
     assert rows["| H1"].endswith("| contradicted | supported | disagree |")
     assert rows["| H3"].endswith("| supported | supported | agree |")
     assert "not run: yarn(8): inert here" in text
-    assert "Paired over items; no test of architecture." in text
+    assert "Variants are paired over items; architectures are not tested." in text
     assert "Primary test, V_R at mean depth: F(2, 3) = " in text
     assert "Without equal variances (Welch): F(2, " in text
     assert "(learning rate at the end 6.0e−4)" in text
@@ -55,9 +57,7 @@ def test_sinks_are_stable_where_no_head_changed(script, tmp_path):
     (tmp_path / "tables").mkdir()
     pd.DataFrame({"model": ["rope-1"]}).to_csv(tmp_path / "tables" / "models.csv")
     text = script.stability_sentence(curves(growth=-2e-5), tmp_path)
-    assert text.endswith(
-        "in 0 of 1 models, and by 0.02 at most: sinks, and their absence, were stable."
-    )
+    assert "in 0 of 1 models (at most by 0.02), so their attention to key 0 was stable" in text
 
 
 def test_an_undecided_hypothesis_is_no_disagreement(script):
@@ -104,4 +104,4 @@ def test_replacement_counts_what_is_removed_and_what_grows(script, tmp_path):
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "tables" / "replacement.csv", index=False)
     (text,) = script.replacement_sentences(tmp_path)
     assert "rope 0.1 to 0.8, window −4 to −4" in text
-    assert "Of 3 models V_R gets smaller in 1 and larger in 1" in text
+    assert "V_R shrinks in 1 of 3 models and grows in 1" in text

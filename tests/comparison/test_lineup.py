@@ -53,7 +53,7 @@ def test_architectures_may_be_said(models):
 )
 def test_a_change_of_attention_is_no_architecture(change, tmp_path):
     files = family(tmp_path, seeds=2, interventions=[{"causal": True, "cut_sink": None} | change])
-    refuses(f"with attention changed \\({min(change)}\\), which is no architecture", files)
+    refuses(f"under an intervention \\({min(change)}\\), which does not define", files)
 
 
 def test_natural_captures_of_other_lengths_are_refused(models, tmp_path):
@@ -159,13 +159,13 @@ def test_refuses_a_model_given_twice(models, tmp_path):
 @pytest.mark.parametrize("variant", ["standard", "ntk(8)"])
 def test_refuses_two_models_of_one_name(models, tmp_path, variant):
     twin = file_of(tmp_path / "b.h5", "rope-0", weights_digest="other", variant=variant)
-    said = "model 'zoo/rope-0' stands there with different weights: capture it with one --model-dt"
+    said = "two sets of weights named 'zoo/rope-0': capture a model with one --model-dt"
     refuses(said, [*models, twin])
 
 
 def test_refuses_weights_that_some_models_share(models, tmp_path):
     twin = file_of(tmp_path / "b.h5", "rope-0", variant="ntk(8)")
-    said = r"model 'zoo/rope-0' stands there as standard and ntk\(8\) beside other models"
+    said = r"model 'zoo/rope-0' is given as standard and ntk\(8\) together with other models, so"
     refuses(said, [*models, twin])
 
 
@@ -195,7 +195,7 @@ def test_refuses_files_of_different_designs(fields, said, models, tmp_path):
 def test_different_tokens_are_refused_unless_allowed(models, tmp_path):
     tokens = synthetic.shifted_index(8, (1, 4, 7), 4)["tokens"] * 2
     other = file_of(tmp_path / "b.h5", "gemma", index={"tokens": tokens})
-    said = r"/b\.h5 and gemma.*|/shifted\.h5 and .*/b\.h5 are of different tokens: use one text"
+    said = r"/b\.h5 and gemma.*|/shifted\.h5 and .*/b\.h5 contain different tokens: use one text"
     refuses(said, [*models, other])
     lineup = line_up([*models, other], different_tokens=True)
     assert not lineup.same_tokens

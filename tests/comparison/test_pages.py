@@ -93,7 +93,7 @@ def test_a_comparison_of_variants_says_so(tmp_path):
     paths = [store.path for store in variants(tmp_path)]
     page = compare(paths, tmp_path / "out", progress=False).read_text()
     assert "3 variants of one checkpoint" in page
-    assert "test no architecture" in page
+    assert "do not test architectures" in page
     assert "Tests of architecture" not in page
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "contrasts.csv")) == 5 + 3 + 5 + 5
 

@@ -126,7 +126,7 @@ def test_one_architecture_is_described_and_not_tested(tmp_path):
     found = compare_lineup(line_up(family(tmp_path, truth={"rope": TRUTH["rope"]})))
     assert found.found["V_R"].reason.startswith("one architecture ('rope'): there is nothing")
     claims = hypothesis_claims(found)
-    assert claims[0].protocol == "needs one each of: ntk, window, and standard (or rope)"
+    assert claims[0].protocol == "needs files of ntk, of window, and of standard (or rope)"
     assert [a.verdict for a in answers(found, claims)][-1] == "supported"
 
 

@@ -230,8 +230,8 @@ def test_full_layers_are_marked_where_others_look_through_a_window(tables):
 
     table = tables["channels_by_layer"]
     mixed = table.assign(layer_type=["window(4)" if k else "full" for k in table["layer"]])
-    assert "full attention (others: window)" in labels(mixed)
-    assert "full attention (others: window)" not in labels(table)
+    assert "full attention (others: sliding window)" in labels(mixed)
+    assert "full attention (others: sliding window)" not in labels(table)
 
 
 def test_a_panel_of_a_design_needs_that_design(tables):
@@ -242,7 +242,7 @@ def test_a_panel_of_a_design_needs_that_design(tables):
 
 
 def test_an_unknown_name_is_refused(tables):
-    with pytest.raises(DesignError, match="no figure is called 'pies'; there are position_eff"):
+    with pytest.raises(DesignError, match="no figure is called 'pies': choose from position_eff"):
         draw("pies", tables)
 
 

@@ -179,19 +179,33 @@ def test_findings_are_computed_from_the_tables(analysis):
     changed = with_row(analysis, "fixed_forward", layers="0, 7", low=np.nan, high=np.nan)
     denominator = next(section for section in SECTIONS if section.name == "denominator")
     text = denominator.finding(changed)
-    assert "in layers 0, 7, V_R loses 40% (interval unbounded). Mind." in text
+    assert "in layers 0, 7, removes 40% of V_R (interval unbounded). Mind." in text
     masked = next(section for section in SECTIONS if section.name == "masks").finding(analysis)
     assert masked.startswith(
-        "No causal mask: largest |M| 0 nats, V_T 0.125 (0.100 to 0.150) nats² (natively 0.250); "
-        "window of 9 tokens, behind the window: largest"
+        "No causal mask: largest |M| 0 nats, V_T 0.125 (0.100 to 0.150) nats² (natively 0.250). "
+        "Window of 9 tokens, behind the window: largest"
     )
-    assert "with R² 0.50 under the mask, 0.25 without" in masked
+    assert "with R² 0.50 under the mask and 0.25 without it" in masked
     cuts = next(section for section in SECTIONS if section.name == "cuts").finding(analysis)
     assert cuts.startswith(
-        "Of V_R in the heads left whole, hiding key 0 from sink-reading (2) heads removes 40% "
-        "(20% to 60%)."
+        "Hiding key 0 from sink-reading heads (2) removes 40% of V_R (20% to 60%), measured in the "
+        "heads left whole."
     )
     assert "V_R grows 6.0-fold (4.0 to 8.0)" in cuts
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        (0.0, "Position 0 is bit-identical at every depth to a run on its token alone."),
+        (2e-7, "Position 0 differs from a run on its token alone by at most 2.0e−7 of its norm"),
+    ],
+)
+def test_position_0_is_called_identical_only_where_it_is(analysis, difference, words):
+    table = analysis.tables["closed_system"].assign(difference=difference)
+    changed = dataclasses.replace(analysis, tables=analysis.tables | {"closed_system": table})
+    section = next(section for section in SECTIONS if section.name == "position0")
+    assert section.finding(changed).startswith(words)
 
 
 def test_the_n_of_a_protocol_counts_items(page, stores):
@@ -232,11 +246,14 @@ def test_the_summary_says_what_carries_position_and_whether_the_channels_oppose(
     ("values", "words"),
     [
         (dict(relation="reinforcing"), "The two channels reinforce each other."),
-        (dict(relation="not distinguishable"), "oppose or reinforce each other cannot be told"),
-        (dict(V_T_low=-0.1), "is not seen to depend on absolute position"),
-        (dict(V_R_low=-0.1), "Only the causal mask is seen to carry it"),
-        (dict(V_M_low=-0.1), "Only the residual stream is seen to carry it"),
-        (dict(V_M_low=-0.1, V_R_low=-0.1), "Neither channel is seen to carry it"),
+        (
+            dict(relation="not distinguishable"),
+            "do not tell whether the two channels oppose",
+        ),
+        (dict(V_T_low=-0.1), "no evidence that attention in this model depends on absolute"),
+        (dict(V_R_low=-0.1), "Only the causal mask is found to carry it"),
+        (dict(V_M_low=-0.1), "Only the residual stream is found to carry it"),
+        (dict(V_M_low=-0.1, V_R_low=-0.1), "Neither channel is found to carry it"),
     ],
 )
 def test_the_summary_follows_the_table(analysis, claims, values, words):
@@ -252,12 +269,19 @@ def test_a_direction_is_told_only_where_it_is_known(analysis, claims):
             table.loc[first, [f"{part}_low", part, f"{part}_high"]] = low, value, high
         changed = analysis.tables | {"position_effects": table}
         seen[name] = summary(dataclasses.replace(analysis, tables=changed), claims)
-    assert "attends more at a fixed distance, by 2.0 (1.0 to 3.0) nats" in seen["up"]
+    assert "raises log attention at a fixed distance by 2.0 (1.0 to 3.0) nats" in seen["up"]
     assert "the residual stream adds 2.0 (1.0 to 3.0) nats" in seen["up"]
-    assert "attends less at a fixed distance, by 2.0 (1.0 to 3.0) nats" in seen["down"]
+    assert "lowers log attention at a fixed distance by 2.0 (1.0 to 3.0) nats" in seen["down"]
     assert "the residual stream takes away 2.0 (1.0 to 3.0) nats" in seen["down"]
-    assert "neither clearly more nor clearly less" in seen["none"]
+    assert "neither clearly raises nor clearly lowers" in seen["none"]
     assert "the residual stream changes it by 2.0 (−1.0 to 3.0) nats" in seen["none"]
+
+
+@pytest.mark.parametrize(("mask", "residual", "said"), [(1.2, -0.2, True), (0.8, 0.2, False)])
+def test_a_negative_share_is_explained(analysis, claims, mask, residual, said):
+    shares = dict(status="ok", share_mask=mask, share_residual=residual)
+    text = summary(with_row(analysis, "channels", **shares), claims)
+    assert ("only where −C exceeds the channel's own variance" in text) is said
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -266,7 +290,7 @@ def test_undefined_is_never_a_number(analysis, tmp_path):
     values = {"status": "undefined"} | dict.fromkeys(shares, np.nan)
     changed = with_row(analysis, "channels", **values)
     text = render(changed, tmp_path)
-    assert "Shares are undefined: the total is not distinguishable from 0." in text
+    assert "Shares are undefined because V_T is not distinguishable from 0." in text
     assert "share of the variance" not in text
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
@@ -309,6 +333,8 @@ def test_intervals_have_the_digits_that_their_width_allows():
     assert percent(-0.001) == "0%"
     row = pd.Series(dict(fraction_removed=-9.0, low=-11.0, high=-7.0))
     assert removed(row) == "nothing: V_R grows 10.0-fold (8.0 to 12.0)"
+    row = pd.Series(dict(fraction_removed=-9.0, low=np.nan, high=np.nan))
+    assert removed(row) == "nothing: V_R grows 10.0-fold (interval unbounded)"
 
 
 # --- which model ---
@@ -339,7 +365,7 @@ def test_quantised_and_small_models_are_called_so(stores, quantization, width, w
 
 def test_the_page_says_what_the_model_is(page, stores):
     text = plain(page)
-    assert "This is a small model: what is found here is found in this model." in text
+    assert "This is a small model, and other models may behave differently." in text
     assert f"weights, SHA-256 {stores['natural'].header.weights_digest}" in text
 
 
@@ -381,7 +407,7 @@ def test_sections_without_tables_are_one_line(analysis, stores, tmp_path):
     text = render(partial, tmp_path, make_claims(analysis))
     assert "do not tell which channel carries absolute position" in text
     for section in SECTIONS:
-        note = squeezed(f"{section.title} Needs {section.missing}.")
+        note = squeezed(f"{section.title} This needs {section.missing}.")
         assert (note in text) == (section.name != "repeated")
 
 
