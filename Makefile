@@ -1,25 +1,31 @@
 # make audit   a report on where MODEL gets absolute position from, in OUT
-# make test    the checks and the tests; make check and make slow run parts of it on their own
+# make test    the checks and the tests, in WORKERS processes (0: in one, as a debugger needs)
+# make check   the checks alone; make slow: the tests that take minutes; make coverage: by branches
 # make reports reruns the analyses into out/anew and says what differs from the committed reports
 PYTHON ?= python3.11
 VENV ?= .venv
 MODEL ?= smollm2
 OUT ?= out/$(notdir $(MODEL))
 ARGS ?=
+WORKERS ?= 2
 GEMMA ?=
 ANEW := out/anew
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 SOURCES := posprobe tests $(wildcard benchmarks analyses)
 
-.PHONY: audit test check slow benchmarks reports setup clean
+.PHONY: audit test check slow coverage benchmarks reports setup clean
 
 audit: $(STAMP)
 	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) $(ARGS)
+
+coverage: $(STAMP)
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

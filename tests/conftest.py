@@ -1,12 +1,14 @@
 import os
 
-import hypothesis
-import numpy as np
-import pytest
-
 # Before anything imports the libraries that read them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are divided among the workers already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import numpy as np
+import pytest
 
 # The same examples on every run: a failure in continuous integration can be repeated at home.
 hypothesis.settings.register_profile("posprobe", derandomize=True, deadline=None, max_examples=30)

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 
 import posprobe
 
@@ -34,6 +35,22 @@ def run(code):
     )
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
+
+
+def project():
+    """What `pyproject.toml` says of the package."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def read_yaml(name):
+    """A YAML file of the repository; every value is left as it is written there."""
+    return yaml.load((ROOT / name).read_text(), Loader=yaml.BaseLoader)
+
+
+def pins():
+    """Version of each package by name, from `constraints.txt`."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line[:1] != "#")
 
 
 def without_torch():
@@ -103,9 +120,46 @@ def test_the_version_is_in_the_changelog():
 
 
 def test_every_pin_is_exact():
-    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
-    assert pins
-    assert all("==" in pin and "+" not in pin for pin in pins)
+    assert pins()
+    assert not any(sign in version for version in pins().values() for sign in "+*<>=")
+
+
+# --- what people and machines around the repository read ---
+
+
+def test_citation_has_the_version_and_the_address_of_the_package():
+    citation = read_yaml("CITATION.cff")
+    assert citation["version"] == posprobe.__version__
+    assert citation["repository-code"] == project()["urls"]["Source"]
+    assert all(url.startswith(project()["urls"]["Source"]) for url in project()["urls"].values())
+
+
+@pytest.mark.parametrize("tool", ["ruff", "codespell"])
+def test_pre_commit_runs_the_pinned_version(tool):
+    repositories = read_yaml(".pre-commit-config.yaml")["repos"]
+    (revision,) = [one["rev"] for one in repositories if f"/{tool}" in one["repo"]]
+    assert revision == f"v{pins()[tool]}"
+
+
+def test_workflow_calls_make_test_on_every_python_that_the_package_names():
+    job = read_yaml(".github/workflows/test.yml")["jobs"]["test"]
+    named = [name.rpartition(" ")[2] for name in project()["classifiers"] if "Python ::" in name]
+    assert job["strategy"]["matrix"]["python"] == named
+    assert project()["requires-python"] == f">={named[0]}"
+    assert "make test PYTHON=python" in [step.get("run") for step in job["steps"]]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.stem
+)
+def test_issue_form_has_what_github_requires(path):
+    form = read_yaml(path)
+    assert form["name"]
+    assert form["description"]
+    assert all(field["id"] and field["attributes"]["label"] for field in form["body"])
+
+
+# --- what may be reached from outside ---
 
 
 def bound_names(tree):

@@ -30,11 +30,25 @@ def check(store: ActivationStore) -> dict[str, Any]:
         "items": store.n_items,
         "tokens": store.length,
         "first_token": str(first[0]) if len(first) == 1 else f"{len(first)} different",
+        "special_tokens": _special_tokens(store),
         "mask": "none" if any(c.get("causal") is False for c in header.interventions) else "causal",
         "windowed_layers": f"{len(windows)} of {store.n_layers}",
+        "third_channel": _third_channel(store),
         "rope": _rotations(header.config, "rope_type"),
         "rope_theta": _rotations(header.config, "rope_theta"),
     }
+
+
+def _special_tokens(store: ActivationStore) -> str:
+    """Special tokens inside the text, with their counts."""
+    found = store.header.stimulus.get("special_tokens") or {}
+    return ", ".join(f"{name} {count}" for name, count in found.items()) or "none"
+
+
+def _third_channel(store: ActivationStore) -> str:
+    """By how much scores move with position by themselves, which neither channel explains."""
+    own = store.own_position
+    return "none" if own is None else f"from layer {own['layer']}, {own['change']:.3g} nats"
 
 
 def _rotations(config: Mapping[str, Any], name: str) -> str:

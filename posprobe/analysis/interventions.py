@@ -11,7 +11,7 @@ from posprobe.analysis.heads import Head, sink_head_table, sink_reading_heads, w
 from posprobe.analysis.masks import mask_probes, mask_tables
 from posprobe.analysis.precision import precision_table
 from posprobe.analysis.specification import specification_curve
-from posprobe.analysis.steps import Found, Step, given
+from posprobe.analysis.steps import Found, Step, given, is_split
 from posprobe.intervals import Inference
 from posprobe.store import ActivationStore
 
@@ -28,7 +28,7 @@ def _has(store: ActivationStore | None, purpose: str, quantity: str) -> bool:
 
 
 def _has_channels(files: Files) -> bool:
-    return _has(files.shifted, "heads", "remasked_normalizer")
+    return _has(files.shifted, "heads", "remasked_normalizer") and is_split(files.shifted)
 
 
 def _masked(files: Files, design: str) -> list[ActivationStore]:

@@ -161,7 +161,7 @@ def common_items(
         and native.offsets == other.offsets
         and native.design == other.design
         and len(both) > 0
-        and np.array_equal(_text(native, both), _text(other, both))
+        and np.array_equal(native.tokens_of(both)[:, 1:], other.tokens_of(both)[:, 1:])
     )
     if not same:
         raise DesignError(
@@ -169,9 +169,3 @@ def common_items(
             "the same design, --length and --seed"
         )
     return places[0], places[1]
-
-
-def _text(store: ActivationStore, items: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Tokens behind position 0 of some items, by item and prefix."""
-    order = np.lexsort((store.prefix_length, store.item))
-    return store.tokens[order[np.isin(store.item[order], items)], 1:]

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from posprobe.analysis.files import Files
+from posprobe.channels import why_not_split
 from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["Found", "Step", "given", "titled"]
+__all__ = ["Found", "Step", "given", "is_split", "titled"]
 
 
 class Found(NamedTuple):
@@ -50,6 +51,11 @@ def given(store: ActivationStore | None) -> ActivationStore:
     """The file that `Step.possible` has found to be there."""
     assert store is not None
     return store
+
+
+def is_split(store: ActivationStore | None) -> bool:
+    """Whether a file is there whose effects can be split into two channels."""
+    return store is not None and why_not_split(store) is None
 
 
 def titled(table: pd.DataFrame, stimulus: str) -> pd.DataFrame:

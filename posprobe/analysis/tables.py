@@ -17,7 +17,7 @@ from posprobe.analysis.position0 import closed_system_table, closure, fingerprin
 from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads, sink_table
-from posprobe.analysis.steps import Found, Step, given, titled
+from posprobe.analysis.steps import Found, Step, given, is_split, titled
 from posprobe.channels import decompose
 from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
@@ -146,9 +146,8 @@ def _repeated(files: Files, inference: Inference, *, role: str) -> Found:
     return Found({"repeated": titled(table, role)}, {role: interval})
 
 
-def _has_channels(files: Files, *, design: str) -> bool:
-    store = getattr(files, design)
-    return store is not None and "remasked_normalizer" in store.header.quantities
+def _has_channels(files: Files, *, role: str) -> bool:
+    return is_split(getattr(files, role))
 
 
 def _has_residual(files: Files) -> bool:
@@ -166,26 +165,26 @@ STEPS = (
     *(
         Step(
             f"channels, {design}",
-            partial(_has_channels, design=design),
+            partial(_has_channels, role=design),
             partial(_channels, design=design),
         )
         for design in ("shifted", "natural")
     ),
-    Step("layer 0", partial(_has_channels, design="shifted"), _layer_0),
+    Step("layer 0", partial(_has_channels, role="shifted"), _layer_0),
     Step("fingerprint", lambda files: files.shifted is not None, _fingerprint),
     Step(
         "replacement of position 0",
-        lambda files: files.shifted is not None and bool(files.replaced),
+        lambda files: is_split(files.shifted) and bool(files.replaced),
         _replacement,
     ),
     Step(
         "repeated token",
-        lambda files: files.repeated is not None,
+        partial(_has_channels, role="repeated"),
         partial(_repeated, role="repeated"),
     ),
     Step(
         "repeated token behind a BOS",
-        lambda files: files.bos_repeated is not None,
+        partial(_has_channels, role="bos_repeated"),
         partial(_repeated, role="bos_repeated"),
     ),
     *INTERVENTION_STEPS,

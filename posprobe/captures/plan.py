@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,9 @@ from posprobe.captures.options import CaptureOptions
 from posprobe.captures.position0 import check_treatment, replace_token
 from posprobe.captures.selection import parse_layers, parse_positions
 from posprobe.errors import StimulusError
-from posprobe.models import BLOCK, Intervention, ObservableModel, Observation
+from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
 from posprobe.stimuli import Stimulus
-from posprobe.store import Header
+from posprobe.store import OWN_POSITION, Header
 
 __all__ = [
     "ALONE",
@@ -93,6 +94,7 @@ def plan_capture(
     options: CaptureOptions,
     *,
     consumed: Collection[str] = (),
+    known: Header | None = None,
 ) -> CapturePlan:
     """Decide everything that a capture does.
 
@@ -103,6 +105,9 @@ def plan_capture(
     options : CaptureOptions
     consumed : collection of str
         Quantities that are computed besides those of the file.
+    known : Header or None
+        Of the same capture, finished before: what it measured before its first pass is not measured
+        again.
 
     Returns
     -------
@@ -114,11 +119,13 @@ def plan_capture(
         As in `posprobe.captures.capture_stimulus`.
     """
     _check_length(model, stimulus.tokens.shape[1], options.past_training)
+    _check_tokens(model, stimulus)
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
     stimulus = replace_token(model, stimulus, options.position0)
-    header = _header(model, stimulus, change, options, {*options.quantities, *consumed})
+    own = _own_position(model, stimulus) if known is None else _noted_own_position(known)
+    header = _header(model, stimulus, change, options, {*options.quantities, *consumed}, own)
     observation = Observation(
         n_queries=stimulus.n_queries,
         offsets=header.offsets,
@@ -177,6 +184,7 @@ def _header(
     change: Intervention,
     options: CaptureOptions,
     computed: set[str],
+    own_position: dict[str, Any],
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [effective_window(w, change, longest) or 0 for w in model.layer_windows]
@@ -201,16 +209,51 @@ def _header(
         weights_digest=model.weights_digest(),
         config=model.effective_config()
         | {"posprobe_quantization": model.quantization}
-        | {"posprobe_variant": model.variant_evidence(longest)},
+        | {"posprobe_variant": model.variant_evidence(longest)}
+        | own_position,
         trained_length=model.max_length or 0,
         variant=str(model.variant),
         position0_treatment=options.position0,
         interventions=[change.describe()],
-        stimulus=stimulus.describe(),
+        stimulus=stimulus.describe() | {"special_tokens": _special_tokens(model, stimulus)},
         seed=stimulus.seed,
         versions=versions(),
         batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
     )
+
+
+def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
+    """Refuse tokens that the model has no embedding of."""
+    known = model.model.get_input_embeddings().num_embeddings
+    beyond = np.unique(stimulus.tokens[stimulus.tokens >= known])
+    if len(beyond):
+        raise StimulusError(
+            f"token {beyond[0]} is beyond the {known} embeddings of model {model.name!r}: its "
+            "tokenizer has tokens that the model was not resized for; use the tokenizer of these "
+            "weights"
+        )
+
+
+def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int]:
+    """How often each special token stands inside the sequences, after position 0."""
+    inside = stimulus.tokens[:, 1:]
+    ids, counts = np.unique(inside[np.isin(inside, model.special_ids)], return_counts=True)
+    return {model.token_name(int(i)): int(n) for i, n in zip(ids, counts, strict=True)}
+
+
+def _noted_own_position(header: Header) -> dict[str, Any]:
+    return {key: value for key, value in header.config.items() if key == OWN_POSITION}
+
+
+def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:
+    """What a file says where scores move with position by themselves; nothing elsewhere."""
+    found = own_position(
+        model,
+        int(stimulus.tokens[-1, stimulus.lengths[-1] - 1]),
+        shortest=int(stimulus.lengths.min()),
+        longest=int(stimulus.lengths.max()),
+    )
+    return {} if found is None else {OWN_POSITION: found}
 
 
 def _layers(chosen: tuple[int, ...] | str | None, model: ObservableModel) -> tuple[int, ...] | None:

@@ -70,6 +70,7 @@ def capture(
     text: str | None = None,
     seed: int = 0,
     options: CaptureOptions = CaptureOptions(),
+    consumers: Sequence[Consumer] = (),
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | tqdm = True,
@@ -91,7 +92,7 @@ def capture(
         The text to draw from (None: the Python language reference that comes with CPython).
     options : CaptureOptions
         What is kept and what is changed.
-    resume, overwrite, progress
+    consumers, resume, overwrite, progress
         As in `capture_stimulus`.
     **changes
         Fields of `options` by themselves: ``position0="mean"``, ``offsets=(1, 2)``, ...
@@ -120,7 +121,14 @@ def capture(
         seed=seed,
     )
     return capture_stimulus(
-        model, stimulus, path, options, resume=resume, overwrite=overwrite, progress=progress
+        model,
+        stimulus,
+        path,
+        options,
+        consumers=consumers,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     )
 
 
@@ -131,6 +139,7 @@ def draw(
     design: str = "natural",
     n: int = 40,
     length: int = 256,
+    bos: str = "native",
     **options: Any,
 ) -> Stimulus:
     """Draw a stimulus for a model: `make_stimulus` with the model's tokenizer and BOS.
@@ -140,7 +149,7 @@ def draw(
     model : ObservableModel
     text : str or None
         The text to draw from (None: the Python language reference that comes with CPython).
-    design, n, length, **options
+    design, n, length, bos, **options
         As in `posprobe.make_stimulus`.
 
     Returns
@@ -159,8 +168,8 @@ def draw(
         corpus=corpus_name(corpus),
         n=n,
         length=length,
-        native_bos=model.native_bos,
-        bos_id=model.bos_id,
+        bos=bos,
+        **model.first_tokens(bos),
         **options,
     )
 
@@ -216,7 +225,8 @@ def capture_stimulus(
         nothing is left then to resume, as there is after an interruption or on a full disk.
     """
     consumed = {name for consumer in consumers for name in consumer.quantities}
-    plan = plan_capture(model, stimulus, options.changed(**changes), consumed=consumed)
+    known = ActivationStore(path).header if resume and Path(path).exists() else None
+    plan = plan_capture(model, stimulus, options.changed(**changes), consumed=consumed, known=known)
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:

@@ -14,6 +14,7 @@ from posprobe.channels.reading import (
     cut_heads,
     early_limit,
     score_shift,
+    why_not_split,
 )
 from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
 
@@ -31,4 +32,5 @@ __all__ = [
     "score_shift",
     "shares",
     "variance_table",
+    "why_not_split",
 ]

@@ -9,7 +9,7 @@ from posprobe.channels.effects import Array, ChannelEffects
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
-__all__ = ["channel_effects", "cut_heads", "early_limit", "score_shift"]
+__all__ = ["channel_effects", "cut_heads", "early_limit", "score_shift", "why_not_split"]
 
 # The items of a block: the scores of a layer are never in memory as a whole.
 BLOCK_ITEMS = 64
@@ -32,6 +32,23 @@ def cut_heads(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
         else:
             hidden[[head for at, head in heads if at == layer]] = True
     return hidden
+
+
+def why_not_split(store: ActivationStore) -> str | None:
+    """Why the effects of a file cannot be split into two channels; None where they can.
+
+    Either the file lacks a score, or scores of its model move with position by themselves: then
+    T = M + R + P has a third part P, which T - M would count as the residual channel.
+    """
+    missing = [name for name in REQUIRED if name not in store.header.quantities]
+    if missing:
+        return f"has no {missing[0]!r}; capture it with all scores"
+    if (own := store.own_position) is not None:
+        return (
+            "cannot be split into two channels: scores move with position by themselves (from "
+            f"layer {own['layer']} on, by up to {own['change']:.3g} nats), which is a third channel"
+        )
+    return None
 
 
 def channel_effects(
@@ -70,11 +87,12 @@ def channel_effects(
     Raises
     ------
     DesignError
-        If the file lacks a quantity that the split needs, or is not of the shifted design.
+        If the file lacks a quantity that the split needs, or scores of its model move with position
+        by themselves, which would be read as the residual channel.
     """
-    missing = [name for name in REQUIRED if name not in store.header.quantities]
-    if missing:
-        raise DesignError(f"{store.path.name} has no {missing[0]!r}; capture it with all scores")
+    reason = why_not_split(store)
+    if reason is not None:
+        raise DesignError(f"{store.path.name} {reason}")
     n_items = store.n_items
     pooled = max_units is not None and n_items > max_units
     if max_units is not None and n_items > max_units:

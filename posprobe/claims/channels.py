@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from posprobe.analysis import Analysis, listed, n_units, shifted_design
+from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     TOLERANCE,
     Claim,
@@ -12,14 +13,13 @@ from posprobe.claims.verdicts import (
     below_everywhere,
     make_claim,
     not_applicable,
-    row_interval,
+    split_needs,
 )
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["NEEDS_SHIFTED", "channel_claims", "repeated_claims"]
+__all__ = ["channel_claims", "repeated_claims"]
 
-NEEDS_SHIFTED = "needs a capture of the shifted design (--design shifted) with all scores"
 OTHER_CHANNEL = {"mask": "residual stream", "residual": "mask"}  # which has the rest
 
 
@@ -35,8 +35,9 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
     }
     store, table = analysis.files.shifted, analysis.tables.get("channels", pd.DataFrame())
     if store is None or "shifted" not in set(table.get("stimulus", ())):
+        reason = split_needs(store, "shifted")
         everything = statements | {f"share_{k}": _share_statement(k) for k in OTHER_CHANNEL}
-        return [not_applicable(name, text, NEEDS_SHIFTED) for name, text in everything.items()]
+        return [not_applicable(name, text, reason) for name, text in everything.items()]
     row = table[table["stimulus"] == "shifted"].iloc[0]
     protocol = (
         f"{shifted_design(store)} Mean over {store.n_layers} layers, {store.n_heads} heads and "
@@ -46,7 +47,10 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
     quantities = dict(zip(statements, ("V_T", "V_M", "V_R", "C_MR"), strict=True))
     claims = []
     for name, text in statements.items():
-        interval = row_interval(row, quantities[name], store, analysis.level)
+        variance = quantities[name]
+        interval = Interval.of_row(
+            row, variance, limits=variance, level=analysis.level, method="t", n=n_units(store)
+        )
         claims.append(make_claim(name, text, interval, "nats^2", above(interval, 0.0), protocol))
     return [*claims, *_share_claims(row, store, protocol, analysis.level)]
 
@@ -69,14 +73,14 @@ def _share_claims(
             reason = "undefined: the total effect V_T is not distinguishable from 0"
             claims.append(not_applicable(name, statement, reason))
             continue
-        interval = Interval(
-            float(row[name]),
-            float(row[f"{name}_low"]),
-            float(row[f"{name}_high"]),
-            level,
-            "fieller",
-            f"share of the {channel} channel in V_T",
-            n_units(store),
+        interval = Interval.of_row(
+            row,
+            name,
+            limits=name,
+            level=level,
+            method="fieller",
+            estimand=f"share of the {channel} channel in V_T",
+            n=n_units(store),
         )
         text = f"{protocol} Share (V + C)/V_T with Fieller's interval on jackknife pseudo-values."
         claims.append(make_claim(name, statement, interval, "1", above(interval, 0.0), text))
@@ -96,9 +100,8 @@ def repeated_claims(analysis: Analysis) -> list[Claim]:
     )
     claims = []
     for name, statement, store in pairs:
-        if store is None:
-            reason = "needs a capture of the repeated design (--design repeated)"
-            claims.append(not_applicable(name, statement, reason))
+        if store is None or why_not_split(store):
+            claims.append(not_applicable(name, statement, split_needs(store, "repeated")))
             continue
         table = analysis.tables["repeated"]
         kind = "repeated" if name == "mask_isolated" else "bos_repeated"

@@ -149,14 +149,13 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
             continue
         for channel, value in (("mask", "V_M"), ("residual", "V_R")):
             worst = rows.iloc[rows[f"{value}_low"].argmin()]
-            interval = Interval(
-                float(worst[value]),
-                float(worst[f"{value}_low"]),
-                float(worst[f"{value}_high"]),
-                comparison.level,
-                "t",
+            interval = Interval.of_row(
+                worst,
                 value,
-                int(worst["items"]),
+                limits=value,
+                level=comparison.level,
+                method="t",
+                n=int(worst["items"]),
             )
             name = re.sub(r"\W+", "_", f"H3_{channel}_{architecture}").strip("_")
             statement = f"H3: the {channel} channel is present under {architecture} ({value} > 0)."

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from posprobe.analysis import SINK_RATE, Analysis, listed, shifted_design
-from posprobe.claims.channels import NEEDS_SHIFTED
 from posprobe.claims.verdicts import (
     NEGLIGIBLE_R2,
     TOLERANCE,
@@ -16,6 +14,7 @@ from posprobe.claims.verdicts import (
     below_everywhere,
     make_claim,
     not_applicable,
+    split_needs,
 )
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
@@ -57,7 +56,7 @@ def _layer_0(analysis: Analysis) -> Claim:
     store, interval = analysis.files.shifted, analysis.intervals.get("layer_0_rest")
     table = analysis.tables.get("channels_by_layer")
     if store is None or interval is None or table is None:
-        return not_applicable(name, statement, NEEDS_SHIFTED)
+        return not_applicable(name, statement, split_needs(store, "shifted"))
     row = table[(table["stimulus"] == "shifted") & (table["layer"] == 0)].iloc[0]
     largest = _largest(analysis, "layer_0_rest")
     protocol = (
@@ -77,7 +76,7 @@ def _offsets_only(analysis: Analysis) -> Claim:
     )
     store, interval = analysis.files.shifted, analysis.intervals.get("scores_moved")
     if store is None or interval is None:
-        return not_applicable(name, statement, NEEDS_SHIFTED)
+        return not_applicable(name, statement, split_needs(store, "shifted"))
     largest = _largest(analysis, "scores_moved")
     protocol = (
         f"{shifted_design(store)} Layer 0, whose queries and keys are those of the tokens: scores "
@@ -286,7 +285,7 @@ def _mask_protocol(table: pd.DataFrame, key: str) -> str:
 def _unmasked(analysis: Analysis) -> Claim:
     name = "normalizer_without_mask"
     statement = (
-        "Without the causal mask the normalizers of layer 0 tell nothing about position (R2 < "
+        "Without the causal mask position cannot be read from the normalizers of layer 0 (R2 < "
         f"{NEGLIGIBLE_R2})."
     )
     table = analysis.tables.get("mask_probes")
@@ -310,9 +309,9 @@ def _unmasked(analysis: Analysis) -> Claim:
 
 
 def _interval(row: pd.Series, column: str, estimand: str, level: float) -> Interval:
-    bounded = bool(np.isfinite(row["low"]))
-    low, high = (float(row["low"]), float(row["high"])) if bounded else (None, None)
-    return Interval(float(row[column]), low, high, level, "fieller", estimand, int(row["n"]))
+    return Interval.of_row(
+        row, column, level=level, method="fieller", estimand=estimand, n=int(row["n"])
+    )
 
 
 def _how(interval: Interval) -> str:

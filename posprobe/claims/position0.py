@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from posprobe.analysis import PRIMARY_TREATMENT, Analysis, first_token, listed, shifted_design
+from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     TOLERANCE,
     Claim,
@@ -14,6 +14,7 @@ from posprobe.claims.verdicts import (
     below,
     make_claim,
     not_applicable,
+    split_needs,
 )
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
@@ -92,17 +93,17 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
         reason = (
             f"needs the shifted design captured with --position0 native and {PRIMARY_TREATMENT}"
         )
+        if store is not None and why_not_split(store):
+            reason = split_needs(store, "shifted")
         return [not_applicable("bos_replacement", statement, reason)]
     row = primary.iloc[0]
-    bounded = pd.notna(row["low"])
-    interval = Interval(
-        float(row["fraction_removed"]),
-        float(row["low"]) if bounded else None,
-        float(row["high"]) if bounded else None,
-        analysis.level,
-        "fieller",
-        "fraction of V_R removed",
-        int(row["n"]),
+    interval = Interval.of_row(
+        row,
+        "fraction_removed",
+        level=analysis.level,
+        method="fieller",
+        estimand="fraction of V_R removed",
+        n=int(row["n"]),
     )
     protocol = (
         f"{shifted_design(store)} Primary specification, fixed beforehand: the mean embedding "

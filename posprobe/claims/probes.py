@@ -41,8 +41,8 @@ def probe_claims(analysis: Analysis) -> list[Claim]:
         reason = "needs a natural capture that keeps the residual stream of layer 0"
         return [*claims, not_applicable(name, names[name], reason)]
     row = first.iloc[0]
-    interval = Interval(
-        row["r2"], row["low"], row["high"], row["level"], row["method"], "R2", int(row["n"])
+    interval = Interval.of_row(
+        row, "r2", level=row["level"], method=row["method"], estimand="R2", n=int(row["n"])
     )
     verdict = below(interval, NEGLIGIBLE_R2)
     return [*claims, make_claim(name, names[name], interval, "R2", verdict, protocol)]

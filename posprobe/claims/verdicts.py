@@ -6,9 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import pandas as pd
-
-from posprobe.analysis import n_units
+from posprobe.channels import why_not_split
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
@@ -22,13 +20,18 @@ __all__ = [
     "below_everywhere",
     "make_claim",
     "not_applicable",
-    "row_interval",
+    "split_needs",
 ]
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "not_applicable"]
 
+# Rounding allowed in what is an identity on paper: in nats, or relative.
+TOLERANCE = 1e-4
+# A probe below this R2 is said to tell nothing about position.
+NEGLIGIBLE_R2 = 0.02
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """One sentence of the study, tested.
 
@@ -54,15 +57,15 @@ class Claim:
 
     id: str
     statement: str
-    estimate: float | None
-    unit: str
-    ci_low: float | None
-    ci_high: float | None
-    ci_level: float | None
-    ci_method: str
-    n: int | None
+    estimate: float | None = None
+    unit: str = ""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    ci_level: float | None = None
+    ci_method: str = "none"
+    n: int | None = None
     verdict: Verdict
-    reference: float | None
+    reference: float | None = None
     protocol: str
 
     def asdict(self) -> dict[str, Any]:
@@ -105,7 +108,6 @@ def make_claim(
     reference: float | None = None,
 ) -> Claim:
     """A claim with its interval and verdict."""
-    method = interval.method + (": unbounded" if interval.unbounded else "")
     return Claim(
         id=name,
         statement=statement,
@@ -114,7 +116,7 @@ def make_claim(
         ci_low=interval.low,
         ci_high=interval.high,
         ci_level=interval.level,
-        ci_method=method,
+        ci_method=interval.how,
         n=interval.n,
         verdict=verdict,
         reference=reference,
@@ -124,23 +126,12 @@ def make_claim(
 
 def not_applicable(name: str, statement: str, reason: str) -> Claim:
     """A claim that these files cannot test, with the reason as its protocol."""
-    return Claim(
-        name, statement, None, "", None, None, None, "none", None, "not_applicable", None, reason
-    )
+    return Claim(id=name, statement=statement, verdict="not_applicable", protocol=reason)
 
 
-def row_interval(row: pd.Series, name: str, store: ActivationStore, level: float) -> Interval:
-    """Bootstrap-t interval of one quantity of a table of variances."""
-    return Interval(
-        float(row[name]),
-        float(row[f"{name}_low"]),
-        float(row[f"{name}_high"]),
-        level,
-        "t",
-        name,
-        n_units(store),
-    )
-
-
-TOLERANCE = 1e-4
-NEGLIGIBLE_R2 = 0.02
+def split_needs(store: ActivationStore | None, design: str) -> str:
+    """Why a claim about both channels cannot be tested on a file, or without one."""
+    reason = None if store is None else why_not_split(store)
+    if store is None or reason is None:
+        return f"needs a capture of the {design} design (--design {design}) with all scores"
+    return f"{store.path.name} {reason}"

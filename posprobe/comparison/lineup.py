@@ -327,7 +327,7 @@ def _common_items(members: Sequence[Member]) -> NDArray[np.int32]:
 def _same_tokens(
     stores: Sequence[ActivationStore], items: NDArray[np.int32], different: bool
 ) -> bool:
-    texts = [_text(store, items) for store in stores]
+    texts = [store.tokens_of(items) for store in stores]
     for store, text in zip(stores, texts, strict=True):
         if not np.array_equal(text, texts[0]):
             if different:
@@ -339,50 +339,85 @@ def _same_tokens(
     return True
 
 
-def _text(store: ActivationStore, items: NDArray[np.int32]) -> NDArray[np.int32]:
-    order = np.lexsort((store.prefix_length, store.item))
-    return store.tokens[order[np.isin(store.item[order], items)]]
-
-
 def _notes(
     members: Sequence[Member], items: NDArray[np.int32], same_tokens: bool
 ) -> tuple[str, ...]:
-    notes = []
+    """What has to be known about the comparison, in the order in which it is printed."""
+    return (
+        *_item_notes(members, items),
+        *_token_notes(same_tokens),
+        *_offset_notes(members),
+        *_first_token_notes(members),
+        *_causal_notes(members),
+        *_window_notes(members),
+    )
+
+
+def _item_notes(members: Sequence[Member], items: NDArray[np.int32]) -> list[str]:
     counts = {member.shifted.n_items for member in members}
-    if len(counts) > 1:
-        notes.append(f"files hold {min(counts)} to {max(counts)} items: the {len(items)} common "
-                     "to all are used")  # fmt: skip
-    if not same_tokens:
-        notes.append("models saw different tokens: the same positions are compared, not one text")
+    if len(counts) == 1:
+        return []
+    return [
+        f"files hold {min(counts)} to {max(counts)} items: the {len(items)} common to all are used"
+    ]
+
+
+def _token_notes(same_tokens: bool) -> list[str]:
+    if same_tokens:
+        return []
+    return ["models saw different tokens: the same positions are compared, not one text"]
+
+
+def _offset_notes(members: Sequence[Member]) -> list[str]:
+    """One note per model with a window that is too narrow for an offset."""
+    notes = []
     for member in members:
-        windows = [w for w in member.shifted.layer_window if w]
-        if windows and min(windows) <= max(member.shifted.offsets, default=0):
+        offsets = member.shifted.offsets
+        window = min((w for w in member.shifted.layer_window if w), default=None)
+        if window is not None and window <= max(offsets, default=0):
             notes.append(
-                f"{member.name}: its window of {min(windows)} tokens hides some of the offsets "
-                f"{listed(member.shifted.offsets)}, which are left out for it"
+                f"{member.name}: its window of {window} tokens hides some of the offsets "
+                f"{listed(offsets)}, which are left out for it"
             )
-    naturals = [m for m in members if m.files.natural is not None]
-    bare = [m.name for m in naturals if m.files.natural and _leads(m.files.natural) == "text"]
-    if 0 < len(bare) < len(naturals):
-        notes.append(
-            f"natural captures of {', '.join(bare)} begin with text, the others with a BOS: "
-            "attention to key 0 is attention to another kind of token there"
-        )
+    return notes
+
+
+def _first_token_notes(members: Sequence[Member]) -> list[str]:
+    """Whether natural captures begin with different kinds of token."""
+    leads = {
+        member.name: _leads(member.files.natural)
+        for member in members
+        if member.files.natural is not None
+    }
+    if len(set(leads.values())) < 2:
+        return []
+    bare = [name for name, lead in leads.items() if lead == "text"]
+    return [
+        f"natural captures of {', '.join(bare)} begin with text, the others with a BOS: "
+        "attention to key 0 is attention to another kind of token there"
+    ]
+
+
+def _causal_notes(members: Sequence[Member]) -> list[str]:
     blind = [m.name for m in members if m.shifted.header.variant == "no_causal"]
-    if blind:
-        notes.append(
-            f"{', '.join(blind)}: without a causal mask V_M = 0 by construction, and V_R holds the "
-            "length of the sequence, no residual channel; left out of H3"
-        )
+    if not blind:
+        return []
+    return [
+        f"{', '.join(blind)}: without a causal mask V_M = 0 by construction, and V_R holds the "
+        "length of the sequence, no residual channel; left out of H3"
+    ]
+
+
+def _window_notes(members: Sequence[Member]) -> list[str]:
+    """How a window changes what both channels mean."""
     windowed = dict.fromkeys(m.architecture for m in members if any(m.shifted.layer_window))
-    if windowed:
-        notes.append(
-            f"late queries of {', '.join(windowed)} do not see key 0 behind a window: the mask "
-            "channel there holds its coming into sight too, with the late row's score of it"
-        )
-        notes.append(
-            f"behind prefixes of its window or longer the mask channel of {', '.join(windowed)} is "
-            "closed (M = 0): the residual channel may be larger beside the mask's, V_R/(V_R + V_M),"
-            " because V_M is smaller; read V_R and V_M themselves"
-        )
-    return tuple(notes)
+    if not windowed:
+        return []
+    names = ", ".join(windowed)
+    return [
+        f"late queries of {names} do not see key 0 behind a window: the mask channel there holds "
+        "its coming into sight too, with the late row's score of it",
+        f"behind prefixes of its window or longer the mask channel of {names} is closed (M = 0): "
+        "the residual channel may be larger beside the mask's, V_R/(V_R + V_M), because V_M is "
+        "smaller; read V_R and V_M themselves",
+    ]

@@ -228,13 +228,13 @@ def _pool(parts: list[Variances]) -> Variances:
 def _both(
     over_models: Interval, pooled: Variances | None, value: str, level: float
 ) -> dict[str, Any]:
+    """A variance with its limits over models, and over items where those can be pooled."""
     low, high = (np.nan,) * 2
     if pooled is not None:
         low, high = (float(limit[0, 0]) for limit in pooled.limits(value, level))
     return {
         "estimate": over_models.estimate,
-        "low_models": over_models.low,
-        "high_models": over_models.high,
+        **_limits(over_models, "models"),
         "method_models": over_models.method,
         "low_items": low,
         "high_items": high,
@@ -244,31 +244,71 @@ def _both(
 def share_rows(
     parts: list[Variances], pooled: Variances | None, level: float
 ) -> list[dict[str, Any]]:
-    """Shares of both channels: ratios of means over models."""
-    means = {k: np.array([p.estimate[k][0, 0] for p in parts]) for k in CHANNELS}
+    """Shares of both channels: ratios of means over models, with limits over models and items.
+
+    A share is shown where V_T is distinguishable from 0: over items, or over models where their
+    items cannot be pooled. Otherwise its estimate and its limits over models are NaN.
+
+    Parameters
+    ----------
+    parts : list of Variances
+        One per model of an architecture, with a single cell.
+    pooled : Variances or None
+        Their mean, resampled over items; None where models saw different tokens.
+    level : float
+
+    Returns
+    -------
+    list of dict
+        Keys: quantity, estimate, low_models, high_models, low_items, high_items, method_models.
+    """
     over_items = {} if pooled is None else shares(pooled, 0, 0, level)
     rows = []
-    for name, value in (("mask", "V_M"), ("residual", "V_R")):
-        total, part = means["V_T"], means[value] + means["C_MR"]
-        row: dict[str, Any] = {"quantity": f"share_{name}", "estimate": np.nan}
-        row |= dict.fromkeys(("low_models", "high_models", "low_items", "high_items"), np.nan)
-        row["method_models"] = "one model per architecture" if len(parts) == 1 else "fieller"
-        inside = over_items.get(name)
-        if inside is not None and not inside.unbounded:
-            row |= {"low_items": inside.low, "high_items": inside.high}
-        found = None
-        if len(parts) > 1 and total.mean() > 0:
-            found = fieller_ratio(total, part, quantity="ratio", level=level, estimand="share")
-        if pooled is None:
-            known = found is None or not found.unbounded
-        else:
-            known = not np.isnan(row["low_items"])
-        if known and total.mean() > 0:
-            row["estimate"] = float(part.mean() / total.mean())
-            if found is not None:
-                row |= {"low_models": found.low, "high_models": found.high}
-        rows.append(row)
+    for channel, value in (("mask", "V_M"), ("residual", "V_R")):
+        over_models = _share_over_models(parts, value, level)
+        deciding = over_models if pooled is None else over_items.get(channel)
+        shown = _is_bounded(deciding)
+        rows.append(
+            {
+                "quantity": f"share_{channel}",
+                "estimate": _share(parts, value) if shown else np.nan,
+                **_limits(over_models if shown else None, "models"),
+                **_limits(over_items.get(channel), "items"),
+                "method_models": "one model per architecture" if len(parts) == 1 else "fieller",
+            }
+        )
     return rows
+
+
+def _total_and_part(parts: list[Variances], value: str) -> tuple[Array, Array]:
+    """V_T and the part of one channel in it, its variance + C_MR, of every model: (m,) each."""
+    total, own, interplay = (
+        np.array([part.estimate[name][0, 0] for part in parts]) for name in ("V_T", value, "C_MR")
+    )
+    return total, own + interplay
+
+
+def _share(parts: list[Variances], value: str) -> float:
+    total, part = _total_and_part(parts, value)
+    return float(part.mean() / total.mean())
+
+
+def _share_over_models(parts: list[Variances], value: str, level: float) -> Interval | None:
+    """Share with Fieller's limits over models; None for a single model, or V_T not above 0."""
+    total, part = _total_and_part(parts, value)
+    if len(parts) == 1 or total.mean() <= 0:
+        return None
+    return fieller_ratio(total, part, quantity="ratio", level=level, estimand="share")
+
+
+def _is_bounded(interval: Interval | None) -> bool:
+    return interval is not None and not interval.unbounded
+
+
+def _limits(interval: Interval | None, over: str) -> dict[str, float]:
+    """Limits as columns of a table; NaN where there is no interval, or an unbounded one."""
+    low, high = (np.nan,) * 2 if interval is None else interval.limits().values()
+    return {f"low_{over}": low, f"high_{over}": high}
 
 
 def _compare_models(tables: Mapping[str, pd.DataFrame], level: float) -> dict[

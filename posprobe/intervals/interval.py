@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import floor, isfinite, log10, nan
-from typing import Any
+from math import floor, isfinite, isnan, log10, nan
+from typing import TYPE_CHECKING, Any
 
 from posprobe.errors import DesignError
 from posprobe.intervals.checks import check_level
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Interval"]
 
@@ -103,6 +107,53 @@ class Interval:
         ends = {"low": self.low, "high": self.high}
         ahead = f"{name}_" if name else ""
         return {ahead + end: nan if value is None else value for end, value in ends.items()}
+
+    @classmethod
+    def of_row(
+        cls,
+        row: pd.Series | Mapping[str, Any],
+        name: str,
+        *,
+        level: float,
+        method: str,
+        n: int,
+        limits: str = "",
+        estimand: str = "",
+    ) -> Interval:
+        """The interval that a row of a table was made of; unbounded where its limits are missing.
+
+        Parameters
+        ----------
+        row : mapping of str to values
+            For instance a pandas Series.
+        name : str
+            Column of the estimate.
+        level, method, n
+            As in the class.
+        limits : str
+            As in `limits`, whose columns are read.
+        estimand : str
+            By default the name of the column.
+
+        Examples
+        --------
+        >>> from posprobe.intervals import Interval
+        >>> row = {"V_R": 0.4, "V_R_low": 0.3, "V_R_high": 0.5}
+        >>> print(Interval.of_row(row, "V_R", limits="V_R", level=0.95, method="t", n=9))
+        0.40 [0.30, 0.50]
+        """
+        ahead = f"{limits}_" if limits else ""
+        low, high = (float(row[f"{ahead}{end}"]) for end in ("low", "high"))
+        bounded = not (isnan(low) or isnan(high))
+        return cls(
+            estimate=float(row[name]),
+            low=low if bounded else None,
+            high=high if bounded else None,
+            level=level,
+            method=method,
+            estimand=estimand or name,
+            n=n,
+        )
 
     def row(self, name: str = "estimate") -> dict[str, Any]:
         """One row of a table: `name`, low, high (both NaN where unbounded), method and n.

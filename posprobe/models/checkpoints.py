@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import transformers
-
 from posprobe.errors import ModelError
 from posprobe.models.bundled import PACKAGED, TOKENIZER, ZOO, file_digest, zoo_folder
+from posprobe.models.gguf_conversion import convert
 
 __all__ = ["Checkpoint", "find_checkpoint"]
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+# What Git leaves in place of a large file that was not fetched.
+POINTER, POINTER_SIZE = b"version https://git-lfs", 1024
 # Of what a conversion does; raised when it changes, since conversions are kept in the cache.
-CONVERSION = 2
-# What a GGUF file may say of its rotary embedding that transformers' reader drops.
-SCALING_KEYS = re.compile(r"[^.]+\.rope\.(scaling\.(?!original|finetuned).+|scale_.+)")
-SCALING_TENSORS = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
-INERT = ("none", 1.0, False)
+CONVERSION = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model {name!r}: there is no such file; check the path")
+        _refuse_pointers(name, [path])
         return _from_gguf(name, [path])
     if path.is_dir():
         _check_folder(name, path)
@@ -91,6 +87,22 @@ def _check_folder(name: str, path: Path) -> None:
         raise ModelError(
             f"model {name!r}: the folder has no weights (no *.safetensors); download them into it"
         )
+    _refuse_pointers(name, sorted(path.iterdir()))
+
+
+def _refuse_pointers(name: str, paths: list[Path]) -> None:
+    pointers = [path.name for path in paths if _is_pointer(path)]
+    if pointers:
+        raise ModelError(
+            f"model {name!r}: {', '.join(pointers[:3])} is a Git LFS pointer, not the file that it "
+            "stands for; run git lfs pull in the folder"
+        )
+
+
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > POINTER_SIZE:
+        return False
+    return path.read_bytes().startswith(POINTER)
 
 
 def _from_gguf(name: str, parts: list[Path], expected: str | None = None) -> Checkpoint:
@@ -124,8 +136,7 @@ def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
     try:
         if len(parts) > 1:
             path = _join(parts, work / "joined.gguf")
-        quantization = _quantization(path)
-        _rewrite(path, work)
+        quantization = convert(path, work)
         (work / "joined.gguf").unlink(missing_ok=True)
         notes = {"source": path.name, "sha256": digest, "quantization": quantization}
         (work / "posprobe.json").write_text(json.dumps(notes, indent=1))
@@ -153,51 +164,3 @@ def _join(parts: list[Path], target: Path) -> Path:
             with part.open("rb") as file:
                 shutil.copyfileobj(file, whole, 1 << 20)
     return target
-
-
-def _refuse_scaled_rotation(path: Path) -> None:
-    """Refuse a file that scales its rotary embedding, which the reader would leave unscaled."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    keys = [
-        f"{key} = {field.contents()}"
-        for key, field in reader.fields.items()
-        if SCALING_KEYS.fullmatch(key) and field.contents() not in INERT
-    ]
-    tensors = [tensor.name for tensor in reader.tensors if SCALING_TENSORS.fullmatch(tensor.name)]
-    found = [*keys, *tensors]
-    if found:
-        raise ModelError(
-            f"{path.name} scales its rotary embedding ({', '.join(found[:3])}), "
-            "which its conversion would lose; give the model's folder with config.json instead"
-        )
-
-
-def _quantization(path: Path) -> str:
-    """The file type that the GGUF header declares, for example Q4_1."""
-    from gguf import GGUFReader, LlamaFileType
-
-    field = GGUFReader(path).get_field("general.file_type")
-    if field is None:
-        return "unknown"
-    return LlamaFileType(int(field.contents())).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-
-
-def _rewrite(path: Path, folder: Path) -> None:
-    """Save a GGUF model as safetensors: a model loaded from GGUF refuses to save itself."""
-    _refuse_scaled_rotation(path)
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.float32, output_loading_info=True
-    )
-    if report["missing_keys"]:  # transformers fills them with random numbers
-        raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:3])}")
-    settings = loaded.config.to_dict()
-    settings.pop("quantization_config", None)
-    clean = transformers.AutoModelForCausalLM.from_config(
-        type(loaded.config).from_dict(settings), dtype=torch.float32
-    )
-    clean.load_state_dict(loaded.state_dict())
-    clean.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ __all__ = ["DTYPES", "check_device", "load_checkpoint", "load_tokenizer", "quiet
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 HUB_TIMEOUT = 5  # seconds
+# The files that hold a vocabulary; the others say how it is used.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+# Surplus weights that take no part in the forward pass of text: buffers of old versions, scales of
+# a cache, towers and projectors of other inputs.
+UNUSED = re.compile(
+    r"(.*\.)?((inv_freq|masked_bias|attn\.bias|attention\.bias|[kv]_scale)$"
+    r"|(vision|visual|image|audio|speech|video|multi_?modal|mm)_?[a-z_]*\.)"
+)
 
 
 def source(
@@ -115,7 +124,8 @@ def load_checkpoint(
     Raises
     ------
     ModelError
-        If it is no decoder, lacks weights or cannot be loaded.
+        If it is no decoder, lacks weights, has weights left over or of other shapes, or cannot
+        be loaded.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
@@ -127,6 +137,7 @@ def load_checkpoint(
             config=config,
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
             **({"device_map": "auto"} if device == "auto" else {}),
         )
     except ModelError:
@@ -137,12 +148,7 @@ def load_checkpoint(
             f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
             "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers fills them with random numbers
-        raise ModelError(
-            f"model {checkpoint.name!r}: its files lack {len(missing)} weights of a "
-            f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
-        )
+    _refuse_other_weights(checkpoint.name, model, report)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(
             f"model {checkpoint.name!r} does not fit into the memory of its devices; use a smaller "
@@ -151,15 +157,72 @@ def load_checkpoint(
     return model if device == "auto" else model.to(device)
 
 
+def _refuse_other_weights(
+    name: str, model: transformers.PreTrainedModel, report: dict[str, Any]
+) -> None:
+    """Refuse files whose weights are not those that the configuration asks for, by their names."""
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ModelError(
+            f"model {name!r}: its files lack {len(missing)} weights of a "
+            f"{type(model).__name__} ({missing[0]}); give a complete causal language model"
+        )
+    for weight, found, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"model {name!r}: its weight {weight} has shape {tuple(found)} where its "
+            f"config.json asks for {tuple(wanted)}; does its config.json belong to it?"
+        )
+    surplus = sorted(key for key in report["unexpected_keys"] if not UNUSED.match(key))
+    if surplus:
+        raise ModelError(
+            f"model {name!r}: {len(surplus)} weights in its files have no place in a "
+            f"{type(model).__name__} of {model.config.get_text_config().num_hidden_layers} blocks "
+            f"({', '.join(surplus[:3])}); does its config.json belong to them?"
+        )
+
+
 def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
-    """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same."""
+    """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    place : dict
+        Of `source`.
+
+    Raises
+    ------
+    ModelError
+        If there is one that cannot be read.
+    """
     location = checkpoint.tokenizer or checkpoint.location
     try:
         return transformers.AutoTokenizer.from_pretrained(
             **place | {"pretrained_model_name_or_path": location}
         )
-    except Exception:  # as above; `ObservableModel.tokenize` says so when text is passed
-        return None
+    except Exception as error:  # transformers raises many kinds, also where there is none
+        found = _tokenizer_file(location, place["revision"])
+        if found is None:
+            return None
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"model {checkpoint.name!r}: its tokenizer cannot be read ({found}: "
+            f"{type(error).__name__}: {reason}); download it again"
+        ) from error
+
+
+def _tokenizer_file(location: str, revision: str) -> str | None:
+    """Name of a tokenizer's file that came with a checkpoint, if there is one."""
+    for name in TOKENIZER_FILES:
+        if (Path(location) / name).exists():
+            return name
+        try:
+            kept = huggingface_hub.try_to_load_from_cache(location, name, revision=revision)
+        except HFValidationError:  # a folder
+            continue
+        if isinstance(kept, str):
+            return name
+    return None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from posprobe.errors import ModelError
 from posprobe.models.checkpoints import find_checkpoint
+from posprobe.models.decoders import check_state, check_weights, find_blocks
 from posprobe.models.interventions import Intervention
 from posprobe.models.loading import (
     DTYPES,
@@ -30,7 +32,9 @@ from posprobe.models.loading import (
     source,
 )
 from posprobe.models.observation import Observer
-from posprobe.models.proofs import prove_observable
+from posprobe.models.passes import undisturbed
+from posprobe.models.proofs import ATTENTION, prove_observable
+from posprobe.models.tokens import native_frame
 from posprobe.models.variant_proofs import prove_variant, variant_evidence
 from posprobe.models.variants import Variant, parse_variant
 
@@ -50,9 +54,9 @@ class ObservableModel:
         None: token ids only.
     name : str
         What files and reports call the model.
-    variant : str
-        A change of attention at inference, see `posprobe.models.variants`; rotary changes must have
-        been made in the configuration before.
+    variant : Variant or None
+        A change of attention at inference, see `posprobe.models.variants` (None: standard); rotary
+        changes must have been made in the configuration before.
     quantization : str
         Quantisation of the checkpoint, or "none".
 
@@ -72,14 +76,28 @@ class ObservableModel:
         quantization: str = "none",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        for part in model.modules():
+            if isinstance(part, transformers.PreTrainedModel):
+                part.config.return_dict = True  # models take their parts' outputs by name
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.variant = variant or parse_variant("standard")
         self.quantization = quantization
-        self.blocks = _find_blocks(model)
+        self._lock = threading.RLock()
+        self.blocks = self._checked_blocks()
         self._digest: tuple[list[tuple[str, int, int]], str] | None = None
         prove_observable(self)
         prove_variant(self)
+
+    def _checked_blocks(self) -> list[torch.nn.Module]:
+        """The decoder blocks of a model that can be observed, or the reason why it cannot."""
+        try:
+            check_state(self.model)
+            blocks = find_blocks(self.model)
+            check_weights(self.model, blocks)
+        except ModelError as error:
+            raise ModelError(f"model {self.name!r}: {error}") from error
+        return blocks
 
     @property
     def config(self) -> Any:
@@ -124,17 +142,38 @@ class ObservableModel:
 
     @property
     def native_bos(self) -> int | None:
-        """The token that the tokenizer puts in front of every text by itself, or None."""
+        """The token that the tokenizer puts in front of every text by itself, or None.
+
+        Raises
+        ------
+        ModelError
+            If it puts several tokens in front, or any behind: a sequence without them would not be
+            what the model is used on.
+        """
         if self.tokenizer is None:
             return None
-        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        native = self.tokenizer("a")["input_ids"]
-        return int(native[0]) if native[: 1 + len(plain)][1:] == plain else None
+        frame = native_frame(self.tokenizer, self.name)
+        if len(frame.before) > 1 or frame.after:
+            added = self.tokenizer.convert_ids_to_tokens([*frame.before, *frame.after])
+            raise ModelError(
+                f"model {self.name!r}: its tokenizer puts {len(frame.before)} tokens in front of a "
+                f"text and {len(frame.after)} behind it ({' '.join(added)}); at most one in front "
+                "is supported, so choose bos 'force' or 'none'"
+            )
+        return frame.before[0] if frame.before else None
+
+    def first_tokens(self, bos: str) -> dict[str, Any]:
+        """Tokens that may lead a sequence, by the names `posprobe.make_stimulus` has for them."""
+        return {"native_bos": self.native_bos if bos == "native" else None, "bos_id": self.bos_id}
 
     @property
     def special_ids(self) -> list[int]:
         """Ids of all special tokens."""
         return [] if self.tokenizer is None else sorted(self.tokenizer.all_special_ids)
+
+    def token_name(self, token: int) -> str:
+        """A token as its tokenizer writes it."""
+        return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def tokenize(self, text: str) -> np.ndarray:
         """Token ids of a text, without special tokens: (token,)."""
@@ -148,6 +187,7 @@ class ObservableModel:
         """The configuration that the forward pass really uses, as plain values."""
         values = json.loads(self.config.to_json_string(use_diff=False))
         values.pop("_name_or_path", None)  # where the files lie on this machine
+        values["dtype"] = str(self.model.dtype).removeprefix("torch.")  # it may have been cast
         return values
 
     def variant_evidence(self, length: int) -> dict[str, Any]:
@@ -204,19 +244,21 @@ class ObservableModel:
         embedding0 : Tensor, shape (batch, width), or None
             Replaces the input embedding at position 0.
         """
-        inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
-        if embedding0 is not None:
-            embedded = self.embed(tokens).clone()
-            embedded[:, 0] = embedding0.to(embedded)
-            inputs = {"inputs_embeds": embedded}
-        with self._residual_hooks(observer):
+        with undisturbed(self.model, self._lock, ATTENTION), self._residual_hooks(observer):
+            inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
+            if embedding0 is not None:
+                embedded = self.embed(tokens).clone()
+                embedded[:, 0] = embedding0.to(embedded)
+                inputs = {"inputs_embeds": embedded}
             self.model.base_model(**inputs, use_cache=False, **self._keywords(observer))
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
         """Next-token logits: (batch, token, vocabulary)."""
         keywords = {} if observer is None else self._keywords(observer)
-        return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
+        needed = None if observer is None else ATTENTION
+        with undisturbed(self.model, self._lock, needed):
+            return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
 
     def intervention(self) -> Intervention:
         """What the variant itself changes in the attention."""
@@ -235,6 +277,11 @@ class ObservableModel:
             return
 
         def record(layer: int, stream: Tensor) -> None:
+            if stream.ndim != 3:
+                raise ModelError(
+                    f"blocks of {type(self.model).__name__} pass on tensors of shape "
+                    f"{tuple(stream.shape)}, not one residual stream (batch, token, width)"
+                )
             emit("position0", layer, stream[:, 0])
             emit("residual", layer, stream[:, stream.shape[1] - observation.n_queries :])
 
@@ -302,8 +349,8 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     change = parse_variant(variant)
-    checkpoint = find_checkpoint(name)
     with quiet():
+        checkpoint = find_checkpoint(name)
         place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         model = load_checkpoint(checkpoint, change, DTYPES[dtype], place, device)
         tokenizer = load_tokenizer(checkpoint, place)
@@ -314,21 +361,3 @@ def load_model(
         variant=change,
         quantization=checkpoint.quantization,
     )
-
-
-def _find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
-    """The decoder blocks, in order."""
-    config = model.config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{type(model).__name__} is an encoder-decoder, not a decoder")
-    if not model._can_set_attn_implementation():
-        raise ModelError(
-            f"{type(model).__name__} does not call transformers' attention interface, "
-            "so its attention cannot be observed"
-        )
-    if model.get_output_embeddings() is None:
-        raise ModelError(f"{type(model).__name__} has no language-model head; load a causal LM")
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
-            return list(module)
-    raise ModelError(f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks")

@@ -59,6 +59,21 @@ class Observer:
         self.visibilities: dict[int, Visibility] = {}
         self.sink_logits: dict[int, Tensor] = {}
 
+    def tempered(self, layer: int, query: Tensor, scaling: float) -> tuple[Tensor, float]:
+        """Query (batch, head, query, d) and scaling under the temperatures of the intervention."""
+        if not self.by_row:
+            return query, scaling * self.intervention.factor(layer)
+        factors = [factor if at == layer else 1.0 for at, factor in self.intervention.temperature]
+        rows = torch.tensor(factors, dtype=query.dtype, device=query.device)
+        return query * rows.view(-1, 1, 1, 1), scaling
+
+    def record(self, layer: int, visibility: Visibility, sink_logit: Tensor | None) -> None:
+        """Note that `layer` called back, and how its attention is set up."""
+        self.layers.append(layer)
+        self.visibilities[layer] = visibility
+        if sink_logit is not None:
+            self.sink_logits[layer] = sink_logit
+
 
 def observed_attention(
     module: torch.nn.Module,
@@ -111,32 +126,15 @@ def observed_attention(
     observer = Observer() if posprobe is None else posprobe
     change = observer.intervention
     visibility = change.visibility(attention_mask)
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if observer.by_row:
-        rows = [temperature if at == layer else 1.0 for at, temperature in change.temperature]
-        factors = torch.tensor(rows, dtype=query.dtype, device=query.device)
-        query = query * factors.view(-1, 1, 1, 1)
-    else:
-        factor *= change.factor(layer)
-    scoring = Scoring(factor, softcap, s_aux)
     cut = change.heads_without_sink(layer, query.shape[1])
-    output, normalizer = attend(query, key, value, visibility, scoring)
-    if cut and query.shape[2] > 1:
-        groups = [head // (query.shape[1] // key.shape[1]) for head in cut]
-        output[:, cut, 1:], normalizer[:, cut, 1:] = attend(
-            query[:, cut, 1:],
-            key[:, groups, 1:],
-            value[:, groups, 1:],
-            visibility,
-            scoring.of_heads(cut),
-        )
-    sums = change.row_sums(layer, normalizer)
-    if sums is not None:
-        output = output * sums.unsqueeze(-1).to(output.dtype)
-    observer.layers.append(layer)
-    observer.visibilities[layer] = visibility
-    if s_aux is not None:
-        observer.sink_logits[layer] = s_aux
+    own_scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, tempered_scaling = observer.tempered(layer, query, own_scaling)
+    scoring = Scoring(tempered_scaling, softcap, s_aux)
+    output, normalizer = _attend_with_cut(query, key, value, visibility, scoring, cut)
+    row_sums = change.row_sums(layer, normalizer)
+    if row_sums is not None:
+        output = output * row_sums.unsqueeze(-1).to(output.dtype)
+    observer.record(layer, visibility, s_aux)
     if observer.observation is not None and observer.emit is not None:
         seen = observe_scores(
             query, key, normalizer, visibility, observer.observation, scoring, cut
@@ -145,6 +143,33 @@ def observed_attention(
         for name, tensor in seen.items():
             observer.emit(name, layer, tensor)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _attend_with_cut(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visibility: Visibility,
+    scoring: Scoring,
+    cut: list[int],
+) -> tuple[Tensor, Tensor]:
+    """Output and log-normalizer of `attend`, with key 0 hidden from the heads in `cut`.
+
+    Query 0 keeps it, having no other key.
+    """
+    output, normalizer = attend(query, key, value, visibility, scoring)
+    if not cut or query.shape[2] == 1:
+        return output, normalizer
+    groups = [head // (query.shape[1] // key.shape[1]) for head in cut]
+    # without the first query and key every distance is what it was, so the mask still fits
+    output[:, cut, 1:], normalizer[:, cut, 1:] = attend(
+        query[:, cut, 1:],
+        key[:, groups, 1:],
+        value[:, groups, 1:],
+        visibility,
+        scoring.of_heads(cut),
+    )
+    return output, normalizer
 
 
 def _sink_value(module: torch.nn.Module, value: Tensor, n_heads: int) -> Tensor:

@@ -48,11 +48,22 @@ class Observable(Protocol):
         """Number of blocks."""
 
     @property
+    def n_heads(self) -> int:
+        """Query heads per layer, by the configuration."""
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream, by the configuration."""
+
+    @property
     def max_length(self) -> int | None:
         """The longest sequence, in tokens, that the model was made for."""
 
     def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
         """Next-token logits: (batch, token, vocabulary)."""
+
+    def run(self, tokens: Tensor, observer: Observer) -> None:
+        """One forward pass that also emits the residual stream."""
 
 
 AttentionInterface.register(ATTENTION, observed_attention)
@@ -64,8 +75,9 @@ def prove_observable(observable: Observable) -> None:
     """Switch the model to posprobe's attention and prove that what it shows is what it does.
 
     On a short random input: (1) the logits equal those of the model's own attention; (2) every
-    layer calls back exactly once; (3) the observed exp(s - z) of every row sum to 1; (4) changing
-    the scores of any one layer moves the logits.
+    layer calls back exactly once, with as many heads as the configuration says; (3) the observed
+    exp(s - z) of every row sum to 1; (4) changing the scores of any one layer moves the logits;
+    (5) one residual stream of the configuration's width enters every block and leaves the last.
 
     Raises
     ------
@@ -75,7 +87,7 @@ def prove_observable(observable: Observable) -> None:
     model, name = observable.model, observable.name
     tokens = random_tokens(observable)
     length = tokens.shape[1]
-    native = observable.logits(tokens)
+    native = _native_logits(observable, tokens)
     model.set_attn_implementation(ATTENTION)
     recorded: dict[int, dict[str, Tensor]] = {layer: {} for layer in range(observable.n_layers)}
     observer = Observer(
@@ -98,7 +110,49 @@ def prove_observable(observable: Observable) -> None:
         )
     for layer, seen in recorded.items():
         _prove_rows(name, layer, seen, observer, tolerance)
+        if seen["normalizer"].shape[-1] != observable.n_heads:
+            raise ModelError(
+                f"model {name!r}: attention of layer {layer} has {seen['normalizer'].shape[-1]} "
+                f"heads where the configuration says {observable.n_heads}"
+            )
     _prove_effect(observable, tokens[:1, :4])
+    _prove_stream(observable, tokens[:1, :4])
+
+
+def _native_logits(observable: Observable, tokens: Tensor) -> Tensor:
+    """Logits of the model's own attention, or what keeps the model from running at all."""
+    try:
+        return observable.logits(tokens)
+    except Exception as error:  # of the model's own code
+        dtypes = {str(w.dtype).removeprefix("torch.") for w in observable.model.parameters()}
+        mixed = f"; its weights are of {len(dtypes)} types ({', '.join(sorted(dtypes))})"
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"model {observable.name!r} does not run on {tokens.shape[1]} random tokens "
+            f"({type(error).__name__}: {reason}){mixed if len(dtypes) > 1 else ''}"
+        ) from error
+
+
+def _prove_stream(observable: Observable, tokens: Tensor) -> None:
+    """The blocks are those that the forward pass goes through, each with the one stream."""
+    shapes: dict[int, tuple[int, ...]] = {}
+
+    def emit(quantity: str, layer: int, tensor: Tensor) -> None:
+        if quantity == "residual":
+            shapes[layer] = tuple(tensor.shape)
+
+    observation = Observation(n_queries=tokens.shape[1])
+    try:
+        observable.run(tokens, Observer(emit, observation))
+    except ModelError as error:
+        raise ModelError(f"model {observable.name!r}: {error}") from error
+    expected = (*tokens.shape, observable.width)
+    for layer in range(observable.n_layers + 1):
+        if shapes.get(layer) != expected:
+            raise ModelError(
+                f"model {observable.name!r}: the residual stream at block {layer} is "
+                f"{shapes.get(layer, 'never seen')}, not {expected}"
+            )
 
 
 def _prove_effect(observable: Observable, tokens: Tensor) -> None:

@@ -13,7 +13,14 @@ import torch
 
 from posprobe.errors import ModelError
 
-__all__ = ["STANDARD_ROPE", "Rotation", "rotations", "standard_rotations", "unrotated"]
+__all__ = [
+    "STANDARD_ROPE",
+    "Rotation",
+    "rotations",
+    "rotations_under",
+    "standard_rotations",
+    "unrotated",
+]
 
 # Where a changed configuration keeps the rotary parameters of the checkpoint.
 STANDARD_ROPE = "posprobe_standard_rope"
@@ -84,10 +91,32 @@ def standard_rotations(model: torch.nn.Module, config: Any) -> dict[str, Rotatio
         )
     standard = copy.deepcopy(config)
     standard.rope_parameters = copy.deepcopy(original)
+    return rotations_under(model, standard)
+
+
+def rotations_under(model: torch.nn.Module, config: Any) -> dict[str, Rotation]:
+    """Rotations that a model would use with another configuration.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Only the classes of its rotary modules matter.
+    config : transformers configuration
+
+    Returns
+    -------
+    dict of str to Rotation
+        As `rotations`.
+
+    Raises
+    ------
+    ModelError
+        If a module cannot be built from the configuration.
+    """
     found: dict[str, Rotation] = {}
     for module in _rotary_modules(model):
         try:
-            found |= _read(type(module)(config=standard))
+            found |= _read(type(module)(config=config))
         except (AttributeError, KeyError, TypeError) as error:
             raise ModelError(
                 f"the rotary embedding {type(module).__name__} cannot be compared with its "

@@ -30,7 +30,13 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from posprobe.errors import DesignError
 from posprobe.intervals import Array
 from posprobe.probes.gram.cluster_gram import ClusterGram
-from posprobe.probes.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
+from posprobe.probes.ridge.group import Rows
+from posprobe.probes.ridge.scored import (
+    Estimand,
+    Models,
+    SequenceScoredRidge,
+    replicate_interval,
+)
 
 __all__ = ["VariancePartition"]
 
@@ -156,10 +162,10 @@ class VariancePartition(SequenceScoredRidge):
         self.__dict__.pop("mae_", None)
         super()._fit_clusters(gram, folds)
 
-    def _verify(self, *arguments: Any) -> None:
-        """Sum squared residuals, and absolute ones, over the data."""
-        super()._verify(*arguments)
-        self.mae_ = self._verified_mae
+    def _verify(self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array) -> None:
+        """Score by residuals over the data, which know absolute errors too."""
+        sse, self.mae_ = self._residual_sums(rows, folds, weights)
+        self._set_sequences(sse, self.sequence_sst_)
 
     def intervals(
         self,
@@ -203,7 +209,7 @@ class VariancePartition(SequenceScoredRidge):
         freedom less than there are pairs of orders.
         """
         check_is_fitted(self)
-        rng = np.random.default_rng(0)
+        rng, orders = np.random.default_rng(0), self._models.orders
         kinds = [estimand] if isinstance(estimand, str) else list(estimand)
         rows = []
         for kind in kinds:
@@ -213,8 +219,8 @@ class VariancePartition(SequenceScoredRidge):
             )  # fmt: skip
             for row, own in zip(self.table_.to_dict("records"), draws.T, strict=True):
                 estimate, mc_se = row["estimate"], row["mc_se"]
-                if self._orders is not None:
-                    own = own + mc_se * rng.standard_t(len(self._orders) // 2 - 1, len(own))
+                if orders is not None:
+                    own = own + mc_se * rng.standard_t(len(orders) // 2 - 1, len(own))
                 interval = replicate_interval(estimate, own, self.n_sequences_, kind, level)
                 named = {name: row[name] for name in ("quantity", "group", "n_features", "mc_se")}
                 rows.append({**named, **interval.asdict()})
@@ -244,33 +250,20 @@ class VariancePartition(SequenceScoredRidge):
         draws = self._replicates(estimand, n_resamples, random_state, weights, n_jobs)
         return np.asarray(draws @ self._contrasts.T)
 
-    def _subsets(self, n_groups: int) -> list[Subset]:
-        self._orders: NDArray[np.intp] | None = None
+    def _choose_models(self, n_groups: int) -> Models:
         if n_groups <= self.max_exact:
-            return [
-                subset
-                for size in range(1, n_groups + 1)
-                for subset in combinations(range(n_groups), size)
-            ]
+            return Models(_every_subset(n_groups))
         if self.n_orders < MIN_ORDERS:
             raise DesignError(
                 f"n_orders is {self.n_orders}: use at least {MIN_ORDERS} for an error estimate"
             )
-        rng = np.random.default_rng(self.random_state)
-        drawn = [rng.permutation(n_groups) for _ in range(-(-self.n_orders // 2))]
-        # With its reverse: what is late in one is early in the other, so that the means of pairs
-        # vary less, and are close to normal even where one group repeats another.
-        self._orders = np.array([order for one in drawn for order in (one, one[::-1])])
-        everything = frozenset(range(n_groups))
-        wanted = {everything} | {everything - {g} for g in everything}
-        wanted |= {frozenset(o[:i].tolist()) for o in self._orders for i in range(1, n_groups)}
-        wanted |= {frozenset([g]) for g in everything}
-        return sorted((tuple(sorted(u)) for u in wanted), key=lambda u: (len(u), u))
+        orders = _draw_orders(n_groups, self.n_orders, self.random_state)
+        return Models(_subsets_along(orders), orders)
 
     def _set_sequences(self, sse: Array, sst: Array) -> None:
         super()._set_sequences(sse, sst)
         names = self._design.names
-        subsets = self._models
+        subsets = self._models.subsets
         self.sequence_sse_ = sse
         self.sequence_scores_ = 1 - sse / sst.mean()
         self.r2_ = self._r2
@@ -289,7 +282,7 @@ class VariancePartition(SequenceScoredRidge):
             *(("R2", subset, _unit(place, subset)) for subset in subsets),
             *(("unique", (g,), _unique(place, k, g)) for g in range(k)),
             ("shared", tuple(range(k)), _shared(place, k)),
-            *(("shapley", (g,), self._shapley(place, k, g).mean(axis=0)) for g in range(k)),
+            *(("shapley", (g,), self._gains(place, k, g).mean(axis=0)) for g in range(k)),
         ]
         errors = [0.0] * (len(contrasts) - k) + [
             self._sampling_error(place, k, g) for g in range(k)
@@ -305,22 +298,55 @@ class VariancePartition(SequenceScoredRidge):
             }
         )
 
-    def _shapley(self, place: dict[Subset, int], k: int, g: int) -> Array:
-        """Contrasts whose mean over rows is the Shapley value of group g."""
-        if self._orders is None:
+    def _gains(self, place: dict[Subset, int], k: int, g: int) -> Array:
+        """Contrasts (orders, M) whose mean over rows is the Shapley value of group g.
+
+        In every sampled order, what the group adds to those before it; one row where none is
+        sampled.
+        """
+        if self._models.orders is None:
             return _shapley(place, k, g)[None]
         rows = []
-        for order in self._orders.tolist():
+        for order in self._models.orders.tolist():
             before = order[: order.index(g)]
             rows.append(_unit(place, (*before, g)) - _unit(place, before))
         return np.array(rows)
 
     def _sampling_error(self, place: dict[Subset, int], k: int, g: int) -> float:
-        gains = self._shapley(place, k, g) @ self.r2_
+        """Monte Carlo standard error of the Shapley value of group g; 0 if it is exact."""
+        gains = self._gains(place, k, g) @ self.r2_
         if len(gains) == 1:
             return 0.0
         pairs = gains.reshape(-1, 2).mean(axis=1)
         return float(pairs.std(ddof=1) / np.sqrt(len(pairs)))
+
+
+def _every_subset(n_groups: int) -> list[Subset]:
+    """Every set of groups but the empty one, small ones first."""
+    return [
+        subset for size in range(1, n_groups + 1) for subset in combinations(range(n_groups), size)
+    ]
+
+
+def _draw_orders(n_groups: int, n_orders: int, random_state: Any) -> NDArray[np.intp]:
+    """Random orders of the groups, each followed by its reverse: (n_orders, k), rounded up.
+
+    What is late in one is early in the other, so the means of pairs vary less, and are close to
+    normal even where one group repeats another.
+    """
+    rng = np.random.default_rng(random_state)
+    drawn = [rng.permutation(n_groups) for _ in range(-(-n_orders // 2))]
+    return np.array([order for one in drawn for order in (one, one[::-1])])
+
+
+def _subsets_along(orders: NDArray[np.intp]) -> list[Subset]:
+    """Beginnings of every order, every group alone, all but one, and all; small ones first."""
+    n_groups = orders.shape[1]
+    everything = frozenset(range(n_groups))
+    wanted = {everything} | {everything - {g} for g in everything}
+    wanted |= {frozenset(order[:i].tolist()) for order in orders for i in range(1, n_groups)}
+    wanted |= {frozenset([g]) for g in everything}
+    return sorted((tuple(sorted(u)) for u in wanted), key=lambda u: (len(u), u))
 
 
 def _unit(place: dict[Subset, int], subset: Iterable[int]) -> Array:

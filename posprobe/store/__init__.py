@@ -9,13 +9,14 @@ written down in ``docs/format.md``, whose tables come from `posprobe.store.layou
 from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
-from posprobe.store.layout import ATTRIBUTES, QUANTITIES, Header, Quantity, difference
+from posprobe.store.layout import ATTRIBUTES, OWN_POSITION, QUANTITIES, Header, Quantity, difference
 from posprobe.store.reader import ActivationStore
 from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
 
 __all__ = [
     "ATTRIBUTES",
+    "OWN_POSITION",
     "QUANTITIES",
     "RESUME",
     "ActivationStore",

@@ -16,10 +16,21 @@ import numpy as np
 
 from posprobe.errors import StoreError
 
-__all__ = ["ATTRIBUTES", "FORMAT", "QUANTITIES", "VERSION", "Header", "Quantity", "difference"]
+__all__ = [
+    "ATTRIBUTES",
+    "FORMAT",
+    "OWN_POSITION",
+    "QUANTITIES",
+    "VERSION",
+    "Header",
+    "Quantity",
+    "difference",
+]
 
 FORMAT = "posprobe"
 VERSION = 1
+# Where a header's configuration says how scores move with position by themselves.
+OWN_POSITION = "posprobe_own_position"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
 _LATER = ("residual_queries", "trained_length")  # attributes that the first files do not have

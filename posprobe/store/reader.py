@@ -14,7 +14,7 @@ import numpy as np
 from posprobe.errors import StoreError
 from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
-from posprobe.store.layout import QUANTITIES, Header
+from posprobe.store.layout import OWN_POSITION, QUANTITIES, Header
 
 __all__ = ["ActivationStore"]
 
@@ -102,6 +102,16 @@ class ActivationStore:
     def n_items(self) -> int:
         """Number of items, the units of resampling: windows if shifted, sequences elsewhere."""
         return len(np.unique(self.item))
+
+    def tokens_of(self, items: np.ndarray) -> np.ndarray:
+        """Tokens of the sequences of some items, by item and then by prefix length: (S', T)."""
+        order = np.lexsort((self.prefix_length, self.item))
+        return self.tokens[order[np.isin(self.item[order], items)]]
+
+    @property
+    def own_position(self) -> dict[str, Any] | None:
+        """How scores move with position by themselves, a third channel; None where they do not."""
+        return self.header.config.get(OWN_POSITION)
 
     @property
     def layer_types(self) -> tuple[str, ...]:

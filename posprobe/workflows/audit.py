@@ -254,8 +254,7 @@ class _Capturing:
             window=self.size.window,
             prefixes=self.size.prefixes,
             bos=plan.bos,
-            native_bos=self.model.native_bos,
-            bos_id=self.model.bos_id,
+            **self.model.first_tokens(plan.bos),
             seed=self.seed,
             corpus=self.corpus_name,
         )

@@ -49,7 +49,8 @@ def test_interventions_are_recognised_in_any_order(make):
     fixed = make(fixed_denominator=[[0, 0, 1.5]])
     for stores in ([base, *cuts, fixed, mean, natural], [fixed, mean, *cuts, natural, base]):
         files = sort_files(stores)
-        assert files == Files(natural, base, replaced=[mean], cut_sink=cuts, fixed_denominator=fixed)
+        expected = Files(natural, base, replaced=[mean], cut_sink=cuts, fixed_denominator=fixed)
+        assert files == expected
         assert set(files.all()) == set(stores)
 
 

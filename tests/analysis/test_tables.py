@@ -175,7 +175,7 @@ def test_checks_say_what_each_file_is(analysis, stores):
 )
 def test_checks_say_how_each_type_of_layer_rotates(parameters, kind, theta, tmp_path):
     store = one(tmp_path / "a.h5", config={"rope_parameters": parameters})
-    row = analyze_files(Files(cut=[store])).tables["checks"].iloc[0]
+    row = analyze_files(Files(cut_sink=[store])).tables["checks"].iloc[0]
     assert (row["rope"], row["rope_theta"]) == (kind, theta)
 
 

@@ -1,25 +1,22 @@
-"""Captures: what stands in the file is what the model did, however often it was interrupted."""
+"""Captures: the file holds what the model did, pass by pass."""
 
 import contextlib
 import io
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import capture_child as child
 import numpy as np
 import pytest
 import tiny
 import torch
-from stored import WORDS, assert_same_bits, everything, make_tokenizer
+from stored import WORDS, assert_close, assert_same_bits, everything, leftovers, make_tokenizer
 from tqdm import tqdm
 
 from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture, capture_stimulus
 from posprobe.captures.plan import plan_capture
-from posprobe.captures.position0 import POSITION0
 from posprobe.captures.run import FirstTokens
-from posprobe.errors import ModelError, PosprobeError, StimulusError, StoreError
+from posprobe.errors import StimulusError, StoreError
 from posprobe.models import (
     NO_INTERVENTION,
     Intervention,
@@ -30,27 +27,6 @@ from posprobe.models import (
 )
 
 DESIGNS = ("natural", "shifted", "iid", "repeated")
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return child.model(tokenizer=make_tokenizer())
-
-
-@pytest.fixture
-def take(tmp_path, llama):
-    """Capture into a new file, without a bar."""
-    count = iter(range(100))
-
-    def function(stimulus, *, model=llama, **options):
-        path = tmp_path / f"{next(count)}.h5"
-        return capture_stimulus(model, stimulus, path, **{"progress": False} | options)
-
-    return function
-
-
-def assert_close(found, expected, tolerance=2e-5):
-    np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
 
 
 def watch(model, ids, observation):
@@ -106,7 +82,7 @@ def test_header_says_what_was_done(take):
     assert header.weights_digest == model.weights_digest()
     assert header.config["num_key_value_heads"] == 2
     assert header.config["posprobe_quantization"] == "Q4_1"
-    assert header.stimulus == stimulus.describe()
+    assert header.stimulus == stimulus.describe() | {"special_tokens": {}}
     (found,) = header.interventions
     assert (found["window"], found["cut_sink"]) == (7, [[1, 2]])
     assert set(header.versions) == {"posprobe", "torch", "transformers"}
@@ -302,229 +278,6 @@ def test_a_refused_capture_leaves_nothing_to_resume(tmp_path):
         capture_stimulus(ObservableModel(model), child.stimulus(), path, dtype="float16", **options)
     assert not list(tmp_path.iterdir())
     capture_stimulus(ObservableModel(model), child.stimulus(), path, **options)  # float32
-
-
-# --- interrupted ---
-
-
-@pytest.mark.parametrize("calls", [0, 1, 2, 7])
-def test_capture_resumed_after_an_error_has_the_same_bits(calls, take, tmp_path, monkeypatch):
-    options = dict(batch_tokens=50, progress=False)
-    expected = everything(take(child.stimulus(), batch_tokens=50))
-    model, path = child.model(), tmp_path / "resumed.h5"
-    run, counter = model.run, iter(range(1000))
-
-    def failing(tokens, observer, **keywords):
-        if next(counter) == calls:
-            emit = observer.emit
-
-            def half(name, layer, tensor):
-                if layer == 2:
-                    raise KeyboardInterrupt
-                emit(name, layer, tensor)
-
-            observer.emit = half
-        run(tokens, observer, **keywords)
-
-    monkeypatch.setattr(model, "run", failing)
-    with pytest.raises(KeyboardInterrupt):
-        capture_stimulus(model, child.stimulus(), path, **options)
-    assert not path.exists()
-    monkeypatch.undo()
-    store = capture_stimulus(child.model(), child.stimulus(), path, resume=True, **options)
-    assert_same_bits(everything(store), expected)
-    again = capture_stimulus(child.model(), child.stimulus(), path, resume=True, **options)
-    assert_same_bits(everything(again), expected)
-
-
-def test_killed_capture_resumed_has_the_same_bits(take, tmp_path):
-    expected = everything(take(child.stimulus(), batch_tokens=50))
-    path = tmp_path / "killed.h5"
-    command = [sys.executable, child.__file__, str(path), "5"]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
-    assert not path.exists()
-    assert path.with_name("killed.h5.partial").exists()
-    store = capture_stimulus(child.model(), path=path, **child.plan())
-    assert_same_bits(everything(store), expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        (dict(position0="zero"), "position0_treatment"),
-        (dict(intervention=Intervention(cut_sink="all")), "interventions"),
-        (dict(batch_tokens=60), "batch_tokens"),
-        (dict(stimulus=child.stimulus(seed=4)), "stimulus"),
-        (dict(model=child.model(hidden_act="relu")), "config"),
-        (dict(model=child.model(attention_dropout=0.1)), "config"),
-    ],
-)
-def test_another_capture_is_not_resumed(change, name, tmp_path):
-    path = tmp_path / "a.h5"
-    capture_stimulus(child.model(), path=path, **child.plan())
-    options = child.plan() | dict(model=child.model(), path=path) | change
-    with pytest.raises(StoreError, match=name):
-        capture_stimulus(**options)
-
-
-def test_other_weights_are_not_resumed(tmp_path):
-    path = tmp_path / "a.h5"
-    capture_stimulus(child.model(), path=path, **child.plan())
-    other = ObservableModel(tiny.tiny_model("llama", dtype=torch.float32, seed=1))
-    other.name = "tiny-llama"
-    with pytest.raises(StoreError, match="weights_digest"):
-        capture_stimulus(other, path=path, **child.plan())
-
-
-# --- position 0 ---
-
-
-def paired(store):
-    """Values per item of what stands at position 0 at layer 0: (item, prefix, width)."""
-    order = np.lexsort((store.prefix_length, store.item))
-    return store.read("position0", 0)[order].reshape(5, 4, -1)
-
-
-@pytest.mark.parametrize("position0", sorted(set(POSITION0) - {"native"}))
-@pytest.mark.parametrize("bos", ["none", "force"])
-def test_treatment_changes_position_0_and_nothing_else(position0, bos, take, llama):
-    stimulus = child.stimulus(bos=bos, bos_id=1)
-    native, treated = take(stimulus), take(stimulus, position0=position0)
-    before, after = paired(native), paired(treated)
-    assert (np.abs(after - before).max(-1) > 1e-3).all()
-    assert np.array_equal(after, np.broadcast_to(after[:, :1], after.shape))
-    embedding = llama.model.model.embed_tokens.weight.numpy()
-    if position0 == "zero":
-        assert not after.any()
-    elif position0 == "mean":
-        assert_close(after[0, 0], embedding.mean(0))
-    elif position0 == "noise":
-        assert_close(np.linalg.norm(after, axis=-1), np.linalg.norm(before, axis=-1))
-        assert len(np.unique(after[:, 0, 0])) == 5
-    else:
-        assert_close(after.reshape(20, -1), embedding[_in_order(treated)])
-        assert (treated.tokens[:, 0] != native.tokens[:, 0]).all()
-    special = np.isin(treated.tokens[:, 0], [0, 1, 2])
-    assert special.all() == (position0 == "special" or (bos == "force" and position0 != "content"))
-    assert np.array_equal(treated.tokens[:, 1:], native.tokens[:, 1:])
-    assert np.array_equal(treated.residual(0)[:, 1:], native.residual(0)[:, 1:])
-    assert np.abs(treated.residual(3) - native.residual(3)).max() > 1e-3
-    assert_close(treated.read("position0_alone"), treated.read("position0"))
-
-
-def _in_order(store):
-    return store.tokens[np.lexsort((store.prefix_length, store.item)), 0]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_content_never_draws_the_token_that_stands_there(seed, take):
-    stimulus = child.stimulus("repeated", n=2, seed=seed)
-    treated = take(stimulus, position0="content", quantities=("position0",))
-    assert (treated.tokens[:, 0] != stimulus.tokens[:, 0]).all()
-
-
-def test_content_needs_another_token(take):
-    stimulus = child.stimulus("natural")
-    stimulus.tokens[:] = 7
-    with pytest.raises(StimulusError, match="'content': the text holds no other token"):
-        take(stimulus, position0="content")
-
-
-def test_treatments_are_of_the_embedding_where_that_is_narrower(take):
-    model = child.model("opt", word_embed_proj_dim=16)
-    for position0 in ("zero", "mean", "noise"):
-        store = take(child.stimulus(), model=model, position0=position0)
-        assert store.read("position0", 0).shape == (20, 32)
-
-
-@pytest.mark.parametrize("position0", ["native", "zero", "content"])
-@pytest.mark.parametrize("bos", ["none", "force"])
-def test_replaced_token_of_the_repeated_design_is_apart(position0, bos, take):
-    """The counterfactual shows key 0 itself as soon as it is another token than the rest."""
-    store = take(child.stimulus("repeated", bos=bos, bos_id=1), position0=position0)
-    late = store.read("sink_score", 1)[:, -store.window :]
-    body = store.read("remasked_body", 1)
-    error = np.abs(np.logaddexp(body, late[:, None]) - store.read("remasked_normalizer", 1))
-    all_alike = position0 == "native" and bos == "none"
-    assert (error.max() > 0.1) == all_alike
-    assert error[:, -1].max() < 1e-5
-    if not all_alike:
-        assert error.max() < 1e-5
-
-
-def test_unknown_treatment_is_refused(take):
-    with pytest.raises(StimulusError, match="position0 'one' is unknown; use one of native"):
-        take(child.stimulus(), position0="one")
-
-
-def test_special_needs_another_special_token(take):
-    with pytest.raises(StimulusError, match="'tiny-llama' has no other special token"):
-        take(child.stimulus(), model=child.model(), position0="special")
-
-
-# --- refusals, and the bar ---
-
-
-def leftovers(folder):
-    return [path.name for path in Path(folder).iterdir()]
-
-
-def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
-    stimulus = child.stimulus("natural", length=65, prefixes=None)
-    with pytest.raises(StimulusError, match="length 65 exceeds the 64 positions that model 'tiny"):
-        take(stimulus)
-    assert leftovers(tmp_path) == []
-    take(child.stimulus("natural", length=64, prefixes=None))
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (dict(quantities=("normaliser",)), "quantity 'normaliser' is unknown"),
-        (dict(quantities=("normalizer", "offset_score"), offsets=()), "'offset_score' has an axis"),
-        (dict(dtype="float8"), "dtype 'float8' is unknown"),
-        (dict(residual_layers=(0, 4)), "residual_layers"),
-        (dict(residual_positions=(0, 5)), "residual_queries"),
-        (dict(batch_tokens=0), "'batch_tokens' is 0"),
-    ],
-)
-def test_contradictory_options_are_refused_before_anything_is_written(
-    options, reason, take, tmp_path
-):
-    with pytest.raises(PosprobeError, match=reason):
-        take(child.stimulus(), **options)
-    assert leftovers(tmp_path) == []
-
-
-def test_folder_that_cannot_be_written_is_refused(llama, tmp_path):
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "a.h5", tmp_path / "nowhere" / "a.h5"):
-        with pytest.raises(StoreError, match="cannot write the file") as error:
-            capture_stimulus(llama, child.stimulus(), path, progress=False)
-        assert str(path) in str(error.value)
-        assert "\n" not in str(error.value)
-
-
-def test_existing_file_is_kept_unless_it_may_be_overwritten(llama, tmp_path):
-    path = tmp_path / "a.h5"
-    capture_stimulus(llama, child.stimulus(), path, progress=False)
-    before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"a\.h5 exists: choose another name"):
-        capture_stimulus(llama, child.stimulus(seed=9), path, progress=False)
-    assert path.read_bytes() == before
-    store = capture_stimulus(llama, child.stimulus(seed=9), path, progress=False, overwrite=True)
-    assert store.header.seed == 9
-
-
-def test_window_other_than_the_configured_one_is_refused(take, monkeypatch):
-    model = child.model("mistral")
-    monkeypatch.setattr(ObservableModel, "layer_windows", (9, None, 9))
-    with pytest.raises(ModelError, match="layer 1 has a window of 9 tokens, its configuration"):
-        take(child.stimulus(), model=model)
-    monkeypatch.setattr(ObservableModel, "layer_windows", (9, 9, 8))
-    with pytest.raises(ModelError, match="layer 2 has a window of 9 tokens, its configuration"):
-        take(child.stimulus(), model=model)
 
 
 def test_bar_counts_every_token_once(llama, tmp_path):

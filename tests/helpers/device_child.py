@@ -43,10 +43,11 @@ def observable(folder, *places):
 
 
 def take(model, out, name):
-    """Every case of a model, into files of their own."""
+    """Every case of a model, into files of their own; a pass for each of two prefix lengths."""
+    stimulus = child.stimulus(n=3, prefixes=(1, 19))
     for case, changes in CASES.items():
         path = Path(out) / f"{name}-{case}.h5"
-        capture_stimulus(model, child.stimulus(), path, progress=False, **changes).close()
+        capture_stimulus(model, stimulus, path, progress=False, **changes).close()
 
 
 def main(out, *folders):

@@ -1,5 +1,8 @@
-"""A tokenizer of plain words, and whether two files hold the same bits."""
+"""A tokenizer of plain words, and comparisons of what is in files and folders."""
 
+from pathlib import Path
+
+import numpy as np
 import tokenizers
 import transformers
 
@@ -28,3 +31,11 @@ def assert_same_bits(one, other):
     for name, values in one.items():
         assert values.dtype == other[name].dtype
         assert values.tobytes() == other[name].tobytes(), name
+
+
+def assert_close(found, expected, tolerance=2e-5):
+    np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def leftovers(folder):
+    return [path.name for path in Path(folder).iterdir()]

@@ -63,6 +63,14 @@ FAMILIES = {
         GROUPED | EXPERTS | dict(sliding_window=9, layer_types=MIXED, rope_parameters=WHOLE),
     ),
     "phi": ("PhiConfig", COMMON | dict(num_key_value_heads=4, rope_parameters=PARTIAL)),
+    "phi3": ("Phi3Config", GROUPED),
+    "llama4": (
+        "Llama4TextConfig",
+        GROUPED
+        | dict(num_local_experts=2, num_experts_per_tok=1, intermediate_size_mlp=48, moe_layers=[])
+        | dict(no_rope_layers=[0, 1, 0], layer_types=["full_attention"] * 3)
+        | dict(rope_parameters=WHOLE, attn_temperature_tuning=False, use_qk_norm=False),
+    ),
     "opt": ("OPTConfig", COMMON | dict(ffn_dim=48, word_embed_proj_dim=32)),
 }
 

@@ -6,8 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -216,53 +214,6 @@ def test_truncated_gguf_is_refused_and_leaves_nothing(size, tmp_path, monkeypatc
         load_model(str(tmp_path / "cut.gguf"))
     assert one_line(error)
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-def write_header(path, keys, tensors=()):
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_block_count(1)
-    writer.add_embedding_length(8)
-    writer.add_feed_forward_length(8)
-    writer.add_head_count(2)
-    writer.add_vocab_size(11)
-    for key, value in keys.items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
-        add(f"llama.rope.{key}", value)
-    for name in tensors:
-        writer.add_tensor(name, np.ones(4, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize(
-    ("keys", "tensors", "named"),
-    [
-        ({"scaling.type": "linear", "scaling.factor": 8.0}, (), r"scaling\.type = linear"),
-        ({"scaling.type": "yarn", "scaling.factor": 8.0}, (), r"scaling\.factor = 8\.0"),
-        ({"scale_linear": 4.0}, (), r"llama\.rope\.scale_linear = 4\.0"),
-        ({"scaling.attn_factor": 1.19}, (), r"scaling\.attn_factor = 1\.19"),
-        ({}, ("rope_freqs.weight",), r"rope_freqs\.weight"),
-        ({}, ("rope_factors_long.weight",), r"rope_factors_long\.weight"),
-    ],
-)
-def test_gguf_that_scales_its_rotation_is_refused(keys, tensors, named, tmp_path, monkeypatch):
-    monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
-    write_header(tmp_path / "scaled.gguf", keys, tensors)
-    with pytest.raises(ModelError, match=rf"scaled\.gguf scales its rotary .*{named}.*") as error:
-        load_model(str(tmp_path / "scaled.gguf"))
-    assert one_line(error)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.parametrize("keys", [{"scaling.type": "none"}, {"scaling.factor": 1.0}])
-def test_gguf_that_scales_by_nothing_is_not_refused_for_it(keys, tmp_path, monkeypatch):
-    monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
-    write_header(tmp_path / "plain.gguf", keys)
-    with pytest.raises(ModelError, match=r"plain\.gguf is no complete GGUF file"):
-        load_model(str(tmp_path / "plain.gguf"))
 
 
 def test_cache_that_cannot_be_written_is_refused(tmp_path, monkeypatch):

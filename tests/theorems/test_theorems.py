@@ -1,5 +1,7 @@
 """What must hold exactly, each with a model that fails it; and the same on a real one."""
 
+from unittest import mock
+
 import capture_child as child
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ import torch
 import transformers
 from transformers import AttentionInterface
 
-from posprobe.captures import capture, capture_stimulus
+from posprobe.captures import capture, capture_stimulus, plan
 from posprobe.channels import channel_effects, decompose, score_shift
-from posprobe.models import ObservableModel, Observation, Observer, load_model
+from posprobe.models import ObservableModel, Observation, Observer, load_model, observable
 from posprobe.models.checkpoints import find_checkpoint
 from posprobe.models.observation import observed_attention
 from posprobe.models.proofs import ATTENTION
@@ -206,6 +208,8 @@ def test_a_constant_on_the_scores_of_a_query_moves_nothing(family, design, take,
     model, stimulus = child.model(family), child.stimulus(design, length=40, prefixes=(1, 5, 35))
     plain = take(model, stimulus)
     monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION, gauged)
+    # a third channel to whoever looks at scores alone, as the check before a capture does
+    monkeypatch.setattr(plan, "own_position", lambda *args, **keywords: None)
     moved = take(model, stimulus)
     for layer in range(3):
         assert np.abs(moved.normalizer(layer) - plain.normalizer(layer)).mean() > 0.5
@@ -239,10 +243,12 @@ def clock():
 
 
 def test_constant_keys_and_a_bos_write_one_over_t():
-    model = object.__new__(ObservableModel)  # its first layer's scores move nothing: no proof
-    model.model = clock().eval().requires_grad_(False)
-    model.model.set_attn_implementation(ATTENTION)
-    model.blocks = list(model.model.transformer.h)
+    with mock.patch.object(  # its first layer's scores move nothing: no proof
+        observable,
+        "prove_observable",
+        lambda built: built.model.set_attn_implementation(ATTENTION),
+    ):
+        model = ObservableModel(clock())
     ids = tiny.tokens(3, 50)
     ids[ids == 1] = 2
     ids[:, 0] = 1

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import load_model
+from posprobe.report import study_page
 from posprobe.store import ActivationStore
 from posprobe.workflows import analyze as analyze_module
 from posprobe.workflows import audit as study
@@ -142,7 +143,7 @@ def test_a_second_run_captures_nothing_and_claims_the_same(
     assert results(folder) == before
 
 
-def test_killed_in_the_middle_and_run_again(audited, model_folder, text, tmp_path):
+def test_killed_in_the_middle_and_run_again(audited, model_folder, text, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     command = [sys.executable, child.__file__, model_folder, str(folder), "7"]
     killed = subprocess.run(command, capture_output=True, timeout=120, check=False)
@@ -151,6 +152,7 @@ def test_killed_in_the_middle_and_run_again(audited, model_folder, text, tmp_pat
     assert any(name.endswith(".partial") for name in left)
     assert "claims.json" not in left
     kept = {name: (folder / name).read_bytes() for name in left if name.endswith(".h5")}
+    monkeypatch.setattr(study_page, "draw", lambda name, tables: None)  # slow, and not asked
     audit(model_folder, folder, text=text, **child.SIZES)
     assert kept
     assert all((folder / name).read_bytes() == before for name, before in kept.items())

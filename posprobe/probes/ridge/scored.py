@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +17,29 @@ from posprobe.probes.ridge.design import resolve_columns
 from posprobe.probes.ridge.group import GroupRidgeCV, Rows
 from posprobe.probes.ridge.refit import refit_scores
 
-__all__ = ["Estimand", "SequenceScoredRidge", "replicate_interval"]
+__all__ = ["Estimand", "Models", "SequenceScoredRidge", "replicate_interval"]
 
 Estimand = Literal["refit", "fixed_probe"]
 _RESAMPLES = {"refit": 200, "fixed_probe": 2000}
 KEPT = 0.95
 ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that are fitted on the same folds.
+
+    Attributes
+    ----------
+    subsets : list of tuple of int
+        Feature groups of each model, ascending; the last one has all.
+    orders : ndarray of shape (O, k), or None
+        Sampled orders of the groups whose beginnings are among the models, each followed by its
+        reverse; None where no order was sampled.
+    """
+
+    subsets: list[tuple[int, ...]]
+    orders: NDArray[np.intp] | None = None
 
 
 class SequenceScoredRidge(GroupRidgeCV):
@@ -64,17 +82,17 @@ class SequenceScoredRidge(GroupRidgeCV):
         self.gram_ = gram if keep else None
         columns = resolve_columns(self.feature_groups, X.shape[1], self._names())
         folded = gram.merge(self.fold_of_sequence_) if keep else gram
-        self._models = self._subsets(len(columns))
-        self._fit_folds(folded, columns, self._models)
+        self._models = self._choose_models(len(columns))
+        self._fit_folds(folded, columns, self._models.subsets)
         # Residuals, not quadratic forms, which would cancel as R2 approaches 1.
         out = [self._out_of_fold(X, folds, m)[:, 0] for m in range(len(self._choices))]
         sse = np.stack([_sums(sequence, (z - o) ** 2) for o in out], axis=1)
         self._set_sequences(sse, _sums(sequence, (z - z.mean()) ** 2))
         return out
 
-    def _subsets(self, n_groups: int) -> list[tuple[int, ...]]:
-        """Models to fit, as groups of features; the last one has all."""
-        return [tuple(range(n_groups))]
+    def _choose_models(self, n_groups: int) -> Models:
+        """Models to fit to so many feature groups."""
+        return Models([tuple(range(n_groups))])
 
     def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
         """Fit all models on statistics, and score by quadratic forms."""
@@ -87,8 +105,8 @@ class SequenceScoredRidge(GroupRidgeCV):
         self.sequences_, self._grouped, self.gram_ = gram.groups, True, gram
         self.fold_of_sequence_ = folds
         columns = resolve_columns(self.feature_groups, gram.n_features)
-        self._models = self._subsets(len(columns))
-        self._fit_folds(gram.merge(folds), columns, self._models)
+        self._models = self._choose_models(len(columns))
+        self._fit_folds(gram.merge(folds), columns, self._models.subsets)
         sse = np.empty((len(gram), len(self._choices)))
         for row, k in enumerate(self._fold_ids):
             here = np.flatnonzero(folds == k)
@@ -98,7 +116,14 @@ class SequenceScoredRidge(GroupRidgeCV):
         self._set_sequences(sse, _deviations(gram))
 
     def _verify(self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array) -> None:
-        """Sum every sequence's squared residuals over the data."""
+        """Score by residuals over the data instead of quadratic forms."""
+        sse, _ = self._residual_sums(rows, folds, weights)
+        self._set_sequences(sse, self.sequence_sst_)
+
+    def _residual_sums(
+        self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array
+    ) -> tuple[Array, Array]:
+        """Out-of-fold squared errors (S, M) and mean absolute errors (M,) over the data."""
         sse = np.zeros_like(self._sse)
         absolute, total = np.zeros(sse.shape[1]), 0.0
         for X, z, sequence in rows:
@@ -107,8 +132,7 @@ class SequenceScoredRidge(GroupRidgeCV):
                 residual = (z - self._out_of_fold(X, folds[sequence], m))[:, 0]
                 np.add.at(sse[:, m], sequence, weights[sequence] * residual**2)
                 absolute[m] += weights[sequence] @ np.abs(residual)
-        self._verified_mae = absolute / total
-        self._set_sequences(sse, self.sequence_sst_)
+        return sse, absolute / total
 
     def _set_sequences(self, sse: Array, sst: Array) -> None:
         self._sse, self.sequence_sst_ = sse, sst
@@ -152,8 +176,9 @@ class SequenceScoredRidge(GroupRidgeCV):
                 "estimand='fixed_probe'"
             )
         start = [choice.index for choice in self._choices]
+        subsets = self._models.subsets
         return refit_scores(
-            self.gram_, self.fold_of_sequence_, self._design, self._models, start, w, n_jobs
+            self.gram_, self.fold_of_sequence_, self._design, subsets, start, w, n_jobs
         )
 
     def __sklearn_tags__(self) -> Tags:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from posprobe.intervals import Array
 from posprobe.probes.ridge.banded import Moments, Split, line_errors, many_penalties, near_singular
@@ -77,101 +78,185 @@ def search(
     """
     starts = [None] * len(subsets) if start is None else list(start)
     if len(sizes) == 2:
-        table = _Table(splits, sizes, grids)
+        table = _Table(splits, sizes, grids)  # shared: a group alone is an edge of the same table
         return [table.choose(s, at) for s, at in zip(subsets, starts, strict=True)]
-    choices = []
-    for subset, at in zip(subsets, starts, strict=True):
-        part, offsets = _restrict(splits, sizes, subset), list(subset)
-        own_sizes, own_grids = [sizes[g] for g in subset], [grids[g] for g in subset]
-        inside = tuple(range(len(subset)))
-        own_at = None if at is None else tuple(at[g] for g in subset)
-        if len(subset) <= 2:
-            choice = _Table(part, own_sizes, own_grids).choose(inside, own_at)
-        else:
-            choice = _descend(part, own_sizes, own_grids, own_at)
-        penalties, index = np.full(len(sizes), np.inf), [-1] * len(sizes)
-        penalties[offsets] = choice.penalties
-        for g, i in zip(subset, choice.index, strict=True):
-            index[g] = i
-        choices.append(Choice(penalties, tuple(index), choice.sse, choice.table, choice.n_refused))
-    return choices
+    return [
+        _search_subset(splits, sizes, grids, subset, at)
+        for subset, at in zip(subsets, starts, strict=True)
+    ]
+
+
+def _search_subset(
+    splits: Sequence[Split],
+    sizes: Sequence[int],
+    grids: Sequence[Array],
+    subset: tuple[int, ...],
+    start: tuple[int, ...] | None,
+) -> Choice:
+    """Choose the penalties of the groups in ``subset``, without the features of the others."""
+    own_splits = _restrict(splits, sizes, subset)
+    own_sizes, own_grids = [sizes[g] for g in subset], [grids[g] for g in subset]
+    own_start = None if start is None else tuple(start[g] for g in subset)
+    if len(subset) <= 2:
+        everything = tuple(range(len(subset)))
+        choice = _Table(own_splits, own_sizes, own_grids).choose(everything, own_start)
+    else:
+        choice = _descend(own_splits, own_sizes, own_grids, own_start)
+    position = dict(zip(subset, choice.index, strict=True))
+    penalty = dict(zip(subset, choice.penalties, strict=True))
+    return replace(
+        choice,
+        penalties=np.array([penalty.get(g, np.inf) for g in range(len(sizes))]),
+        index=tuple(position.get(g, -1) for g in range(len(sizes))),
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The penalties of one group, as one side of a table.
+
+    Attributes
+    ----------
+    group : int or None
+        None stands for a group that the model lacks: it has no columns.
+    columns : slice
+        Its features.
+    penalties : ndarray
+        Its grid, with infinity as the last entry: the group left out, whether or not the user's
+        grid does that.
+    """
+
+    group: int | None
+    columns: slice
+    penalties: Array
+
+    @property
+    def left_out(self) -> int:
+        """Position of the penalty that leaves the group out."""
+        return len(self.penalties) - 1
+
+    def tried(self, subset: tuple[int, ...]) -> NDArray[np.intp]:
+        """Positions to try for a model with the groups in ``subset``."""
+        if self.group in subset:
+            return np.arange(self.left_out)
+        return np.array([self.left_out])
+
+
+def _make_axes(sizes: Sequence[int], grids: Sequence[Array]) -> tuple[_Axis, _Axis]:
+    """The axes of the larger and of the smaller of at most two groups."""
+    edges = np.cumsum([0, *sizes])
+    axes = [
+        _Axis(g, slice(edges[g], edges[g + 1]), np.append(grid, np.inf))
+        for g, grid in enumerate(grids)
+    ]
+    nothing = _Axis(None, slice(edges[-1], edges[-1]), np.array([np.inf]))
+    axes += [nothing] * (2 - len(axes))
+    if len(sizes) == 2 and sizes[1] > sizes[0]:
+        return axes[1], axes[0]
+    return axes[0], axes[1]
 
 
 class _Table:
-    """Squared errors over the penalties of at most two groups, filled row by row on demand."""
+    """Squared errors over the penalties of at most two groups, filled line by line on demand.
+
+    A line has one penalty of the outer group, whose factorisation it shares, and all of the inner
+    group; see `posprobe.probes.ridge.banded`. The outer group is the larger one.
+    """
 
     def __init__(
         self, splits: Sequence[Split], sizes: Sequence[int], grids: Sequence[Array]
     ) -> None:
         self.splits = splits
-        self.outer = int(np.argmax(sizes)) if len(sizes) else 0
-        self.k = len(sizes)
-        sizes = [*sizes, *[0] * (2 - self.k)]
-        # The last entry leaves the group out, whether or not the user's grid does.
-        self.grids = [np.append(grid, np.inf) for grid in grids]
-        self.grids += [np.array([np.inf])] * (2 - self.k)
-        edges = np.cumsum([0, *sizes])
-        self.columns = [slice(edges[g], edges[g + 1]) for g in (0, 1)]
-        self.n_test = sum(s.test[edges[-1], edges[-1]] for s in splits)
-        self.rows: dict[int, Array] = {}
+        self.outer, self.inner = _make_axes(sizes, grids)
+        self.n_groups, p = len(sizes), sum(sizes)
+        self.n_test = sum(s.test[p, p] for s in splits)
+        self.lines: dict[int, Array] = {}
 
-    def row(self, i: int) -> Array:
-        """Errors (K, inner penalties, t) at outer penalty i; infinite where refused."""
-        if i not in self.rows:
-            outer, inner = self.columns[self.outer], self.columns[1 - self.outer]
-            alpha, alphas = self.grids[self.outer][i], self.grids[1 - self.outer]
-            self.rows[i] = np.stack(
-                [line_errors(s, outer, inner, alpha, alphas) for s in self.splits]
+    def line(self, position: int) -> Array:
+        """Errors (K, inner penalties, t) at one outer penalty; infinite where refused."""
+        if position not in self.lines:
+            penalty = self.outer.penalties[position]
+            self.lines[position] = np.stack(
+                [
+                    line_errors(
+                        split, self.outer.columns, self.inner.columns, penalty, self.inner.penalties
+                    )
+                    for split in self.splits
+                ]
             )
-        return self.rows[i]
+        return self.lines[position]
 
     def fill(self) -> None:
         """Evaluate the whole grid, by one factorisation per fold where there is one group."""
-        alphas = self.grids[self.outer]
-        whole, none = self.columns[self.outer], self.columns[1 - self.outer]
-        if self.k == 1 and len(alphas) >= many_penalties(whole.stop):
-            errors = np.stack([line_errors(s, none, whole, np.inf, alphas) for s in self.splits])
-            self.rows = {i: errors[:, [i]] for i in range(len(alphas))}
-        for i in range(len(alphas)):
-            self.row(i)
+        n_penalties = len(self.outer.penalties)
+        if self.n_groups == 1 and n_penalties >= many_penalties(self.outer.columns.stop):
+            self.lines = self._lines_of_one_group()
+        for position in range(n_penalties):
+            self.line(position)
 
-    def mse(self, i: int) -> Array:
-        """Pooled mean squared error (inner penalties, t)."""
-        return np.asarray(self.row(i).sum(axis=0) / self.n_test)
+    def _lines_of_one_group(self) -> dict[int, Array]:
+        """All lines at once: the only group takes the place of the inner one."""
+        errors = np.stack(
+            [
+                line_errors(
+                    split, self.inner.columns, self.outer.columns, np.inf, self.outer.penalties
+                )
+                for split in self.splits
+            ]
+        )  # (K, outer penalties, t)
+        return {position: errors[:, [position]] for position in range(errors.shape[1])}
+
+    def mse(self, position: int) -> Array:
+        """Pooled mean squared error (inner penalties, t) of a line."""
+        return np.asarray(self.line(position).sum(axis=0) / self.n_test)
 
     def choose(self, subset: tuple[int, ...], start: tuple[int, ...] | None) -> Choice:
         """Return the best penalties of the groups in ``subset``, the others left out."""
-        out = [len(g) - 1 for g in self.grids]
-        tried = [np.arange(out[g]) if g in subset else np.array([out[g]]) for g in range(2)]
-        outer, inner = tried[self.outer], tried[1 - self.outer]
+        outer_tried, inner_tried = self.outer.tried(subset), self.inner.tried(subset)
 
-        def best_of_row(i: int) -> tuple[float, int]:
-            values = self.mse(i)[inner].mean(axis=-1)
-            return float(values.min()), int(inner[values.argmin()])
+        def errors(position: int) -> Array:
+            """Mean over targets (inner_tried,)."""
+            return np.asarray(self.mse(position)[inner_tried].mean(axis=-1))
 
         if start is None:
-            if len(outer) > 1:
+            if len(outer_tried) > 1:
                 self.fill()
-            i = int(outer[np.argmin([best_of_row(int(i))[0] for i in outer])])
+            lowest = [errors(position).min() for position in outer_tried.tolist()]
+            at_outer = int(outer_tried[np.argmin(lowest)])
         else:
-            first = start[self.outer] if self.outer in subset else out[self.outer]
-            i = _climb(first, outer, lambda i: best_of_row(i)[0])
-        value, j = best_of_row(i)
-        if not np.isfinite(value):
-            raise near_singular(self.grids[self.outer][outer])
-        return self._choice(subset, i, j, outer, inner)
+            first = start[self.outer.group] if self.outer.group in subset else self.outer.left_out
+            at_outer = _climb(first, outer_tried, lambda position: float(errors(position).min()))
+        last = errors(at_outer)
+        if not np.isfinite(last.min()):
+            raise near_singular(self.outer.penalties[outer_tried])
+        at_inner = int(inner_tried[last.argmin()])
+        return self._choice(subset, at_outer, at_inner)
 
-    def _choice(self, subset: tuple[int, ...], i: int, j: int, outer: Any, inner: Any) -> Choice:
-        at = (i, j) if self.outer == 0 else (j, i)
-        nothing = np.full(self.mse(i).shape, np.nan)
-        table = np.array([self.mse(i) if i in self.rows else nothing for i in outer])[:, inner]
-        refused = int(np.isinf(table[..., 0]).sum())
-        table = (table if self.outer == 0 else table.swapaxes(0, 1)).reshape(
-            [*(len(self.grids[g]) - 1 for g in subset), -1]
+    def _choice(self, subset: tuple[int, ...], at_outer: int, at_inner: int) -> Choice:
+        chosen = {self.outer.group: at_outer, self.inner.group: at_inner}
+        axes = {axis.group: axis for axis in (self.outer, self.inner)}
+        groups = range(self.n_groups)
+        table = self._searched(subset)
+        return Choice(
+            penalties=np.array([axes[g].penalties[chosen[g]] for g in groups]),
+            index=tuple(chosen[g] if g in subset else -1 for g in groups),
+            sse=self.line(at_outer)[:, at_inner],
+            table=table,
+            n_refused=int(np.isinf(table[..., 0]).sum()),
         )
-        penalties = np.array([self.grids[g][at[g]] for g in range(self.k)])
-        index = tuple(at[g] if g in subset else -1 for g in range(self.k))
-        return Choice(penalties, index, self.row(i)[:, j], table, refused)
+
+    def _searched(self, subset: tuple[int, ...]) -> Array:
+        """Mean squared errors (grid lengths of the subset..., t), NaN where not evaluated."""
+        outer_tried, inner_tried = self.outer.tried(subset), self.inner.tried(subset)
+        n_targets = self.splits[0].train.rhs.shape[1]
+        unknown = np.full((len(self.inner.penalties), n_targets), np.nan)
+        table = np.array(
+            [self.mse(i) if i in self.lines else unknown for i in outer_tried.tolist()]
+        )[:, inner_tried]  # (outer tried, inner tried, t)
+        if self.outer.group == 1:
+            table = table.swapaxes(0, 1)
+        lengths = {axis.group: axis.left_out for axis in (self.outer, self.inner)}
+        return table.reshape([*(lengths[g] for g in subset), -1])
 
 
 def _climb(start: int, allowed: Any, value: Callable[[int], float]) -> int:
@@ -194,30 +279,39 @@ def _descend(
 ) -> Choice:
     """Coordinate descent over the penalties of three groups or more."""
     p = sum(sizes)
-    edges = np.cumsum([0, *sizes])
     n_test = sum(s.test[p, p] for s in splits)
-    at, refused = (list(start), 0) if start else _best_diagonal(splits, sizes, grids, n_test)
+    position, refused = (list(start), 0) if start else _best_diagonal(splits, sizes, grids, n_test)
     best, sse = np.inf, np.zeros((len(splits), splits[0].train.rhs.shape[1]))
     changed = True
     while changed:
         changed = False
-        for g in range(len(sizes)):
-            each = np.repeat([grids[h][at[h]] for h in range(len(sizes))], sizes)
-            each[edges[g] : edges[g + 1]] = np.inf
-            outer = np.flatnonzero(np.isfinite(each))
-            inner = np.arange(edges[g], edges[g + 1])
-            errors = np.stack([line_errors(s, outer, inner, each[outer], grids[g]) for s in splits])
+        for group in range(len(sizes)):
+            errors = _errors_along(splits, sizes, grids, position, group)
             values = errors.sum(axis=0).mean(axis=-1) / n_test
             refused += int(np.isinf(values).sum())
-            i = int(values.argmin())
+            lowest = int(values.argmin())
             # Rounding alone must not keep the walk going.
-            if values[i] < best * (1 - 1e-12):
-                changed = changed or i != at[g]
-                best, at[g], sse = float(values[i]), i, errors[:, i]
+            if values[lowest] < best * (1 - 1e-12):
+                changed = changed or lowest != position[group]
+                best, position[group], sse = float(values[lowest]), lowest, errors[:, lowest]
     if not np.isfinite(best):
         raise near_singular(np.concatenate(list(grids)))
-    penalties = np.array([grids[g][at[g]] for g in range(len(sizes))])
-    return Choice(penalties, tuple(at), sse, sse.sum(axis=0) / n_test, refused)
+    penalties = np.array([grid[i] for grid, i in zip(grids, position, strict=True)])
+    return Choice(penalties, tuple(position), sse, sse.sum(axis=0) / n_test, refused)
+
+
+def _errors_along(
+    splits: Sequence[Split],
+    sizes: Sequence[int],
+    grids: Sequence[Array],
+    position: Sequence[int],
+    group: int,
+) -> Array:
+    """Errors (K, grid length, t) over the grid of one group, the others at their position."""
+    penalties = np.repeat([grid[i] for grid, i in zip(grids, position, strict=True)], sizes)  # (p,)
+    own = np.repeat(np.arange(len(sizes)), sizes) == group
+    outer, inner = np.flatnonzero(~own & np.isfinite(penalties)), np.flatnonzero(own)
+    return np.stack([line_errors(s, outer, inner, penalties[outer], grids[group]) for s in splits])
 
 
 def _best_diagonal(

@@ -1,0 +1,103 @@
+"""Whether a transformers model is a decoder that can be observed, and where its blocks are."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+from posprobe.errors import ModelError
+
+__all__ = ["check_state", "check_weights", "find_blocks"]
+
+LAYER = "layer_idx"  # what attention modules call their number in transformers
+
+
+def find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder blocks, in order: the list whose i-th module holds the attention of layer i.
+
+    A model of text and images has other lists, of a vision tower, which may be as long; so the
+    text decoder is searched first.
+
+    Raises
+    ------
+    ModelError
+        If it is not a decoder with a language-model head whose attention can be observed.
+    """
+    kind = type(model).__name__
+    config = model.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{kind} is an encoder-decoder, not a decoder")
+    if not model._can_set_attn_implementation():
+        raise ModelError(
+            f"{kind} does not call transformers' attention interface, "
+            "so its attention cannot be observed"
+        )
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"{kind} has no language-model head; load a causal LM")
+    for part in (model.get_decoder(), model.base_model):
+        for module in part.modules():
+            if isinstance(module, torch.nn.ModuleList) and _is_stack(module, config):
+                return list(module)
+    raise ModelError(f"{kind} has no list of {config.num_hidden_layers} blocks with attention")
+
+
+def _is_stack(blocks: torch.nn.ModuleList, config: object) -> bool:
+    """Whether the modules of a list are the blocks, by the numbers of the attention in them."""
+    if len(blocks) != config.num_hidden_layers:  # type: ignore[attr-defined]
+        return False
+    return all(
+        any(getattr(module, LAYER, None) == layer for module in block.modules())
+        for layer, block in enumerate(blocks)
+    )
+
+
+def check_state(model: torch.nn.Module) -> None:
+    """Refuse a model whose modules do not compute, or do not hold, what hooks would read.
+
+    Raises
+    ------
+    ModelError
+        If it is compiled, or some of its weights are offloaded.
+    """
+    wrapped = hasattr(model, "_orig_mod")  # by torch.compile; asking for its class imports dynamo
+    if wrapped or any(module._compiled_call_impl is not None for module in model.modules()):
+        raise ModelError(
+            "the model is compiled, so its parts cannot be observed; pass it as it was before "
+            "torch.compile"
+        )
+    away = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if away:
+        raise ModelError(
+            f"{len(away)} of the model's weights are offloaded ({away[0]}), so they cannot be "
+            "read; load it whole, in a smaller dtype or onto more GPUs (device='auto')"
+        )
+
+
+def check_weights(model: torch.nn.Module, blocks: list[torch.nn.Module]) -> None:
+    """Refuse weights that are not numbers, in one pass over all of them.
+
+    Raises
+    ------
+    ModelError
+        Naming the layer, the module and how many values.
+    """
+    layers = {
+        id(weight): (f"layer {layer}", name)
+        for layer, block in enumerate(blocks)
+        for name, weight in block.named_parameters()
+    }
+    for full_name, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.dtype.itemsize < 2:  # quantised
+            continue
+        # a sum is a pass without a copy, and is finite only if all its terms are
+        if torch.isfinite(weight.sum(dtype=torch.float32)):
+            continue
+        where, name = layers.get(id(weight), ("the model", full_name))
+        for what, bad in (("NaN", weight.isnan()), ("infinities", weight.isinf())):
+            if count := int(bad.sum()):
+                values = "value" if count == 1 else "values"
+                module = name.removesuffix(".weight")
+                raise ModelError(
+                    f"weights of {where} hold {what} ({module}, {count} {values}); the checkpoint "
+                    "is damaged, or was trained until it diverged"
+                )

@@ -1,0 +1,91 @@
+"""Whether scores move with position by themselves: a third channel besides mask and residual.
+
+A rotary embedding makes a score depend on the offset of query and key alone. Some models break
+that: a temperature that grows with position (Llama 4, Ministral 3), frequencies that switch with
+the length of the sequence (longrope, dynamic scaling past the trained length). There
+T = M + R + P, and R = T - M would include P.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posprobe.models.observation import Observer
+from posprobe.models.scores import Observation
+
+if TYPE_CHECKING:
+    from posprobe.models.observable import ObservableModel
+
+__all__ = ["own_position"]
+
+OFFSETS = tuple(range(9))
+# Relative to the spread of a layer's scores, or to the norm of its stream. The angles of a rotation
+# round in float32 whatever the precision of the model.
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1}
+ROUNDING_OF_ANGLES = 4 * torch.finfo(torch.float32).eps
+
+
+def own_position(
+    model: ObservableModel, token: int, *, shortest: int, longest: int
+) -> dict[str, Any] | None:
+    """Compare the scores of one token, repeated, at all positions of a stimulus.
+
+    With one token repeated, the stream that enters the first block is the same at every position.
+    If the position encoding knows offsets only, so are the scores at each offset, then the values,
+    and so on through the layers. Layers are compared for as long as the stream that enters them is
+    the same everywhere.
+
+    Parameters
+    ----------
+    model : ObservableModel
+    token : int
+        The token that is repeated.
+    shortest, longest : int
+        Tokens in the shortest and in the longest sequence of the stimulus: rotations may switch
+        between lengths.
+
+    Returns
+    -------
+    dict or None
+        The first ``layer`` whose scores move, and their largest ``change`` in nats. None where no
+        layer's do before the stream itself does, as it does from the start where a model adds
+        learned positions to its embeddings.
+    """
+    tolerance = TOLERANCE.get(model.model.dtype, 1e-1) + ROUNDING_OF_ANGLES * longest
+    offsets = tuple(offset for offset in OFFSETS if offset < shortest)
+    runs = [_run(model, token, length, offsets) for length in sorted({shortest, longest})]
+    for layer in range(model.n_layers):
+        streams = torch.cat([run[layer]["residual"] for run in runs])
+        if (streams - streams[:1]).norm(dim=-1).max() > tolerance * streams[0].norm():
+            return None
+        scores = torch.cat([run[layer]["offset_score"] for run in runs])
+        change = _range(scores)
+        if change > tolerance * float(scores[scores.isfinite()].std()):
+            return {"layer": layer, "change": change}
+    return None
+
+
+def _range(scores: Tensor) -> float:
+    """Largest minus smallest score over queries, in the head and offset where that is largest."""
+    missing = scores.isnan()  # no key so far back
+    highest = scores.masked_fill(missing, -torch.inf).amax(0)
+    lowest = scores.masked_fill(missing, torch.inf).amin(0)
+    return float((highest - lowest).max())
+
+
+def _run(
+    model: ObservableModel, token: int, length: int, offsets: tuple[int, ...]
+) -> dict[int, dict[str, Tensor]]:
+    """Streams (query, width) and scores (query, head, offset) of each layer, in float64."""
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    def emit(name: str, layer: int, tensor: Tensor) -> None:
+        if name in ("residual", "offset_score"):
+            seen.setdefault(layer, {})[name] = tensor[0].double().cpu()
+
+    observer = Observer(emit, Observation(n_queries=length, offsets=offsets), model.intervention())
+    model.run(torch.full((1, length), token), observer)
+    return seen

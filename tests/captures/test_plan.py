@@ -1,0 +1,68 @@
+"""What no capture can be made of is refused before anything is written."""
+
+import capture_child as child
+import pytest
+from stored import leftovers
+
+from posprobe.captures import capture_stimulus
+from posprobe.errors import ModelError, PosprobeError, StimulusError, StoreError
+from posprobe.models import (
+    ObservableModel,
+)
+
+
+def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
+    stimulus = child.stimulus("natural", length=65, prefixes=None)
+    with pytest.raises(StimulusError, match="length 65 exceeds the 64 positions that model 'tiny"):
+        take(stimulus)
+    assert leftovers(tmp_path) == []
+    take(child.stimulus("natural", length=64, prefixes=None))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (dict(quantities=("normaliser",)), "quantity 'normaliser' is unknown"),
+        (dict(quantities=("normalizer", "offset_score"), offsets=()), "'offset_score' has an axis"),
+        (dict(dtype="float8"), "dtype 'float8' is unknown"),
+        (dict(residual_layers=(0, 4)), "residual_layers"),
+        (dict(residual_positions=(0, 5)), "residual_queries"),
+        (dict(batch_tokens=0), "'batch_tokens' is 0"),
+    ],
+)
+def test_contradictory_options_are_refused_before_anything_is_written(
+    options, reason, take, tmp_path
+):
+    with pytest.raises(PosprobeError, match=reason):
+        take(child.stimulus(), **options)
+    assert leftovers(tmp_path) == []
+
+
+def test_folder_that_cannot_be_written_is_refused(llama, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "a.h5", tmp_path / "nowhere" / "a.h5"):
+        with pytest.raises(StoreError, match="cannot write the file") as error:
+            capture_stimulus(llama, child.stimulus(), path, progress=False)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_existing_file_is_kept_unless_it_may_be_overwritten(llama, tmp_path):
+    path = tmp_path / "a.h5"
+    capture_stimulus(llama, child.stimulus(), path, progress=False)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"a\.h5 exists: choose another name"):
+        capture_stimulus(llama, child.stimulus(seed=9), path, progress=False)
+    assert path.read_bytes() == before
+    store = capture_stimulus(llama, child.stimulus(seed=9), path, progress=False, overwrite=True)
+    assert store.header.seed == 9
+
+
+def test_window_other_than_the_configured_one_is_refused(take, monkeypatch):
+    model = child.model("mistral")
+    monkeypatch.setattr(ObservableModel, "layer_windows", (9, None, 9))
+    with pytest.raises(ModelError, match="layer 1 has a window of 9 tokens, its configuration"):
+        take(child.stimulus(), model=model)
+    monkeypatch.setattr(ObservableModel, "layer_windows", (9, 9, 8))
+    with pytest.raises(ModelError, match="layer 2 has a window of 9 tokens, its configuration"):
+        take(child.stimulus(), model=model)

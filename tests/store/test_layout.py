@@ -1,0 +1,70 @@
+"""Headers and the document that is the format's law."""
+
+from pathlib import Path
+
+import pytest
+import store_child as child
+from store_files import INDEX, write_all
+
+from posprobe.errors import StoreError
+from posprobe.store import ActivationStore, StoreWriter
+from posprobe.store.layout import ATTRIBUTES, QUANTITIES
+
+FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_heads": 0}, "'n_heads' is 0: it must be at least 1"),
+        ({"quantities": ("scores",)}, "quantity 'scores' is unknown: choose from normalizer"),
+        ({"offsets": ()}, r"'offset_score' has an axis of length 0 \(D\)"),
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16' is unknown: choose float32 or float16"),
+        ({"n_queries": 17}, "n_queries 17 exceeds length 16"),
+        ({"layer_window": (0,)}, "layer_window has 1 entries for 2 layers"),
+        ({"residual_layers": (2, 0)}, r"residual_layers \[2, 0\] must rise within 0 to 2"),
+        ({"residual_layers": (0, 3)}, r"residual_layers \[0, 3\] must rise within 0 to 2"),
+        ({"residual_queries": (3, 1)}, "residual_queries 3, 1 must rise within 0 to 4"),
+        ({"residual_queries": (0, 5)}, "residual_queries 0, 5 must rise within 0 to 4"),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(change, message):
+    with pytest.raises(StoreError, match=message):
+        child.header(**change)
+
+
+@pytest.mark.parametrize("value", [{"a": float("nan")}, {"a": object()}])
+def test_a_header_that_is_no_json_is_refused(tmp_path, value):
+    with pytest.raises(StoreError, match="attribute 'config' cannot be written as JSON"):
+        StoreWriter.create(tmp_path / "a.h5", child.header(config=value), INDEX)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_beyond_64_kilobytes_is_kept(tmp_path):
+    header = child.header(config={"vocabulary": "ü" * 100_000})
+    store = ActivationStore(write_all(tmp_path / "a.h5", header))
+    assert store.header.config == header.config
+
+
+# The law
+
+
+def table(rows):
+    return {line.split("|")[1].strip(" `"): line.strip() for line in rows if line.startswith("| `")}
+
+
+def test_the_document_lists_every_data_set():
+    kinds = {"float": "f4 or f2"}
+    expected = [
+        f"| `{name}` | ({', '.join(q.axes)}) | {kinds.get(q.dtype, q.dtype.strip('<|'))} | "
+        f"{q.unit} | {'MAY' if q.nan else 'MUST NOT' if q.by_layer else '-'} | {q.meaning} |"
+        for name, q in QUANTITIES.items()
+    ]
+    text = FORMAT.read_text(encoding="utf-8").partition("## Data sets")[2].partition("\n## ")[0]
+    assert table(text.splitlines()) == table(expected)
+
+
+def test_the_document_lists_every_attribute():
+    expected = [f"| `{name}` | {kind} | {text} |" for name, (kind, text) in ATTRIBUTES.items()]
+    text = FORMAT.read_text(encoding="utf-8").partition("## Root attributes")[2]
+    assert table(text.partition("\n## ")[0].splitlines()) == table(expected)
