@@ -285,7 +285,7 @@ def _mask_protocol(table: pd.DataFrame, key: str) -> str:
 def _unmasked(analysis: Analysis) -> Claim:
     name = "normalizer_without_mask"
     statement = (
-        "Without the causal mask the normalizers of layer 0 tell nothing about position (R2 < "
+        "Without the causal mask position cannot be read from the normalizers of layer 0 (R2 < "
         f"{NEGLIGIBLE_R2})."
     )
     table = analysis.tables.get("mask_probes")

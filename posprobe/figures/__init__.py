@@ -30,7 +30,7 @@ def draw(name: str, tables: Tables) -> Figure | None:
     Parameters
     ----------
     name : str
-        Of a panel in `PANELS` or `COMPARISON_PANELS`.
+        A name in `PANELS` or `COMPARISON_PANELS`.
     tables : dict of str to pandas.DataFrame
         As in `posprobe.analysis.Analysis`, or in `posprobe.comparison.tables.Comparison`.
 

@@ -73,7 +73,7 @@ class Panel:
     draw : callable
         Takes the tables and empty Axes; returns the same Axes, drawn.
     caption : str
-        What lines, bands and bars are; ``{level}`` stands for the level of the intervals.
+        What lines, bands and bars are; ``{level}`` is replaced by the level of the intervals.
     stimulus : str or None
         A stimulus that the table must contain.
     n_layers : int

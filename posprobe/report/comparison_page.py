@@ -109,7 +109,7 @@ def write_comparison(
     Returns
     -------
     Path
-        Of report.html, which is self-contained.
+        The path of report.html, which is self-contained.
 
     Raises
     ------

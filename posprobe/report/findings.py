@@ -54,8 +54,8 @@ def channels(analysis: Analysis) -> str:
         f"Averaged over layers, V_T is {with_interval(row, 'V_T')}, V_M "
         f"{with_interval(row, 'V_M')} and V_R {with_interval(row, 'V_R')} nats². The channels "
         f"oppose each other in {relation.get('opposed', 0)} of {n} layers and reinforce each "
-        f"other in {relation.get('reinforcing', 0)}; in {undefined} V_T is not distinguishable "
-        f"from 0, so shares are undefined. The residual channel is largest at layer {largest}."
+        f"other in {relation.get('reinforcing', 0)}. Shares are undefined in {undefined} layers, "
+        f"where V_T is not distinguishable from 0. V_R is largest at layer {largest}."
     )
     rest, first = analysis.intervals.get("layer_0_rest"), table[table["layer"] == 0]
     if rest is not None and len(first):
@@ -185,7 +185,7 @@ def position0(analysis: Analysis) -> str:
     )
     later = highest["norm_later"]
     text += f"; later positions: {later:,.0f})" if np.isfinite(later) else ")"
-    text += f", where {highest['dimensions']:.0f} dimensions hold 99% of its square."
+    text += f", where {highest['dimensions']:.0f} dimensions make up 99% of its square."
     turned = table.iloc[table["cosine"].astype(float).argmin()]
     text += (
         f" Block {int(turned['layer']) - 1} turns it most (cosine {turned['cosine']:.2f})."

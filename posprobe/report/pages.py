@@ -62,7 +62,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
     Returns
     -------
     Path
-        Of report.html.
+        The path of report.html.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def write_report(
     Returns
     -------
     Path
-        Of report.html, which is self-contained.
+        The path of report.html, which is self-contained.
 
     Raises
     ------

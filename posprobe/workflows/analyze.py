@@ -44,7 +44,7 @@ def analyze(
     Returns
     -------
     Path
-        Of the report.
+        The path of the report.
 
     Raises
     ------

@@ -136,7 +136,7 @@ def audit(
     Returns
     -------
     Path
-        Of the report.
+        The path of the report.
 
     Raises
     ------

@@ -59,7 +59,7 @@ def compare(
     Returns
     -------
     Path
-        Of the report.
+        The path of the report.
 
     Raises
     ------
