@@ -1,8 +1,8 @@
 """Rows of the report on SmolLM2 (analysis 1), recomputed from parts of its captured files.
 
-Recomputed: layer 15, head 3, of the shifted design in channels_by_head and channels_by_offset; of
-the natural design in sinks; and layer 15 of the design that repeats one token in repeated. Not
-recomputed are the p-values of the first two, which are adjusted for all heads of the model.
+Recomputed: layer 15, head 3, of the shifted design in channels_by_head and of the natural design in
+sinks; and layer 15 of the design that repeats one token in repeated. The p-values of the first,
+which are adjusted for all heads of the model, are not recomputed.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def captures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def channels(captures):
-    return decompose(captures["shifted"], by_offset=True)
+    return decompose(captures["shifted"])
 
 
 def test_the_captures_are_those_that_the_readme_describes(captures):
@@ -56,17 +56,6 @@ def test_the_channels_of_one_head(channels, tmp_path):
     assert len(table) == 1
     found = committed.differences(
         REPORT, "channels_by_head", table, tmp_path, without=committed.COUNTED
-    )
-    assert not found
-
-
-def test_the_channels_of_one_head_at_each_offset(channels, tmp_path):
-    table = channels.by_offset
-    table = table[table["layer"] != "all"].assign(**HEAD)
-    table.insert(0, "stimulus", "shifted")
-    assert len(table) == 12  # 3 ranges of queries, 4 offsets
-    found = committed.differences(
-        REPORT, "channels_by_offset", table, tmp_path, without=committed.COUNTED
     )
     assert not found
 
