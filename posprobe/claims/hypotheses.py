@@ -123,8 +123,9 @@ def _says(contrast: Contrast, value: str) -> str:
 
 def _protocol(comparison: Comparison, one: ContrastResult, value: str) -> str:
     stimulus = shifted_design(comparison.lineup.members[0].shifted)
-    shown = "mean over layers" if value == RELATIVE else "at mean depth"
-    what = {"intercept": shown, "slope": "from the first layer to the last"}[one.contrast.response]
+    shown = "values averaged over layers" if value == RELATIVE else "values at mean depth"
+    slopes = "changes from the first layer to the last"
+    what = {"intercept": shown, "slope": slopes}[one.contrast.response]
     if comparison.lineup.paired:
         unit = (
             "Variants of one checkpoint, paired over the items that they share: the interval is "
@@ -134,7 +135,7 @@ def _protocol(comparison: Comparison, one: ContrastResult, value: str) -> str:
         unit = "Models are the unit; their spread is pooled over architectures."
     mixed = "" if one.mixed is None else f" Mixed model: {one.mixed}."
     return (
-        f"{stimulus} Difference {what}. {unit} p = {one.p_value:.2g}, adjusted by Holm's method "
+        f"{stimulus} Contrast of {what}. {unit} p = {one.p_value:.2g}, adjusted by Holm's method "
         f"{one.p_holm:.2g}.{mixed}"
     )
 
