@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 CAVEAT = (
-    "Inside the forward pass rows no longer sum to 1 but to exp(z - c), so that row sums carry "
-    "position themselves: this shows what happens under the change, not what the denominator does."
+    "Inside the forward pass rows no longer sum to 1 but to exp(z - c), so row sums carry position "
+    "themselves: this shows what happens under the change, not what the denominator does."
 )
 
 

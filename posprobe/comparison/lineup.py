@@ -358,14 +358,15 @@ def _item_notes(members: Sequence[Member], items: NDArray[np.int32]) -> list[str
     if len(counts) == 1:
         return []
     return [
-        f"files hold {min(counts)} to {max(counts)} items: the {len(items)} common to all are used"
+        f"the files have {min(counts)} to {max(counts)} items: the {len(items)} that all of them "
+        "have are compared"
     ]
 
 
 def _token_notes(same_tokens: bool) -> list[str]:
     if same_tokens:
         return []
-    return ["models saw different tokens: the same positions are compared, not one text"]
+    return ["the models saw different tokens: positions are the same, the text is not"]
 
 
 def _offset_notes(members: Sequence[Member]) -> list[str]:
@@ -394,7 +395,7 @@ def _first_token_notes(members: Sequence[Member]) -> list[str]:
     bare = [name for name, lead in leads.items() if lead == "text"]
     return [
         f"natural captures of {', '.join(bare)} begin with text, the others with a BOS: "
-        "attention to key 0 is attention to another kind of token there"
+        "attention to key 0 there is attention to another kind of token"
     ]
 
 
@@ -403,8 +404,8 @@ def _causal_notes(members: Sequence[Member]) -> list[str]:
     if not blind:
         return []
     return [
-        f"{', '.join(blind)}: without a causal mask V_M = 0 by construction, and V_R holds the "
-        "length of the sequence, no residual channel; left out of H3"
+        f"{', '.join(blind)}: without a causal mask V_M = 0 by construction and V_R reflects "
+        "sequence length, not the residual channel; left out of H3"
     ]
 
 
@@ -415,9 +416,9 @@ def _window_notes(members: Sequence[Member]) -> list[str]:
         return []
     names = ", ".join(windowed)
     return [
-        f"late queries of {names} do not see key 0 behind a window: the mask channel there holds "
-        "its coming into sight too, with the late row's score of it",
-        f"behind prefixes of its window or longer the mask channel of {names} is closed (M = 0): "
-        "the residual channel may be larger beside the mask's, V_R/(V_R + V_M), because V_M is "
-        "smaller; read V_R and V_M themselves",
+        f"late queries of {names} do not see key 0 through a sliding window: the mask channel "
+        "there also includes the effect of key 0 becoming visible, at the late row's score",
+        f"with prefixes as long as its sliding window or longer the mask channel of {names} is "
+        "closed (M = 0): the residual channel may be larger relative to the mask's, "
+        "V_R/(V_R + V_M), because V_M is smaller; read V_R and V_M themselves",
     ]

@@ -36,7 +36,7 @@ PRIMARY = "V_R"
 RELATIVE = "relative"
 VALUES = {
     "V_R": "residual channel",
-    "relative": "size of the residual channel beside the mask's, V_R/(V_R + V_M)",
+    "relative": "size of the residual channel relative to the mask's, V_R/(V_R + V_M)",
     "V_M": "mask channel",
     "V_T": "total effect of position",
 }

@@ -208,7 +208,8 @@ def test_different_tokens_are_refused_unless_allowed(models, tmp_path):
 def test_unequal_numbers_of_items_use_those_in_common(models, tmp_path):
     lineup = line_up([*models[:8], file_of(tmp_path / "b.h5", "window-2", n=6)])
     assert lineup.items.tolist() == list(range(6))
-    assert lineup.notes == ("files hold 6 to 8 items: the 6 common to all are used",)
+    said = "the files have 6 to 8 items: the 6 that all of them have are compared"
+    assert lineup.notes == (said,)
     assert (compare_lineup(lineup).tables["models"]["items"] == 6).all()
 
 
