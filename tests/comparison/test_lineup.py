@@ -217,4 +217,4 @@ def test_a_window_that_hides_offsets_or_key_0_is_noted(models, tmp_path):
     hidden = file_of(tmp_path / "b.h5", "tight-0", layer_window=(0, 1, 0))
     notes = line_up([*models, hidden]).notes
     assert "tight-0: its window of 1 tokens hides some of the offsets 1" in notes[0]
-    assert notes[1].startswith("late queries of tight do not see key 0 behind a window")
+    assert notes[1].startswith("late queries of tight do not see key 0 through a sliding window")
