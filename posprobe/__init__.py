@@ -1,7 +1,7 @@
 """Find out where decoder-only language models get absolute position from.
 
 Importing the package costs nothing: each public name (they are listed in ``__init__.pyi``) brings
-its module with it on first use, so that statistics on a stored file never load torch.
+its module with it on first use, so statistics on a stored file never load torch.
 """
 
 import lazy_loader

@@ -120,7 +120,9 @@ def test_capture_keeps_some_layers_and_positions(model_folder, text_file, tmp_pa
     arguments = ["capture", model_folder, "-o", path, "--text", text_file, "--n", 2, "--quiet"]
     arguments += ["--length", 48, "--layers", "0,blocks.1.hook_resid_pre"]
     refused(invoke(*arguments, "--positions", "40-48"), "--positions: '40-48' is not a range")
-    refused(invoke(*arguments, "--positions", "every"), "--positions: 'every' is no selection")
+    refused(
+        invoke(*arguments, "--positions", "every"), "--positions: 'every' is not a valid selection"
+    )
     assert invoke(*arguments, "--positions", "0-2,last").exit_code == 0
     with ActivationStore(path) as store:
         assert store.header.residual_layers == (0, 1)
@@ -271,7 +273,7 @@ def test_models_that_cannot_be_used(command, model_folder, text_file, tmp_path):
         str(empty): "no config.json",
         str(no_weights): "no weights",
         str(tmp_path / "none.gguf"): "no such file",
-        str(cut): "cut.gguf is no complete GGUF file",
+        str(cut): "cut.gguf is not a complete GGUF file",
         text_file: "is no GGUF",
         "": "no model was named",
     }

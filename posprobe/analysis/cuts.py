@@ -10,7 +10,7 @@ heads left whole
 without key 0
     V_R over all heads, with key 0 left out of every denominator, in the native run too: the effect
     of position on how attention divides among the *other* keys. Hiding key 0 from a head does not
-    change it by itself, so that cut heads can be compared, and all heads cut as well.
+    change it by itself, so cut heads can be compared, and all heads cut as well.
 
 One thing that the cut does besides: a head from which key 0 is hidden has position 1 as its first
 key, and there that key alone. Where early layers are cut, position 1 may therefore take over the

@@ -225,7 +225,7 @@ def writing_table(
     measures = {"written": _written(store, half)}
     if not np.isfinite(measures["written"]).all():
         raise DesignError(
-            f"the output projection of {store.model} is not known, so that what its heads write "
+            f"the output projection of {store.model} is not known, so what its heads write "
             "is not in the file"
         )
     if (

@@ -143,7 +143,7 @@ def common_items(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Places, among the sorted items of each file, of those that both hold.
 
-    Items stay as they are when more of them are drawn, so that a capture of the first 16 pairs with
+    Items stay as they are when more of them are drawn, so a capture of the first 16 pairs with
     one of 32.
 
     Raises

@@ -88,7 +88,7 @@ def compare_architectures(
     1.40 [1.24, 1.56]
     """
     if not 0 < level < 1:
-        raise DesignError(f"level {level!r} is no confidence level: give one between 0 and 1")
+        raise DesignError(f"level={level!r} must be between 0 and 1, e.g. 0.95")
     clean = check_table(table, value)
     depth = reference_depth(clean)
     models = summarise_models(clean, at=depth, level=level)

@@ -151,7 +151,7 @@ def unidentified_term(parts: Components) -> str | None:
 
 
 def exact_fit(parts: Components) -> str | None:
-    """Say whether fixed and random effects leave no residual, so that the likelihood is unbounded.
+    """Say whether fixed and random effects leave no residual, so the likelihood is unbounded.
 
     Parameters
     ----------

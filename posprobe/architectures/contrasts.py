@@ -157,7 +157,7 @@ def pooled_variance(summaries: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np
 
 def has_spread(variance: ArrayLike, summaries: ArrayLike) -> NDArray[np.bool_]:
     """Whether models of one architecture differ by more than rounding."""
-    # Copies of one model differ by rounding alone, and rounding is no yardstick.
+    # Copies of one model differ by rounding alone, which is not a yardstick.
     size = np.max(np.abs(np.asarray(summaries, dtype=float)), axis=-1)
     return np.asarray(np.sqrt(variance) > 1e-10 * size)
 

@@ -1,7 +1,7 @@
 """Stage one across architectures: every model becomes one value and one slope over depth.
 
-Layers are exhausted within a model and are no replicates of it, so a model with twice the layers
-counts no more than another. `posprobe.architectures.two_stage` compares these summaries.
+A model has these layers and no others, so they are not replicates of it, and a model with twice
+the layers counts no more than another. `posprobe.architectures.two_stage` compares these summaries.
 """
 
 from __future__ import annotations

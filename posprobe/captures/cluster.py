@@ -1,7 +1,7 @@
 """One capture on many machines: shards of its sequences on Dask workers, merged into its one file.
 
 Everything is decided once, by one worker, in a `posprobe.captures.plan.CapturePlan`; shards are cut
-between the batches of that plan, so that every forward pass is one that a single machine would
+between the batches of that plan, so every forward pass is one that a single machine would
 make. Dask brings scheduling and survival; the file system that all share brings the shards home.
 """
 

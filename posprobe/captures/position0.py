@@ -73,7 +73,7 @@ def item_rng(stimulus: Stimulus, item: int) -> np.random.Generator:
 def replaced_embedding(
     model: ObservableModel, stimulus: Stimulus, batch: slice, position0: str
 ) -> Tensor | None:
-    """Embeddings that replace those at position 0 of a batch: the treatments that are no token."""
+    """Embeddings that replace those at position 0 of a batch, for treatments without a token."""
     if position0 not in ("zero", "mean", "noise"):
         return None
     first = torch.from_numpy(stimulus.tokens[batch, 0].astype(np.int64))

@@ -104,7 +104,9 @@ def _numbers(text: str, count: int, option: str, example: str) -> tuple[int, ...
     for item in _items(text):
         match = _ITEM.fullmatch(re.sub(r"^all(?=$|/)", "0-last", item))
         if match is None:
-            raise StimulusError(f"{option}: {item!r} is no selection; write it as in {example}")
+            raise StimulusError(
+                f"{option}: {item!r} is not a valid selection; for example {example}"
+            )
         bounds = match[1], match[2] or match[1]
         first, end = (count - 1 if bound == "last" else int(bound) for bound in bounds)
         if not first <= end < count:

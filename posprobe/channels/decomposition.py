@@ -84,7 +84,7 @@ def decompose(
 
     and the same of M and R: T is what is observed, and does not depend on how the mask is shrunk;
     only its division into M and R does. All offsets are averaged over the same rows of the window,
-    those whose key at the largest offset is inside it: M holds no score at an offset, so that it is
+    those whose key at the largest offset is inside it: M holds no score at an offset, so it is
     the same at all of them, and what differs between offsets are scores. The other tables use, at
     each offset, all the rows that it has.
 

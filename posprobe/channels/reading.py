@@ -76,7 +76,7 @@ def channel_effects(
     """T, M and R of one layer, from a stored file.
 
     In the shifted design each item is one window behind several prefixes; in the others the same
-    positions are read off one sequence, so that content differs between them.
+    positions are read off one sequence, so content differs between them.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def channel_effects(
         Leave key 0 out of every denominator: effects on attention among the other keys, which
         hiding key 0 from a head does not change by itself. Shifted design only.
     same_rows : bool
-        Average every offset over the rows of the largest, so that offsets can be compared: M is
+        Average every offset over the rows of the largest, so offsets can be compared: M is
         then the same at all of them.
     max_units : int or None
         More items than these are pooled into so many units, each the mean of neighbouring items,
@@ -95,7 +95,7 @@ def channel_effects(
     Returns
     -------
     ChannelEffects
-        Rows of the window nearer to its start than an offset are left out for that offset, so that
+        Rows of the window nearer to its start than an offset are left out for that offset, so
         the key is inside the window too. Offsets that a sliding window hides are left out.
 
     Raises

@@ -1,7 +1,7 @@
 """Intervals: what a number is an estimate of, how sure it is, and over how many independent units.
 
 The unit is the cluster (a sequence, or an item of a paired design), never the token. Resampling is
-drawn once, as counts per cluster (`cluster_weights`), and handed to every statistic, so that many
+drawn once, as counts per cluster (`cluster_weights`), and handed to every statistic, so many
 statistics share their draws. The intervals are
 
 - `bootstrap_interval`: percentile, basic, normal, t, BCa from bootstrap replicates;

@@ -14,9 +14,9 @@ __all__ = ["check_level", "check_pairs", "check_replicates", "check_units", "com
 
 
 def check_level(level: float) -> None:
-    """Refuse what is no coverage."""
+    """Refuse a level that is not a coverage."""
     if not 0 < level < 1:
-        raise DesignError(f"level={level} is no coverage: give a number between 0 and 1, as 0.95")
+        raise DesignError(f"level={level} must be between 0 and 1, e.g. 0.95")
 
 
 def check_units(n: int, what: str) -> None:

@@ -150,7 +150,7 @@ def bootstrap_limits(
     Notes
     -----
     Drawing from n clusters varies as their variance with divisor n does. The factor puts that
-    right, so that "t" is Student's interval where the statistic is a mean.
+    right, so "t" is Student's interval where the statistic is a mean.
 
     References
     ----------

@@ -83,7 +83,7 @@ class Scoring:
     def matrix(self, query: Tensor, key: Tensor) -> Tensor:
         """Scores of all queries with all keys: (batch, head, m, n), at least float32."""
         wide = torch.promote_types(query.dtype, torch.float32)
-        # heads of a group side by side, so that keys are read once and never repeated
+        # heads of a group side by side, so keys are read once and never repeated
         grouped = query.to(wide).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
         product = grouped @ key.to(wide).transpose(-1, -2)
         shape = *query.shape[:3], key.shape[2]
@@ -173,7 +173,7 @@ def attend_blockwise(
             scores = scoring.matrix(query[:, :, rows], key[:, :, columns])
             scores.masked_fill_(~visibility.mask(index[rows], index[columns]), -torch.inf)
             new_top = torch.maximum(top, scores.amax(-1))
-            # finite: blocks of keys are as long as those of queries, so that every row sees a key
+            # finite: blocks of keys are as long as those of queries, so every row sees a key
             # in its first one
             weights = (scores - new_top.unsqueeze(-1)).exp_()
             fade = (top - new_top).exp()

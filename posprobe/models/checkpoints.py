@@ -150,7 +150,7 @@ def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
     except Exception as error:  # every failure of the reader means: not a usable GGUF file
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"model {name!r}: {path.name} is no complete GGUF file of a supported architecture "
+            f"model {name!r}: {path.name} is not a complete GGUF file of a supported architecture "
             f"({type(error).__name__}: {reason}); download it again"
         ) from error
     finally:

@@ -124,7 +124,7 @@ def load_checkpoint(
     Raises
     ------
     ModelError
-        If it is no decoder, lacks weights, has weights left over or of other shapes, or cannot
+        If it is not a decoder, lacks weights, has weights left over or of other shapes, or cannot
         be loaded.
     """
     try:

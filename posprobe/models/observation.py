@@ -31,7 +31,7 @@ class Observer:
     intervention : Intervention
         What to change.
     by_row : bool
-        The b-th temperature of the intervention changes row b of the batch alone, so that one pass
+        The b-th temperature of the intervention changes row b of the batch alone, so one pass
         tries them all.
 
     Attributes

@@ -106,7 +106,7 @@ def prove_observable(observable: Observable) -> None:
     if not gap <= tolerance:
         raise ModelError(
             f"model {name!r}: observed logits differ from its own by {gap:.1e} (relative); "
-            "its attention does something that posprobe does not know"
+            "its attention does something posprobe does not recognise"
         )
     for layer, seen in recorded.items():
         _prove_rows(name, layer, seen, observer, tolerance)

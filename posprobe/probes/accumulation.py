@@ -1,4 +1,4 @@
-"""Statistics that are gathered while a capture runs, so that nothing large needs to be stored."""
+"""Statistics that are gathered while a capture runs, so nothing large needs to be stored."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The four designs as pure functions of a corpus of token ids.
 
 Each returns its sequences and where they come from. The draws of an item depend on the seed and on
-the item's number alone, so that the first items stay as they are when more of them are asked for.
+the item's number alone, so the first items stay as they are when more of them are asked for.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def shifted(
     """Put the same window of text behind prefixes of several lengths.
 
     A prefix of p tokens is the first token and the p - 1 tokens of one unrelated chunk that are
-    *nearest* to the window: a shorter prefix is the end of the longest one, so that the text next
+    *nearest* to the window: a shorter prefix is the end of the longest one, so the text next
     to the window stays the same, and so that the late row of the mask counterfactual (key 0 and the
     p - 1 nearest prefix keys) sees the tokens which a window at position p sees. The first token is
     `lead`, or else one token per item, drawn from the corpus: only position changes.

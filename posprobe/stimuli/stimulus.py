@@ -9,7 +9,7 @@ iid      independent draws from the tokens of the corpus    stationary content
 repeated one token all along (or behind a BOS)              the mask: all hidden states are equal
 ======== ================================================== ===================================
 
-Everything here works on arrays of token ids that were made *without* special tokens, so that no
+Everything here works on arrays of token ids that were made *without* special tokens, so no
 tokenizer is needed; the first token is decided in one place, `leading_token`. Same seed, same
 stimulus; the first items stay as they are when more of them are asked for.
 """
@@ -350,7 +350,7 @@ def _checked_prefixes(length: int, window: int, prefixes: Sequence[int] | None) 
 
 
 def _checked_corpus(corpus_tokens: ArrayLike, specials: list[int | None]) -> Tokens:
-    """Return the corpus as int32, refused if it is no list of plain token ids."""
+    """Return the corpus as int32, refused unless it is a list of plain token ids."""
     corpus = np.asarray(corpus_tokens)
     if corpus.size == 0:
         raise StimulusError("the text is empty: pass one with at least a few thousand tokens")

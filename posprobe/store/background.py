@@ -22,7 +22,7 @@ class BackgroundWriter:
     writer : StoreWriter
         Nobody else may use it until the context is left.
     max_bytes : int
-        What may wait to be written; beyond it `put` waits, so that memory does not grow where the
+        What may wait to be written; beyond it `put` waits, so memory does not grow where the
         disk is slower than the model. One array may always wait.
 
     Raises

@@ -32,7 +32,7 @@ __all__ = ["StoreWriter"]
 
 
 class StoreWriter:
-    """Write a capture into one file, batch by batch, so that it can be killed and resumed.
+    """Write a capture into one file, batch by batch, so it can be killed and resumed.
 
     Make one with `create` or `resume`. It writes ``PATH.partial`` and a journal of what is safely
     on disk, and `finish` turns the partial file into ``PATH``. Leaving the context saves progress;
@@ -52,7 +52,7 @@ class StoreWriter:
     done : int
         Number of sequences that are complete; the next batch starts there.
     complete : bool
-        Whether ``PATH`` itself is complete, so that there is nothing to write.
+        Whether ``PATH`` itself is complete, so there is nothing to write.
 
     Examples
     --------

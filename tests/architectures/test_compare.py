@@ -213,7 +213,7 @@ def test_sequences_that_are_missing_or_at_two_depths():
 
 
 def test_options_that_mean_nothing():
-    with pytest.raises(DesignError, match="level 95 is no confidence level"):
+    with pytest.raises(DesignError, match="level 95 must be between 0 and 1"):
         compare_architectures(study(), level=95)
     with pytest.raises(DesignError, match="there is no table 'test': use one of estimates"):
         compare_architectures(study(), mixed_model=False).table("test")

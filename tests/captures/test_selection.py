@@ -47,9 +47,13 @@ def test_names_of_hooks_are_layers(text, layers):
 
 @pytest.mark.parametrize("text", ["", "1,", "-3", "1-2-3", "5-", "1/2", "all/0", "every", "1.5"])
 def test_what_is_no_selection_is_refused(text):
-    with pytest.raises(StimulusError, match=r"--positions: '.*' is no selection; write it as in"):
+    with pytest.raises(
+        StimulusError, match=r"--positions: '.*' is not a valid selection; for example"
+    ):
         parse_positions(text, 20)
-    with pytest.raises(StimulusError, match=r"--layers: '.*' is no selection; write it as in"):
+    with pytest.raises(
+        StimulusError, match=r"--layers: '.*' is not a valid selection; for example"
+    ):
         parse_layers(text, 20)
 
 

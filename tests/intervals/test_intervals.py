@@ -81,7 +81,7 @@ def test_interval_gives_all_its_fields():
         ({"low": 2.0}, r"are \[2.0, 1.0\]"),
         ({"high": np.inf}, "must be finite and in order"),
         ({"estimate": np.nan}, "estimate of 'fraction removed' is nan"),
-        ({"level": 95}, "level=95 is no coverage"),
+        ({"level": 95}, "level=95 must be between 0 and 1"),
         ({"n": 0}, "rests on n=0 units"),
     ],
 )
@@ -217,7 +217,7 @@ def test_mean_interval_is_students(n, rng):
         ([1.0], 0.95, "mean of 'norm': n=1 independent unit"),
         ([1.0, np.nan, 2.0], 0.95, "1 of 3 values of 'norm' are not finite: leave"),
         ([[1.0, 2.0]], 0.95, r"values of 'norm' have shape \(1, 2\): give one number"),
-        ([1.0, 2.0], 1.0, "level=1.0 is no coverage"),
+        ([1.0, 2.0], 1.0, "level=1.0 must be between 0 and 1"),
     ],
 )
 def test_bad_means_are_refused(values, level, message):

@@ -210,7 +210,7 @@ def test_truncated_gguf_is_refused_and_leaves_nothing(size, tmp_path, monkeypatc
     monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
     with PACKAGED["smollm2"].paths("smollm2")[0].open("rb") as file:
         (tmp_path / "cut.gguf").write_bytes(file.read(size))
-    with pytest.raises(ModelError, match=r"cut\.gguf is no complete GGUF file .*again") as error:
+    with pytest.raises(ModelError, match=r"cut\.gguf is not a complete GGUF file .*again") as error:
         load_model(str(tmp_path / "cut.gguf"))
     assert one_line(error)
     assert list((tmp_path / "cache").iterdir()) == []

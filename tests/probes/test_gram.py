@@ -263,8 +263,8 @@ def test_shapes_that_do_not_fit_are_refused():
         (lambda gram: gram.take([True, False]), r"columns are bool of shape \(2,\): list the num"),
         (lambda gram: gram.take(0), r"columns are int64 of shape \(\): list the numbers"),
         (lambda gram: gram.rebase([0.0]), r"shift has shape \(1,\): give one number .* \(6,\)"),
-        (lambda gram: gram.rebase([np.nan] * 6), "shift holds what is no finite real number"),
-        (lambda gram: gram.rebase([1j] * 6), "shift holds what is no finite real number"),
+        (lambda gram: gram.rebase([np.nan] * 6), "shift must be finite and real"),
+        (lambda gram: gram.rebase([1j] * 6), "shift must be finite and real"),
         (
             lambda gram: gram.sse(np.ones((4, 2)), [0, 0, 0]),
             r"intercept has shape \(3,\): .* \(2,\)",

@@ -41,7 +41,7 @@ class ClusterGram:
     r"""Gram matrices :math:`[X, 1, y]^\top [X, 1, y]`, one per sequence (S of them).
 
     Build it with :meth:`from_arrays` or :meth:`from_blocks`. Sequences are kept in the sorted
-    order of their labels, so that the order in which data arrive changes nothing. Memory is
+    order of their labels, so the order in which data arrive changes nothing. Memory is
     ``8 S (p + 1 + t)^2`` bytes, independent of the number of rows; where that is too much, merge
     sequences with :meth:`merge`.
 
@@ -130,7 +130,7 @@ class ClusterGram:
         ----------
         blocks : iterable of (X, y, groups, ...)
             As in :meth:`from_arrays`; ``groups`` may be a single label for the whole block. A
-            sequence may come in several blocks. What follows is left alone, so that a file is
+            sequence may come in several blocks. What follows is left alone, so a file is
             read with ``from_blocks(posprobe.probes.feature_matrix.feature_blocks(store, layer))``.
         shift : array-like of shape (p + t,), optional
             Common shift; by default the mean of the first block.
@@ -395,7 +395,7 @@ def _shift(shift: ArrayLike, n_columns: int) -> Array:
             f"shift has shape {c.shape}: give one number per feature and target, ({n_columns},)"
         )
     if c.dtype.kind not in "biuf" or not np.isfinite(c).all():
-        raise DesignError("shift holds what is no finite real number: give the mean of some rows")
+        raise DesignError("shift must be finite and real: give the mean of some rows")
     return c.astype(float)
 
 

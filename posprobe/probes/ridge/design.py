@@ -26,7 +26,7 @@ __all__ = [
     "sequence_folds",
 ]
 
-# In units of a group's mean sum of squares per feature, so that rescaling the data changes
+# In units of a group's mean sum of squares per feature, so rescaling the data changes
 # nothing; the last entry leaves the group out.
 DEFAULT_ALPHAS = np.append(np.logspace(-8, 2, 16), np.inf)
 

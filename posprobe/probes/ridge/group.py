@@ -367,7 +367,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
 def _warn_constant(targets: NDArray[np.intp]) -> None:
     if len(targets):
         warnings.warn(
-            f"target {targets[0]} is the same in every row, so that it has no R2: leave it out",
+            f"target {targets[0]} is the same in every row, so it has no R2: leave it out",
             UserWarning,
             stacklevel=4,
         )

@@ -1,6 +1,6 @@
 """Bootstrap over sequences with everything redone: the fits, and the choice of penalties.
 
-A replicate weighs the sequences; fold labels stay with the original sequences, so that all copies
+A replicate weighs the sequences; fold labels stay with the original sequences, so all copies
 of one share a fold (otherwise copies of a training sequence would be tested on). Replicates cost
 one matrix product per batch and some Cholesky factors each; their cost does not depend on the
 number of tokens.
