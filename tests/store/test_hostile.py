@@ -53,7 +53,7 @@ def test_json_of_another_form_is_named(name, value, path):
     if value in ACCEPTED[name]:
         ActivationStore(path).close()
     else:
-        refused(path, rf"a\.h5: (root attribute|header: quantit).*{name[:7]}|data set|quantity")
+        refused(path, rf"a\.h5: (root attribute|header: quantity).*{name[:7]}|data set|quantity")
 
 
 @pytest.mark.parametrize("name", COUNTS)
