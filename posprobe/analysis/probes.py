@@ -95,8 +95,8 @@ def probe_layers(
     chosen = [k for k in range(store.n_layers) if k in kept] if layers is None else list(layers)
     if not chosen:
         raise DesignError(
-            f"{store.path.name} keeps the residual stream of no layer that was asked for; capture "
-            "it with residual_layers"
+            f"{store.path.name} does not keep the residual stream of the layers that were asked "
+            "for; capture it with residual_layers"
         )
     spread = spread_layers(store.n_layers, REFIT_LAYERS)
     refit = set(spread if refit_layers is None else refit_layers)

@@ -153,7 +153,9 @@ def common_items(
         behind the same prefixes.
     """
     if native.header.weights_digest != other.header.weights_digest:
-        raise DesignError(f"{other.path.name} is of another model than {native.path.name}")
+        raise DesignError(
+            f"{other.path.name} is a capture of another model than {native.path.name}"
+        )
     own, others = np.unique(native.item), np.unique(other.item)
     both, *places = np.intersect1d(own, others, return_indices=True)
     same = (

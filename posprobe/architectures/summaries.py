@@ -122,7 +122,7 @@ def _check_replication(clean: pd.DataFrame, keys: list[str]) -> None:
         model = homes.index[homes > 1][0]
         names = sorted(map(str, clean.loc[clean["model"] == model, "architecture"].unique()))
         raise DesignError(
-            f"model {model!r} stands under the architectures {' and '.join(names)}: give every "
+            f"model {model!r} is listed under the architectures {' and '.join(names)}: give every "
             "model one architecture and a name of its own"
         )
     twice = clean.duplicated(keys)

@@ -52,9 +52,7 @@ def replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) ->
         content = np.setdiff1d(text, model.special_ids)
         choices = [content[content != native] for native in stimulus.first_token]
         if not all(len(tokens) for tokens in choices):
-            raise StimulusError(
-                "position0 'content': the text holds no other token; pass more text"
-            )
+            raise StimulusError("position0 'content': the text has no other token; pass more text")
         chosen = np.array(
             [item_rng(stimulus, i).choice(o) for i, o in zip(stimulus.item, choices, strict=True)]
         )

@@ -11,7 +11,7 @@ import pandas as pd
 from posprobe.analysis import Analysis, listed, shifted_design
 from posprobe.architectures import Contrast, ContrastResult
 from posprobe.claims.verdicts import Claim, Verdict, above, make_claim, not_applicable
-from posprobe.comparison import PRIMARY, RELATIVE, VALUES, Comparison
+from posprobe.comparison import PRIMARY_VALUE, RELATIVE, VALUES, Comparison
 from posprobe.intervals import Interval
 
 __all__ = ["HYPOTHESES", "Answer", "answers", "architecture_claims", "hypothesis_claims"]
@@ -68,13 +68,15 @@ def hypothesis_claims(comparison: Comparison) -> list[Claim]:
         The same comparison gives the same list.
     """
     claims = []
-    for value in (PRIMARY, RELATIVE):
+    for value in (PRIMARY_VALUE, RELATIVE):
         planned = comparison.contrasts.get(value, ())
         claims += [_contrast_claim(one, value, comparison) for one in planned]
         if not planned:
             claims.append(_not_tested("H1", value, _lacking(comparison, value)))
-    if not any(one.contrast.response == "slope" for one in comparison.contrasts.get(PRIMARY, ())):
-        claims.append(_not_tested("H2", PRIMARY, _lacking(comparison, PRIMARY)))
+    if not any(
+        one.contrast.response == "slope" for one in comparison.contrasts.get(PRIMARY_VALUE, ())
+    ):
+        claims.append(_not_tested("H2", PRIMARY_VALUE, _lacking(comparison, PRIMARY_VALUE)))
     return claims + _presence_claims(comparison)
 
 
@@ -114,7 +116,7 @@ def _contrast_claim(one: ContrastResult, value: str, comparison: Comparison) -> 
 def _says(contrast: Contrast, value: str) -> str:
     more = " and ".join(name for name, weight in contrast.weights.items() if weight > 0)
     less = " and ".join(name for name, weight in contrast.weights.items() if weight < 0)
-    what = f"{value}, the {VALUES[value]}," if value == PRIMARY else f"the {VALUES[value]},"
+    what = f"{value}, the {VALUES[value]}," if value == PRIMARY_VALUE else f"the {VALUES[value]},"
     if contrast.response == "intercept":
         return f"{contrast.name[:2]}: {what} is larger under {more} than under {less}."
     faster = f", and faster than under {less}" if less else ""
@@ -189,7 +191,12 @@ def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
         H1 on V_R and on V_R/(V_R + V_M), H2, H3.
     """
     found = []
-    for hypothesis, value in (("H1", PRIMARY), ("H1", RELATIVE), ("H2", PRIMARY), ("H3", "")):
+    for hypothesis, value in (
+        ("H1", PRIMARY_VALUE),
+        ("H1", RELATIVE),
+        ("H2", PRIMARY_VALUE),
+        ("H3", ""),
+    ):
         parts = [
             claim
             for claim in claims

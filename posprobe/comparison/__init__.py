@@ -6,6 +6,6 @@ sinks   tables without tests: sinks, replacement of position 0, checks
 """
 
 from posprobe.comparison.lineup import line_up
-from posprobe.comparison.tables import PRIMARY, RELATIVE, VALUES, Comparison, compare_lineup
+from posprobe.comparison.tables import PRIMARY_VALUE, RELATIVE, VALUES, Comparison, compare_lineup
 
-__all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "line_up"]
+__all__ = ["PRIMARY_VALUE", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "line_up"]

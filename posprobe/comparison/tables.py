@@ -29,10 +29,10 @@ from posprobe.comparison.lineup import Lineup, Member
 from posprobe.comparison.sinks import checks_by_file, replacement_by_member, sinks_by_member
 from posprobe.intervals import Array, Inference, Interval, fieller_ratio
 
-__all__ = ["PRIMARY", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "share_rows"]
+__all__ = ["PRIMARY_VALUE", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "share_rows"]
 
 Step = Callable[[str], None]
-PRIMARY = "V_R"
+PRIMARY_VALUE = "V_R"
 RELATIVE = "relative"
 VALUES = {
     "V_R": "residual channel",
@@ -324,7 +324,7 @@ def _compare_models(tables: Mapping[str, pd.DataFrame], level: float) -> dict[
             if not np.isfinite(table[value]).all() or (table["V_R"] + table["V_M"] <= 0).any():
                 continue
         found[value] = compare_architectures(
-            table, value=value, level=level, mixed_model=value == PRIMARY
+            table, value=value, level=level, mixed_model=value == PRIMARY_VALUE
         )
     return found
 
@@ -345,7 +345,9 @@ def _tables_of(found: Mapping[str, ArchitectureComparison]) -> dict[str, pd.Data
         tables[name] = pd.concat(parts.values(), ignore_index=True) if parts else pd.DataFrame()
     tests = tables["tests"]
     if not tests.empty:
-        tables["tests"] = adjust_secondary(tests, tests["primary"] & (tests["value"] == PRIMARY))
+        tables["tests"] = adjust_secondary(
+            tests, tests["primary"] & (tests["value"] == PRIMARY_VALUE)
+        )
     return tables
 
 

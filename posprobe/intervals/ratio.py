@@ -76,7 +76,7 @@ def fieller_ratio(
     a, b = check_pairs(baseline, treated)
     n, (mean_a, mean_b) = len(a), (a.mean(), b.mean())
     if mean_a == 0:
-        raise DesignError("the baseline averages exactly 0: no ratio to it exists")
+        raise DesignError("the mean of the baseline is exactly 0, so a ratio to it does not exist")
     t2 = stats.t.isf((1 - level) / 2, n - 1) ** 2 / n
     (s_aa, s_ab), (_, s_bb) = np.cov(a, b)
     # The quadratic's discriminant, written so that nothing large cancels where errors are small.

@@ -13,7 +13,7 @@ import pandas as pd
 
 from posprobe.analysis import listed, shifted_design
 from posprobe.claims import Answer, Claim
-from posprobe.comparison import PRIMARY, VALUES, Comparison
+from posprobe.comparison import PRIMARY_VALUE, VALUES, Comparison
 from posprobe.figures import COMPARISON_PANELS, draw, to_svg
 from posprobe.report.pages import claim_row, inline_svg, render, write_files
 from posprobe.report.words import VERDICTS, bounds, number
@@ -85,7 +85,7 @@ def summarise(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
             "architectures."
         ]
     else:
-        sentences = [comparison.found[PRIMARY].sentence()]
+        sentences = [comparison.found[PRIMARY_VALUE].sentence()]
     for answer in found:
         sentences.append(
             f"{answer.hypothesis} ({answer.value}) is {VERDICTS[answer.verdict]}: {answer.because}."
@@ -249,7 +249,7 @@ def _parts(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def _notes(comparison: Comparison) -> tuple[str, ...]:
-    primary = comparison.found.get(PRIMARY)
+    primary = comparison.found.get(PRIMARY_VALUE)
     return (*comparison.lineup.notes, *(() if primary is None else primary.notes))
 
 

@@ -235,7 +235,7 @@ VOCABULARY: dict[str, tuple[Term, ...]] = {
         Term(
             "quantity",
             "What a capture records at every layer: one data set of the file.",
-            "attribute `quantities`; `posprobe.store.QUANTITIES` (in tables, the column `quantity` "
+            "attribute `quantities`; `posprobe.store.DATA_SETS` (in tables, the column `quantity` "
             "names the number in its row)",
             in_report=False,
         ),

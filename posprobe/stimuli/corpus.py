@@ -58,7 +58,8 @@ def read_corpus(path: str | Path) -> Corpus:
         ) from error
     except UnicodeDecodeError as error:
         raise StimulusError(
-            f"{path} is not UTF-8 text (byte {error.start}): convert it, e.g. with iconv -t UTF-8"
+            f"{path} is not UTF-8 text (byte {error.start}): convert it, e.g. with "
+            "iconv -f LATIN1 -t UTF-8"
         ) from error
     if "\0" in text:
         raise StimulusError(f"{path} is not text but a binary file: pass a UTF-8 text file")

@@ -362,7 +362,7 @@ def _checked_corpus(corpus_tokens: ArrayLike, specials: list[int | None]) -> Tok
     found = np.flatnonzero(np.isin(corpus, [token for token in specials if token is not None]))
     if len(found):
         raise StimulusError(
-            f"the text itself holds the BOS token {corpus[found[0]]} (token {found[0]}): tokenize "
-            "it with add_special_tokens=False, the BOS policy adds the one at position 0"
+            f"the text itself contains the BOS token {corpus[found[0]]} (token {found[0]}): "
+            "tokenize it with add_special_tokens=False, the BOS policy adds the one at position 0"
         )
     return corpus.astype(np.int32)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from posprobe.errors import StoreError
-from posprobe.store.layout import QUANTITIES, Header
+from posprobe.store.layout import DATA_SETS, Header
 from posprobe.store.reader import ActivationStore
 
 __all__ = ["HeldStore"]
@@ -25,7 +25,7 @@ class HeldStore(ActivationStore):
     Parameters
     ----------
     quantities : collection of str
-        Names that are held, of `QUANTITIES`.
+        Names that are held, of `DATA_SETS`.
 
     Notes
     -----
@@ -48,7 +48,7 @@ class HeldStore(ActivationStore):
 
     def begin(self, header: Header, index: Mapping[str, np.ndarray]) -> None:
         """Make room for a capture with this header and index; what was held is dropped."""
-        held = tuple(name for name in QUANTITIES if name in self.quantities)
+        held = tuple(name for name in DATA_SETS if name in self.quantities)
         header = replace(header, quantities=held, dtype="float32")
         arrays = {name: np.asarray(index[name]) for name in header.index}
         self._hold(
@@ -78,12 +78,12 @@ class HeldStore(ActivationStore):
         array = self._arrays[quantity].view()
         array.flags.writeable = False
         if layer is not None:
-            if not QUANTITIES[quantity].by_layer:
+            if not DATA_SETS[quantity].by_layer:
                 raise StoreError(f"'{quantity}' has no layers: read it without one")
             array = array[self.header.row(quantity, layer)]
         if sequences is None:
             return array
-        by_layer = QUANTITIES[quantity].by_layer and layer is None
+        by_layer = DATA_SETS[quantity].by_layer and layer is None
         return array[:, sequences] if by_layer else array[sequences]
 
     def blocks(

@@ -1,7 +1,7 @@
 """What a capture file holds: a table of data sets, a table of attributes, and a capture's header.
 
 The layout, ``docs/format.md``, the checks of the reader and ``posprobe inspect`` all come from
-`QUANTITIES` and `ATTRIBUTES`.
+`DATA_SETS` and `ATTRIBUTES`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from posprobe.errors import StoreError
 
 __all__ = [
     "ATTRIBUTES",
+    "DATA_SETS",
     "FORMAT",
     "OWN_POSITION",
-    "QUANTITIES",
     "VERSION",
+    "DataSet",
     "Header",
-    "Quantity",
     "difference",
     "shown",
 ]
@@ -41,7 +41,7 @@ _COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries",
 
 
 @dataclass(frozen=True)
-class Quantity:
+class DataSet:
     """One data set of the format.
 
     Parameters
@@ -72,31 +72,31 @@ class Quantity:
         return self.axes[:1] != () and self.axes[0] in _LAYER_AXES
 
 
-QUANTITIES: dict[str, Quantity] = {
-    "complete": Quantity((), "|u1", "1", "1 once every sequence is in the file, 0 before"),
-    "tokens": Quantity(("S", "T"), "<i4", "1", "token ids, padded on the right with -1"),
-    "item": Quantity(
+DATA_SETS: dict[str, DataSet] = {
+    "complete": DataSet((), "|u1", "1", "1 once every sequence is in the file, 0 before"),
+    "tokens": DataSet(("S", "T"), "<i4", "1", "token ids, padded on the right with -1"),
+    "item": DataSet(
         ("S",), "<i4", "1", "content: sequences of one item share their window (resampling unit)"
     ),
-    "prefix_length": Quantity(
+    "prefix_length": DataSet(
         ("S",), "<i4", "tokens", "tokens ahead of the window, BOS included; 0 where not shifted"
     ),
-    "sequence_id": Quantity(("S",), "<i8", "1", "number of the sequence in its stimulus"),
-    "query_start": Quantity(("S",), "<i4", "tokens", "absolute position of the first stored query"),
-    "normalizer": Quantity(
+    "sequence_id": DataSet(("S",), "<i8", "1", "number of the sequence in its stimulus"),
+    "query_start": DataSet(("S",), "<i4", "tokens", "absolute position of the first stored query"),
+    "normalizer": DataSet(
         ("L", "S", "Q", "H"), "<f4", "nats", "log-sum-exp of the query's visible scores"
     ),
-    "sink_score": Quantity(
+    "sink_score": DataSet(
         ("L", "S", "Q", "H"), "<f4", "nats", "score of key 0, also where a window hides it"
     ),
-    "offset_score": Quantity(
+    "offset_score": DataSet(
         ("L", "S", "Q", "H", "D"),
         "<f4",
         "nats",
         "score of the key `offsets` tokens back; NaN where there is none",
         nan=True,
     ),
-    "remasked_normalizer": Quantity(
+    "remasked_normalizer": DataSet(
         ("L", "S", "P", "W", "H"),
         "<f4",
         "nats",
@@ -104,10 +104,10 @@ QUANTITIES: dict[str, Quantity] = {
         "NaN beyond the own prefix",
         nan=True,
     ),
-    "remasked_body": Quantity(
+    "remasked_body": DataSet(
         ("L", "S", "P", "W", "H"), "<f4", "nats", "the same without key 0", nan=True
     ),
-    "sink_value": Quantity(
+    "sink_value": DataSet(
         ("L", "S", "H"),
         "<f4",
         "1",
@@ -115,20 +115,20 @@ QUANTITIES: dict[str, Quantity] = {
         "output projection is not known",
         nan=True,
     ),
-    "residual": Quantity(
+    "residual": DataSet(
         ("R", "S", "K", "d"),
         "float",
         "1",
         "residual stream entering block `residual_layers`; number L is the last block's output "
         "before the final norm",
     ),
-    "position0": Quantity(("L+1", "S", "d"), "<f4", "1", "residual stream at position 0"),
-    "position0_alone": Quantity(
+    "position0": DataSet(("L+1", "S", "d"), "<f4", "1", "residual stream at position 0"),
+    "position0_alone": DataSet(
         ("L+1", "S", "d"), "<f4", "1", "the same from a run on the first token alone"
     ),
 }
-_ACTIVATIONS = tuple(name for name, quantity in QUANTITIES.items() if quantity.by_layer)
-_INDEX = tuple(name for name, quantity in QUANTITIES.items() if quantity.axes[:1] == ("S",))
+_ACTIVATIONS = tuple(name for name, quantity in DATA_SETS.items() if quantity.by_layer)
+_INDEX = tuple(name for name, quantity in DATA_SETS.items() if quantity.axes[:1] == ("S",))
 
 
 def _attribute(kind: str, meaning: str, form: str = "", **default: Any) -> Any:
@@ -288,16 +288,16 @@ class Header:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of data set `name`, whether or not it is kept."""
-        return tuple(self.sizes[axis] for axis in QUANTITIES[name].axes)
+        return tuple(self.sizes[axis] for axis in DATA_SETS[name].axes)
 
     def stored_dtype(self, name: str) -> np.dtype:
         """Type in which data set `name` is stored."""
-        code = QUANTITIES[name].dtype
+        code = DATA_SETS[name].dtype
         return np.dtype(_RESIDUAL_TYPES[self.dtype] if code == "float" else code)
 
     def datasets(self) -> tuple[str, ...]:
         """Names of every data set in the file, in the order of the table."""
-        return tuple(q for q in QUANTITIES if q not in _ACTIVATIONS or q in self.quantities)
+        return tuple(q for q in DATA_SETS if q not in _ACTIVATIONS or q in self.quantities)
 
     def nbytes(self, name: str) -> int:
         """Size of data set `name`, in bytes."""
@@ -305,7 +305,7 @@ class Header:
 
     def layers(self, name: str) -> tuple[int, ...]:
         """Layer numbers of the rows of data set `name`."""
-        axis = QUANTITIES[name].axes[0]
+        axis = DATA_SETS[name].axes[0]
         return tuple(self.residual_layers or ()) if axis == "R" else tuple(range(self.sizes[axis]))
 
     def row(self, name: str, layer: int) -> int:
@@ -429,7 +429,7 @@ def _check_header(header: Header) -> None:
                 f"header: quantity '{name}' is unknown: choose from {', '.join(_ACTIVATIONS)}"
             )
         if 0 in header.shape(name):
-            axes = [axis for axis in QUANTITIES[name].axes if header.sizes[axis] == 0]
+            axes = [axis for axis in DATA_SETS[name].axes if header.sizes[axis] == 0]
             raise StoreError(
                 f"header: quantity '{name}' has an axis of length 0 ({', '.join(axes)}): "
                 "give its offsets, prefixes, window or residual_layers, or leave it out"

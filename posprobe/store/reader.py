@@ -14,7 +14,7 @@ import numpy as np
 from posprobe.errors import StoreError
 from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
-from posprobe.store.layout import OWN_POSITION, QUANTITIES, Header
+from posprobe.store.layout import DATA_SETS, OWN_POSITION, Header
 
 __all__ = ["ActivationStore"]
 
@@ -155,7 +155,7 @@ class ActivationStore:
         array = flat.reshape(place.shape)
         if sequences is None:
             return array
-        by_layer = QUANTITIES[quantity].by_layer and layer is None
+        by_layer = DATA_SETS[quantity].by_layer and layer is None
         return array[:, sequences] if by_layer else array[sequences]
 
     def normalizer(self, layer: int) -> np.ndarray:
@@ -231,12 +231,12 @@ class ActivationStore:
         rows = [
             {
                 "name": name,
-                "axes": ", ".join(QUANTITIES[name].axes),
+                "axes": ", ".join(DATA_SETS[name].axes),
                 "shape": header.shape(name),
                 "dtype": header.stored_dtype(name).name,
-                "unit": QUANTITIES[name].unit,
+                "unit": DATA_SETS[name].unit,
                 "bytes": header.nbytes(name),
-                "meaning": QUANTITIES[name].meaning,
+                "meaning": DATA_SETS[name].meaning,
             }
             for name in header.datasets()
         ]
@@ -284,7 +284,7 @@ class ActivationStore:
         place = self._places[quantity]
         if layer is None:
             return place
-        if not QUANTITIES[quantity].by_layer:
+        if not DATA_SETS[quantity].by_layer:
             raise StoreError(f"'{quantity}' has no layers: read it without one")
         stride = int(np.prod(place.shape[1:], dtype=np.int64)) * place.dtype.itemsize
         row = self.header.row(quantity, layer)

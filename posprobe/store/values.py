@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from posprobe.errors import StoreError
-from posprobe.store.layout import QUANTITIES, Header
+from posprobe.store.layout import DATA_SETS, Header
 
 __all__ = ["checked_index", "checked_values"]
 
@@ -73,7 +73,7 @@ def checked_values(
     Raises
     ------
     StoreError
-        If a value is not finite once stored, other than NaN where `Quantity.nan` allows it.
+        If a value is not finite once stored, other than NaN where `DataSet.nan` allows it.
     """
     if values.dtype.kind != "f":
         raise StoreError(f"quantity '{quantity}' has type {values.dtype}: pass floating point")
@@ -83,7 +83,7 @@ def checked_values(
         finite = bool(np.isfinite(stored.sum(dtype="f4")))
     if finite:
         return stored
-    bad = np.isinf(stored) if QUANTITIES[quantity].nan else ~np.isfinite(stored)
+    bad = np.isinf(stored) if DATA_SETS[quantity].nan else ~np.isfinite(stored)
     if not bad.any():
         return stored
     where = np.unravel_index(int(np.argmax(bad)), bad.shape)

@@ -166,7 +166,7 @@ class StoreWriter:
         Parameters
         ----------
         batch : mapping of str to array
-            Arrays in the shape of `QUANTITIES`, with the batch in place of all S sequences.
+            Arrays in the shape of `DATA_SETS`, with the batch in place of all S sequences.
 
         Raises
         ------

@@ -214,7 +214,8 @@ def test_refuses_other_prefixes(pair):
 
 
 def test_refuses_another_model(pair):
-    with pytest.raises(DesignError, match=r"mean\.h5 is of another model than native\.h5"):
+    said = r"mean\.h5 is a capture of another model than native\.h5"
+    with pytest.raises(DesignError, match=said):
         fraction_removed(*pair(weights_digest="xyz"), up_to=57)
 
 

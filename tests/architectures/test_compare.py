@@ -189,7 +189,7 @@ def test_sentence_says_differ_only_where_the_test_does():
         (pd.concat([study(), study()]), "model 'ntk-0' layer 0 is given twice: keep one row per"),
         (
             pd.concat([study(), study().assign(architecture="rope")]),
-            "model 'ntk-0' stands under the architectures ntk and rope",
+            "model 'ntk-0' is listed under the architectures ntk and rope",
         ),
         (
             study().drop(index=range(1, 6)),
@@ -213,7 +213,7 @@ def test_sequences_that_are_missing_or_at_two_depths():
 
 
 def test_options_that_mean_nothing():
-    with pytest.raises(DesignError, match="level 95 must be between 0 and 1"):
+    with pytest.raises(DesignError, match="level=95 must be between 0 and 1"):
         compare_architectures(study(), level=95)
     with pytest.raises(DesignError, match="there is no table 'test': use one of estimates"):
         compare_architectures(study(), mixed_model=False).table("test")

@@ -5,6 +5,7 @@ import pytest
 import synthetic
 from lineups import MASK, TRUTH, family, file_of, variants
 
+from posprobe.analysis import check
 from posprobe.claims import answers, hypothesis_claims
 from posprobe.comparison import VALUES, compare_lineup, line_up
 from posprobe.store import ActivationStore
@@ -227,3 +228,17 @@ def test_sinks_and_replacements_of_every_model(tmp_path):
     assert sinks.loc["rope-0", "attention"] == pytest.approx(np.exp(scores).mean(), rel=0.5)
     removed = found.tables["replacement"].query("primary").set_index("model")
     assert removed.loc["rope-1", "fraction_removed"] == pytest.approx(0.75)
+
+
+def test_checks_are_those_of_each_model_also_where_layers_rotate_differently(tmp_path):
+    nested = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    stores = family(tmp_path, seeds=1, config={"rope_parameters": nested})
+    table = compare_lineup(line_up(stores)).tables["checks"]
+    for store in stores:
+        expected = check(store)
+        assert expected["rope"] == "full attention: linear; sliding attention: default"
+        (row,) = table[table["model"] == store.model.removeprefix("zoo/")].to_dict("records")
+        assert {name: row[name] for name in expected} == expected

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from posprobe.store import QUANTITIES, ActivationStore, StoreWriter
+from posprobe.store import DATA_SETS, ActivationStore, StoreWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(__file__).resolve().parent / "captures"
@@ -35,7 +35,7 @@ def part_of(store: ActivationStore, layer: int, heads: tuple[int, ...], names: t
     )
     values = {}
     for name in names:
-        axis = QUANTITIES[name].axes[1:].index("H")
+        axis = DATA_SETS[name].axes[1:].index("H")
         values[name] = np.take(store.read(name, layer), heads, axis=axis)[np.newaxis].copy()
         if store.design == "shifted" and name.startswith("remasked"):
             values[name][:, store.prefix_length < store.prefixes[-1]] = np.nan

@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 
 from posprobe.store import Header, StoreWriter
-from posprobe.store.layout import QUANTITIES
+from posprobe.store.layout import DATA_SETS
 
 N_SEQUENCES, BATCH = 11, 2
-ACTIVATIONS = tuple(name for name, quantity in QUANTITIES.items() if quantity.by_layer)
+ACTIVATIONS = tuple(name for name, quantity in DATA_SETS.items() if quantity.by_layer)
 
 
 def header(**changes):

@@ -288,7 +288,7 @@ def test_arrays_that_would_lose_something_are_refused():
     ):
         with pytest.raises(DesignError, match=r"shift has shape \(1,\)"):
             build(shift=[0.0])
-    with pytest.raises(DesignError, match="X holds complex numbers: pass real and imaginary parts"):
+    with pytest.raises(DesignError, match="X has complex numbers: pass real and imaginary parts"):
         ClusterGram.from_arrays(X + 1j, y, groups)
     mixed = np.array([*groups[:-1].tolist(), "last"], dtype=object)
     with pytest.raises(DesignError, match="groups mix labels of several types: use only integers"):

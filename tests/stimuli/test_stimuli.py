@@ -230,7 +230,7 @@ class TestBosPolicy:
             make_stimulus("natural", corpus, n=2, length=64, bos=policy, bos_id=BOS)
 
     def test_a_native_bos_in_the_corpus_is_refused_too(self):
-        with pytest.raises(StimulusError, match=r"holds the BOS token 0 \(token 0\)"):
+        with pytest.raises(StimulusError, match=r"contains the BOS token 0 \(token 0\)"):
             make_stimulus("natural", PLACES, n=2, length=64, native_bos=0)
 
 

@@ -8,7 +8,7 @@ from store_files import INDEX, write_all
 
 from posprobe.errors import StoreError
 from posprobe.store import ActivationStore, StoreWriter
-from posprobe.store.layout import ATTRIBUTES, QUANTITIES
+from posprobe.store.layout import ATTRIBUTES, DATA_SETS
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 
@@ -58,7 +58,7 @@ def test_the_document_lists_every_data_set():
     expected = [
         f"| `{name}` | ({', '.join(q.axes)}) | {kinds.get(q.dtype, q.dtype.strip('<|'))} | "
         f"{q.unit} | {'MAY' if q.nan else 'MUST NOT' if q.by_layer else '-'} | {q.meaning} |"
-        for name, q in QUANTITIES.items()
+        for name, q in DATA_SETS.items()
     ]
     text = FORMAT.read_text(encoding="utf-8").partition("## Data sets")[2].partition("\n## ")[0]
     assert table(text.splitlines()) == table(expected)

@@ -20,7 +20,7 @@ from store_files import HEADER, INDEX, datasets, digest, write_all
 
 from posprobe.errors import StoreError
 from posprobe.store import ActivationStore, StoreWriter
-from posprobe.store.layout import QUANTITIES
+from posprobe.store.layout import DATA_SETS
 
 
 def test_a_kill_at_every_operation_resumes_to_the_same_bytes(tmp_path, unsynced):
@@ -271,7 +271,7 @@ def put(tmp_path, quantity, array, header=HEADER, **keywords):
 def test_values_that_are_not_finite_are_refused(tmp_path, quantity, value):
     array = child.values(HEADER, quantity, 2, 5)
     array[1, 2, ..., -1] = value
-    if QUANTITIES[quantity].nan and np.isnan(value):
+    if DATA_SETS[quantity].nan and np.isnan(value):
         put(tmp_path, quantity, array)
         return
     layer = HEADER.layers(quantity)[1]
@@ -282,7 +282,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, quantity, value):
 
 def test_nan_may_stand_where_a_quantity_does_not_exist():
     names = ["offset_score", "remasked_normalizer", "remasked_body", "sink_value"]
-    assert [name for name, quantity in QUANTITIES.items() if quantity.nan] == names
+    assert [name for name, quantity in DATA_SETS.items() if quantity.nan] == names
 
 
 @pytest.mark.parametrize("value", [65520.0, -7e4, 1e30])

@@ -57,7 +57,7 @@ def _numbers(what: str, values: Any) -> NDArray[Any]:
     if array.dtype.kind in "biuf":
         return array
     if array.dtype.kind == "c":
-        raise DesignError(f"{what} holds complex numbers: pass real and imaginary parts as columns")
+        raise DesignError(f"{what} has complex numbers: pass real and imaginary parts as columns")
     try:
         return array.astype(float)
     except (TypeError, ValueError) as error:
