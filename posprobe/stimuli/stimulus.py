@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 BOS_POLICIES = ("native", "force", "none")
+LARGEST_SEED = 2**63 - 1  # of what a file can hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,8 +301,8 @@ def make_stimulus(
         raise StimulusError(f"unknown design {design!r}: choose one of {', '.join(DESIGNS)}")
     if n < 2:
         raise StimulusError(f"n={n} is too few: intervals need at least 2 items, so raise n")
-    if seed < 0:
-        raise StimulusError(f"seed={seed} is below 0: pass a whole number from 0 on")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise StimulusError(f"seed={seed} must be between 0 and {LARGEST_SEED}")
     grid = _checked_prefixes(length, window, prefixes)
     lead = leading_token(bos, native_bos, bos_id)
     ids = _checked_corpus(corpus_tokens, [native_bos, bos_id])
