@@ -235,7 +235,7 @@ def test_a_collinear_replicate_does_not_take_the_others_along():
 def test_a_constant_target_is_said():
     X, y, groups = make_data()
     both = np.column_stack([y, np.ones(len(y))])
-    with pytest.warns(UserWarning, match="target 1 is the same in every row, so that it has no R2"):
+    with pytest.warns(UserWarning, match="target 1 is the same in every row, so it has no R2"):
         GroupRidgeCV().fit(X, both, groups=groups)
     gram = ClusterGram.from_arrays(X, np.full(len(y), 7.0), groups)
     with pytest.raises(DesignError, match="the target is the same in every row"):
