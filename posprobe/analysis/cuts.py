@@ -12,7 +12,7 @@ without key 0
     of position on how attention divides among the *other* keys. Hiding key 0 from a head does not
     change it by itself, so cut heads can be compared, and all heads cut as well.
 
-One thing that the cut does besides: a head from which key 0 is hidden has position 1 as its first
+One more thing that the cut does: a head from which key 0 is hidden has position 1 as its first
 key, and there that key alone. Where early layers are cut, position 1 may therefore take over the
 part of the sink, and V_R rise instead of dying: windows behind a prefix of 1 then begin with it.
 """

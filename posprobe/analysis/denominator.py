@@ -69,7 +69,7 @@ def fixed_denominator_probes(
     Parameters
     ----------
     store : ActivationStore
-        Of the natural design.
+        A capture of the natural design.
     inference : Inference
 
     Returns
@@ -142,7 +142,7 @@ def mean_normalizers(
     Parameters
     ----------
     store : ActivationStore
-        Of the natural design.
+        A capture of the natural design.
     layers : sequence of int or None
         None: all. In all layers at once large row sums feed on one another: SmolLM2-135M overflows
         float32 at layer 18, in its first layer alone it stays near its native scale.

@@ -151,7 +151,7 @@ def _weakest(stores: list[ActivationStore]) -> dict[str, Any]:
 
 
 def _intervention(store: ActivationStore, weakest: dict[str, Any]) -> str | None:
-    """The kind of change that a file's interventions make, beside what the model has."""
+    """The kind of change that a file's interventions make to what the model has."""
     kinds = [name for name, value in _changes(store).items() if value != weakest[name]]
     if len(kinds) > 1:
         raise DesignError(

@@ -64,7 +64,7 @@ def sink_head_table(
     Parameters
     ----------
     store : ActivationStore
-        Of the natural design.
+        A capture of the natural design.
     threshold : float
         A head is sink-reading if its sink rate in the held-back half is above this.
     inference : Inference
@@ -194,7 +194,7 @@ def writing_table(
     Parameters
     ----------
     store : ActivationStore
-        Of the natural design, with `sink_value`.
+        A capture of the natural design with `sink_value`.
     threshold : float
         Sink rate above which a head is sink-reading.
     inference : Inference

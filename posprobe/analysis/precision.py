@@ -36,7 +36,8 @@ def precision_table(
     natural, shifted : ActivationStore
         With the same window and offsets; positions that both have are compared.
     inference : Inference
-        Of a bootstrap-t interval of the log ratio, items of the designs drawn independently.
+        How intervals are made: bootstrap t of the log ratio, with the items of both designs drawn
+        independently.
 
     Returns
     -------

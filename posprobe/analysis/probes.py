@@ -70,7 +70,7 @@ def probe_layers(
     Parameters
     ----------
     store : ActivationStore
-        Of the natural design, with normalizers and residual stream.
+        A capture of the natural design with normalizers and residual stream.
     layers : iterable of int or None
         None: all layers whose residual stream was kept.
     refit_layers : iterable of int or None

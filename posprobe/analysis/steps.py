@@ -22,7 +22,7 @@ class Found(NamedTuple):
     intervals: dict[str, Interval] = {}  # noqa: RUF012
 
     def joined(self, other: Found) -> Found:
-        """Both; rows of a table that both have stand below each other."""
+        """Both; a table that both have gets the rows of both."""
         tables = dict(self.tables)
         for name, table in other.tables.items():
             tables[name] = pd.concat([tables[name], table]) if name in tables else table

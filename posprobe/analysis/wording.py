@@ -30,7 +30,7 @@ def shifted_design(store: ActivationStore) -> str:
 
 
 def first_token(store: ActivationStore) -> str:
-    """What stands at position 0, in words."""
+    """What is at position 0, in words."""
     first = np.unique(store.tokens[:, 0])
     if len(first) > 1:
         return "whatever token the text begins with"

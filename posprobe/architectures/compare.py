@@ -58,7 +58,7 @@ def compare_architectures(
     level : float
         Confidence level of all intervals.
     mixed_model : bool
-        Fit ``value ~ architecture * depth + (1 + depth | model)`` beside the test. With one row
+        Also fit ``value ~ architecture * depth + (1 + depth | model)``. With one row
         per model and layer the residual is the layer component, so the model has no other.
 
     Returns
@@ -267,5 +267,5 @@ def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> lis
     return [
         f"models of {wide} spread more widely than those of {narrow} (standard deviations "
         f"{spread.max():.2g} and {spread.min():.2g}): limits with pooled spread are too wide for "
-        f"{narrow} and too narrow for {wide}; Welch's F stands beside"
+        f"{narrow} and too narrow for {wide}; Welch's F is given too"
     ]

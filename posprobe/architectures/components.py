@@ -61,7 +61,7 @@ class GLSFit:
     ----------
     estimates : ndarray, shape (p,)
     covariance : ndarray, shape (p, p)
-        Of the estimates, in the squared unit of y.
+        Covariance of the estimates, in the squared unit of y.
     scale : float
         Residual variance s2.
     deviance : float

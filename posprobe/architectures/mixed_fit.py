@@ -22,7 +22,7 @@ class MixedFit:
     Attributes
     ----------
     status : str
-        `"ok"`; `"singular"` (a variance is 0 or a correlation 1: estimates stand, standard errors
+        `"ok"`; `"singular"` (a variance is 0 or a correlation 1: estimates hold, standard errors
         tend to be short); `"not_identified"` or `"failed"` (no estimates).
     reason : str
         Why the status is not `"ok"`, else empty.

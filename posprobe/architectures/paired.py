@@ -49,7 +49,7 @@ def paired_contrasts(
     n : int
         Items.
     level : float
-        Of each interval, not adjusted for the other contrasts.
+        Nominal coverage of each interval, not adjusted for the other contrasts.
 
     Returns
     -------

@@ -55,7 +55,7 @@ class ArchitectureComparison:
     value : str
         Name of the value compared.
     status : str
-        `"tested"`, or `"refused"` where the design carries no test; the description stands then.
+        `"tested"`, or `"refused"` where the design allows no test; the description is given then.
     reason : str
         Why the test was refused, else empty.
     architectures : dict of str to int
@@ -208,7 +208,7 @@ class ArchitectureComparison:
 
 
 def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFrame:
-    """Add `p_holm` and `primary` to a table of tests; the primary one stands by itself.
+    """Add `p_holm` and `primary` to a table of tests; the primary one is not adjusted.
 
     Parameters
     ----------

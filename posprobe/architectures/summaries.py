@@ -72,7 +72,7 @@ def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
     ------
     DesignError
         If a column is missing, a number is missing or not finite, a depth lies outside [0, 1], a
-        model stands under two architectures, or a row is given twice.
+        model is listed under two architectures, or a row is given twice.
     """
     missing = [name for name in (*KEYS, value) if name not in table.columns]
     if missing:

@@ -145,7 +145,7 @@ def capture_distributed(
     path : str or Path
         The file to write, on a file system that this process and all workers share.
     client : distributed.Client
-        Of the cluster, see `connect`.
+        Client of the cluster, see `connect`.
     loading : mapping or None
         Further arguments of `posprobe.load_model`: ``variant``, ``dtype``, ...
     text : str or None

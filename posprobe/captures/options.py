@@ -43,7 +43,7 @@ class CaptureOptions:
     offsets : tuple of int
         Distances, in tokens, at which scores are kept.
     dtype : {"float32", "float16"}
-        Of the residual stream in the file.
+        Type of the residual stream in the file.
     position0 : str
         Treatment of position 0, one of `posprobe.captures.position0.POSITION0`.
     intervention : Intervention
@@ -99,7 +99,7 @@ class CaptureOptions:
         return dataclasses.replace(self, **fields)
 
     def split(self, given: Mapping[str, Any]) -> tuple[CaptureOptions, dict[str, Any]]:
-        """Change the fields that are among keywords; return the rest of the keywords besides.
+        """Change the fields that are among keywords; return the rest of the keywords, too.
 
         Examples
         --------

@@ -40,11 +40,11 @@ class CapturePlan:
     stimulus : Stimulus
         With the token that the treatment of position 0 puts there.
     header : Header
-        Of the file.
+        Header of the file.
     observation : Observation
         What is read off.
     change : Intervention
-        Of the variant and of the caller.
+        What the variant and the caller change.
     position0 : str
         Treatment of position 0.
     firsts : Stimulus
@@ -116,10 +116,9 @@ def plan_capture(
     stimulus : Stimulus
     options : CaptureOptions
     consumed : collection of str
-        Quantities that are computed besides those of the file.
+        Quantities that are computed in addition to those of the file.
     known : Header or None
-        Of the same capture, finished before: what it measured before its first pass is not measured
-        again.
+        Header of the same capture, finished before: what was measured for it is not measured again.
 
     Returns
     -------
@@ -247,7 +246,7 @@ def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
 
 
 def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int]:
-    """How often each special token stands inside the sequences, after position 0."""
+    """How often each special token occurs inside the sequences, after position 0."""
     inside = stimulus.tokens[:, 1:]
     ids, counts = np.unique(inside[np.isin(inside, model.special_ids)], return_counts=True)
     return {model.token_name(int(i)): int(n) for i, n in zip(ids, counts, strict=True)}

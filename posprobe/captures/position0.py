@@ -1,4 +1,4 @@
-"""Treatments of position 0: which token or embedding stands there instead of the native one."""
+"""Treatments of position 0: which token or embedding takes the place of the native one."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def capture_stimulus(
     options : CaptureOptions
         What is kept and what is changed.
     consumers : sequence of Consumer
-        Get what they want of every layer as soon as it exists, besides the file: statistics that
+        Get what they want of every layer as soon as it exists, as the file does: statistics that
         need no stored activations. `residual_layers` and `residual_positions` apply to them too.
     resume : bool
         Continue an interrupted capture, to the very bytes of an uninterrupted one.
@@ -254,7 +254,7 @@ def fill(
     Parameters
     ----------
     writer : StoreWriter
-        Of a file with the plan's header; it writes in a thread of its own meanwhile.
+        Writer of a file with the plan's header; it writes in a thread of its own meanwhile.
     model : ObservableModel
         The model that the plan was made for.
     plan : CapturePlan

@@ -144,7 +144,7 @@ def decompose(
 
 
 def _ranges(effects: list[ChannelEffects], early: int) -> dict[str, list[ChannelEffects]]:
-    """The effects by range of queries; ranges without a position beside the reference are left."""
+    """The effects by range of queries; ranges with no position but the reference are left out."""
     ranges = {
         "early": [layer.up_to(early) for layer in effects],
         "late": [layer.beyond(early) for layer in effects],

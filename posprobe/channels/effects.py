@@ -39,7 +39,7 @@ def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Arr
                        - \sum_n w_n^2 \langle x_n, y_n \rangle}
                       {P \left( (\sum_n w_n)^2 - \sum_n w_n^2 \right)} .
 
-    The plain variance of position means holds content noise besides; this does not, and may be
+    The plain variance of position means also contains content noise; this does not, and may be
     negative. It is never clipped.
 
     Parameters

@@ -140,7 +140,7 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
     Parameters
     ----------
     store : ActivationStore
-        Of the shifted design.
+        A capture of the shifted design.
     layer : int
 
     Returns

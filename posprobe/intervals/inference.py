@@ -29,7 +29,7 @@ class Inference:
         Bootstrap samples in which probes are fitted anew, at least 20: only their standard error is
         used, and each costs a hundred of the others.
     seed : int
-        Of all resampling.
+        Seed of all resampling.
     n_jobs : int
         Processes that refit; -1: as many as there are cores.
 

@@ -44,7 +44,7 @@ class PackagedModel:
     pattern : str
         What the files are called.
     sha256 : str
-        Of the GGUF file.
+        SHA-256 of the GGUF file.
     """
 
     description: str

@@ -124,7 +124,7 @@ def _cache_folder() -> Path:
 
 
 def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
-    """Write the checkpoint beside its final place, then move it there in one step."""
+    """Write the checkpoint next to its final place, then move it there in one step."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))

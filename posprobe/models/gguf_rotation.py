@@ -131,7 +131,7 @@ def prove_rotation(header: Header, model: torch.nn.Module, config: Any) -> None:
     ----------
     header : Header
     model : torch.nn.Module
-        Of the right class; its weights do not matter.
+        A model of the right class; its weights do not matter.
     config : transformers configuration
 
     Raises

@@ -44,7 +44,7 @@ def source(
     ----------
     checkpoint : Checkpoint
     revision : str or None
-        Of a hub model.
+        Revision of a hub model.
     trust_remote_code : bool
         Whether code that comes with a hub model may run.
 
@@ -113,7 +113,7 @@ def load_checkpoint(
         Its change of the rotary embedding is made in the configuration before loading.
     dtype : torch.dtype
     place : dict
-        Of `source`.
+        Keywords from `source`.
     device : str
         Where the weights go; ``"auto"`` leaves it to transformers, layer by layer.
 
@@ -188,7 +188,7 @@ def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
     ----------
     checkpoint : Checkpoint
     place : dict
-        Of `source`.
+        Keywords from `source`.
 
     Raises
     ------

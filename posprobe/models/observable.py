@@ -325,12 +325,12 @@ def load_model(
         A change at inference: ``standard``, ``ntk(8)``, ``linear(8)``, ``yarn(8)``, ``llama3``,
         ``window(64)``, ``no_causal``; see `posprobe.models.variants`.
     dtype : {"float32", "float64", "bfloat16"}
-        Of weights and activations.
+        Type of weights and activations.
     device : str or None
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` spreads the layers over all GPUs there are.
         None: a GPU where there is one.
     revision : str or None
-        Of a hub model.
+        Revision of a hub model.
     trust_remote_code : bool
         Whether code that comes with a hub model may run.
 

@@ -104,7 +104,7 @@ def observed_attention(
     posprobe : Observer or None
         None: plain attention.
     **kwargs : object
-        What the model passes besides; the mask already holds it.
+        Whatever else the model passes; the mask already has it.
 
     Returns
     -------

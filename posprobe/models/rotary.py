@@ -73,7 +73,8 @@ def standard_rotations(model: torch.nn.Module, config: Any) -> dict[str, Rotatio
     ----------
     model : torch.nn.Module
     config : transformers configuration
-        Of the model as changed; `Variant.change_config` left the checkpoint's parameters in it.
+        Configuration of the model as changed; `Variant.change_config` left the checkpoint's
+        parameters in it.
 
     Returns
     -------

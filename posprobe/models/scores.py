@@ -35,7 +35,7 @@ class Observation:
         prefix of ``prefixes[p]`` tokens. No prefixes: not computed.
     first_is_apart : bool
         Whether key 0 holds a token of its own, which every early query sees. False where all tokens
-        are the same: there the nearest key beyond the others stands in for it.
+        are the same: there the nearest key beyond the others is used for it.
     """
 
     n_queries: int

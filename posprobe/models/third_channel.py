@@ -1,4 +1,4 @@
-"""Whether scores move with position by themselves: a third channel besides mask and residual.
+"""Whether scores move with position by themselves: a channel that is neither mask nor residual.
 
 A rotary embedding makes a score depend on the offset of query and key alone. Some models break
 that: a temperature that grows with position (Llama 4, Ministral 3), frequencies that switch with

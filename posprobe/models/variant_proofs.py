@@ -54,7 +54,7 @@ def variant_evidence(observable: Observable, length: int) -> dict[str, Any]:
     ----------
     observable : ObservableModel
     length : int
-        Of the longest sequence.
+        Tokens of the longest sequence.
 
     Returns
     -------

@@ -142,7 +142,7 @@ def feature_blocks(
     Yields
     ------
     Features
-        Of the next sequences.
+        X, y, groups and feature groups of the next sequences.
 
     Raises
     ------

@@ -88,7 +88,7 @@ class VariancePartition(SequenceScoredRidge):
         ``1 - sequence_sse_ / mean(sequence_sst_)``: column means are ``r2_``, and every quantity
         is a linear contrast of the columns.
     coef_, intercept_, alpha_, feature_groups_, group_dims_, ...
-        Of the joint model, as in `posprobe.probes.ridge.GroupRidgeCV`.
+        Those of the joint model, as in `posprobe.probes.ridge.GroupRidgeCV`.
 
     Notes
     -----

@@ -129,7 +129,7 @@ def shifted(
     n : int
         Items.
     prefixes : sequence of int
-        Increasing prefix lengths p, at least 1; a window stands at positions p to p + window - 1.
+        Increasing prefix lengths p, at least 1; a window has positions p to p + window - 1.
     window : int
         Tokens in the window.
     lead : int or None

@@ -110,7 +110,7 @@ class Stimulus:
 
     @property
     def first_token(self) -> Tokens:
-        """The token that really stands at position 0 of each sequence, (S,) int32."""
+        """The token that is really at position 0 of each sequence, (S,) int32."""
         return self.tokens[:, 0].copy()
 
     @property

@@ -57,7 +57,7 @@ class DataSet:
     meaning : str
         One phrase for people.
     nan : bool
-        Whether NaN may stand in it (where the quantity does not exist); infinities never may.
+        Whether it may contain NaN, where the quantity does not exist; it never has infinities.
     """
 
     axes: tuple[str, ...]

@@ -81,7 +81,7 @@ class ShardFolder:
         Parameters
         ----------
         writer : StoreWriter
-            Of the whole file, complete up to the first of `sequences`.
+            Writer of the whole file, complete up to the first of `sequences`.
         sequences : slice
             Which of the file's sequences the shard holds.
         index : mapping of str to array
@@ -136,7 +136,7 @@ def write_shard(path: Path, header: Header, index: Mapping[str, Any]) -> Iterato
     path : Path
         Name of the complete shard.
     header : Header
-        Of its own sequences.
+        Index of its own sequences.
     index : mapping of str to array
         As for `StoreWriter`.
 

@@ -256,7 +256,7 @@ class StoreWriter:
         Returns
         -------
         Path
-            Of the complete file.
+            Path of the complete file.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What a cross-validated ridge needs besides data: feature groups, penalty grids, folds."""
+"""What a cross-validated ridge needs in addition to data: feature groups, penalty grids, folds."""
 
 from __future__ import annotations
 

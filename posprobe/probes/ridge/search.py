@@ -118,7 +118,7 @@ class _Axis:
     Attributes
     ----------
     group : int or None
-        None stands for a group that the model lacks: it has no columns.
+        None is a group that the model lacks: it has no columns.
     columns : slice
         Its features.
     penalties : ndarray
