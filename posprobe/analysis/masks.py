@@ -3,7 +3,7 @@ r"""What is left of the channels when the model runs under another mask.
 no causal mask
     Every query sees all keys of its sequence, whatever its position: M = 0. In the shifted design a
     window behind a prefix of p tokens is the end of a sequence of p + W tokens, so the number of
-    keys changes with p all the same: what R is then holds the length of the sequence, and is no
+    keys changes with p all the same: R then reflects the length of the sequence too, and is no
     longer the residual stream alone. In the natural design all queries see equally many keys, and
     probes can be asked whether normalizers still tell their position.
 window

@@ -77,7 +77,7 @@ def connect(address: str) -> Iterator[Client]:
     Raises
     ------
     ClusterError
-        If Dask is not installed, the address is none, or nobody answers there.
+        If Dask is not installed, the address is not one, or nobody answers there.
     """
     try:
         import dask.system

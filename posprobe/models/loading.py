@@ -80,7 +80,7 @@ def check_device(device: str) -> None:
     Raises
     ------
     ModelError
-        If torch does not know it or does not see it, or it is no CPU and no GPU.
+        If torch does not know it or does not see it, or it is neither a CPU nor a GPU.
     """
     if device == "auto":
         return

@@ -93,7 +93,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     Raises
     ------
     StoreError
-        If it does not exist, is no HDF5 file, is shorter than its layout, or its structure is
+        If it does not exist, is not an HDF5 file, is shorter than its layout, or its structure is
         damaged.
     """
     if not path.is_file():
