@@ -267,5 +267,5 @@ def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> lis
     return [
         f"models of {wide} spread more widely than those of {narrow} (standard deviations "
         f"{spread.max():.2g} and {spread.min():.2g}): limits with pooled spread are too wide for "
-        f"{narrow} and too narrow for {wide}; Welch's F is given too"
+        f"{narrow} and too narrow for {wide}; Welch's F stands beside"
     ]

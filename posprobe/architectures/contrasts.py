@@ -149,8 +149,8 @@ def pooled_variance(summaries: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np
     df = int(counts.sum() - len(counts))
     if df < 1:
         raise DesignError(
-            "one model per architecture: architecture and model cannot be told apart, so add a "
-            "second model (another seed) to one architecture at least"
+            "one model per architecture: nothing tells architecture from model, so add a second "
+            "model (another seed) to one architecture at least"
         )
     return within / df, df
 

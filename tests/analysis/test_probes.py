@@ -141,12 +141,12 @@ def test_refuses_fewer_sequences_than_folds(rng, tmp_path):
 
 
 def test_refuses_no_layer(store, rng, tmp_path):
-    with pytest.raises(DesignError, match=r"a\.h5 keeps the residual stream of no layer that was"):
+    with pytest.raises(DesignError, match=r"a\.h5 does not keep the residual stream"):
         probe_layers(store, layers=[])
     values = arrays(rng, n=5)
     values["residual"] = values["residual"][3:]
     last = synthetic.write(tmp_path / "last.h5", values, residual_layers=(3,))
-    with pytest.raises(DesignError, match=r"last\.h5 keeps the residual stream of no layer"):
+    with pytest.raises(DesignError, match=r"last\.h5 does not keep the residual stream"):
         probe_layers(last)
 
 

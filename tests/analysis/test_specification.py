@@ -177,5 +177,5 @@ def test_another_stimulus_is_refused(make, rng):
     native = make(effects(rng))
     with pytest.raises(DesignError, match="is not the stimulus of"):
         specification_curve(native, [make(effects(rng), offsets=(1,), treatment="mean")])
-    with pytest.raises(DesignError, match="is of another model"):
+    with pytest.raises(DesignError, match="is a capture of another model"):
         specification_curve(native, [make(effects(rng), weights_digest="x", treatment="mean")])

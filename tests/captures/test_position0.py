@@ -56,7 +56,7 @@ def test_content_never_draws_the_token_that_stands_there(seed, take):
 def test_content_needs_another_token(take):
     stimulus = child.stimulus("natural")
     stimulus.tokens[:] = 7
-    with pytest.raises(StimulusError, match="'content': the text holds no other token"):
+    with pytest.raises(StimulusError, match="'content': the text has no other token"):
         take(stimulus, position0="content")
 
 

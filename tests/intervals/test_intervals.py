@@ -429,7 +429,7 @@ def test_benjamini_hochberg_keeps_layers_by_heads():
         (lambda: fieller_ratio([1.0], [1.0]), "paired ratio: n=1"),
         (lambda: fieller_ratio(np.ones((3, 2)), np.ones(3)), r"baseline has shape \(3, 2\)"),
         (lambda: fieller_ratio([1.0, 2.0], [1.0, np.nan]), "treated has 1 values that are not"),
-        (lambda: fieller_ratio([1.0, -1.0], [1.0, 2.0]), "averages exactly 0"),
+        (lambda: fieller_ratio([1.0, -1.0], [1.0, 2.0]), "is exactly 0, so a ratio"),
         (lambda: fieller_ratio(BEFORE, AFTER, level=2), "level=2"),
         (lambda: fieller_ratio(BEFORE, AFTER, quantity="odds"), "unknown quantity 'odds'"),
         (lambda: log_ratio_bootstrap_t(BEFORE, -AFTER), "has no logarithm: call fieller_ratio"),
