@@ -155,12 +155,17 @@ def compare_read(folder, header, repeats):
 
     def from_store(prepare):
         prepare(ours)
+        store = ActivationStore(ours, verify=False)
+        return lambda: store.residual(layer).sum()
+
+    def verified(prepare):
+        prepare(ours)
         store = ActivationStore(ours)
         return lambda: store.residual(layer).sum()
 
     def in_blocks(prepare):
         prepare(ours)
-        store = ActivationStore(ours)
+        store = ActivationStore(ours, verify=False)
         return lambda: [
             block.sum() for _, block in store.blocks("residual", layer, header.batch_tokens)
         ]
@@ -174,6 +179,12 @@ def compare_read(folder, header, repeats):
     for what, read, prepare, target in (
         ("read one layer, cached", from_store, lambda path: None, ">= 0.8"),
         ("read one layer, from disk", from_store, forget, ">= 0.8"),
+        (
+            "read one layer for the first time, with its digest, cached",
+            verified,
+            lambda path: None,
+            "",
+        ),
         ("stream one layer as copied blocks, cached", in_blocks, lambda path: None, ""),
     ):
         pairs = paired(lambda r=read, p=prepare: r(p), lambda p=prepare: mapped(p), 3 * repeats)

@@ -9,14 +9,36 @@ __all__ = [
     "PosprobeError",
     "StimulusError",
     "StoreError",
+    "shown",
 ]
+
+
+def shown(text: str) -> str:
+    r"""Return text with an escape for every character that does not print.
+
+    Control characters, line ends, marks that turn the direction of text, and halves of surrogate
+    pairs: a terminal obeys some of them, and a page shows none.
+
+    Examples
+    --------
+    >>> print(shown("a\x1b]0;b\nc"))
+    a\x1b]0;b\nc
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class PosprobeError(ValueError):
     """The user's input cannot be used as it is; the message is one line that names it.
 
-    The command line prints the message without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2. Names and
+    values in it may come from anywhere, so it is `shown`: one line that no terminal obeys.
     """
+
+    def __str__(self) -> str:
+        """The message, in one line."""
+        return shown(super().__str__())
 
 
 class ModelError(PosprobeError):

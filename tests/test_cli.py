@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +153,36 @@ def test_inspect_says_what_a_file_holds(captured):
     plain = json.loads(invoke("inspect", captured, "--json").stdout)
     assert {row["name"] for row in plain["rows"]} >= {"tokens", "normalizer"}
     assert plain["attributes"]["design"] == "shifted"
+
+
+FORMAT_1 = Path(__file__).parent / "store" / "data" / "format-1.h5"
+
+
+def test_inspect_verifies_a_file(captured, tmp_path):
+    assert "of CRC-32; --verify compares them" in invoke("inspect", captured).stdout
+    assert "of CRC-32, all as written" in invoke("inspect", captured, "--verify").stdout
+    plain = json.loads(invoke("inspect", captured, "--verify", "--json").stdout)
+    assert plain["verified"] == plain["digests"] > 0
+    damaged = Path(shutil.copy(captured, tmp_path / "damaged.h5"))
+    with h5py.File(damaged, "r+") as file:
+        file["sink_score"][1, 0, 0, 0] += 1
+    assert invoke("inspect", damaged).exit_code == 0  # it reads the header alone
+    for arguments in (
+        ["inspect", damaged, "--verify"],
+        ["analyze", damaged, "-o", tmp_path / "out"],
+    ):
+        found = invoke(*arguments)
+        assert found.exit_code == 2
+        said = (
+            r"posprobe: .*damaged\.h5: data set '/sink_score', layer 1, is not what was written.*\n"
+        )
+        assert re.fullmatch(said, found.stderr)
+
+
+def test_inspect_says_that_files_of_format_1_have_no_digests():
+    found = invoke("inspect", FORMAT_1, "--verify")
+    assert found.exit_code == 0
+    assert "none, as in all files of format 1: damage to its data does not show" in found.stdout
 
 
 def test_models_lists_bundled_models_and_variants():

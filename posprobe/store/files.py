@@ -11,19 +11,22 @@ from pathlib import Path
 from posprobe.errors import StoreError
 
 __all__ = [
+    "LOCKING",
     "RESUME",
     "journal_path",
     "lock",
     "partial_path",
     "refusing",
+    "remove_shards",
     "replace_file",
+    "shard_folder",
     "suffixed",
     "sync",
+    "without_locks",
 ]
 
 RESUME = "run the same capture again with --resume"
 LOCKING = "POSPROBE_LOCKING"  # an environment variable: "off" where a file system has no locks
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def suffixed(path: Path, suffix: str) -> Path:
@@ -41,14 +44,31 @@ def journal_path(path: Path) -> Path:
     return suffixed(path, ".journal")
 
 
+def shard_folder(path: Path) -> Path:
+    """Name of the folder of shards of `path`."""
+    return suffixed(path, ".shards")
+
+
+def remove_shards(path: Path) -> None:
+    """Remove the shards of a complete file, with what killed workers left among them."""
+    folder = shard_folder(path)
+    for shard in folder.glob("*-*.h5*"):
+        shard.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none, or a lost worker still writes into it
+        folder.rmdir()
+
+
 @contextlib.contextmanager
 def refusing(path: Path, action: str) -> Iterator[None]:
     """Turn an operating system's error into a one-line StoreError that names `path`."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = f"free some space, then {RESUME}" if full else "check the folder and permissions"
+        remedy = "check the folder and permissions"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f"free some space, then {RESUME}"
+        elif error.errno == errno.EFBIG:
+            remedy = f"allow larger files (ulimit -f), then {RESUME}"
         reason = error.strerror or str(error).splitlines()[0]
         raise StoreError(f"{path}: cannot {action} ({reason}): {remedy}") from error
 
@@ -109,13 +129,29 @@ def lock(path: Path) -> int:
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
             if os.environ.get(LOCKING) == "off":
                 return descriptor
             os.close(descriptor)
-            raise StoreError(
-                f"{path}: its file system has no locks ({error.strerror}): write to another, or "
-                f"set {LOCKING}=off where nothing else writes this file"
-            ) from error
+            name.unlink(missing_ok=True)
+            raise without_locks(path, error) from error
         os.close(descriptor)  # the holder before us removed this very file: take the new one
+
+
+def without_locks(path: Path, error: OSError) -> StoreError:
+    """The refusal of a file on a file system that cannot lock it."""
+    return StoreError(
+        f"{path}: its file system has no locks ({_file_system(path)}: "
+        f"{error.strerror}): use another, or set {LOCKING}=off where "
+        "nothing else writes this file"
+    )
+
+
+def _file_system(path: Path) -> str:
+    """Type and mount point of the file system of `path`, where the system lists them."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return "unknown"
+    around = [(where, kind) for _, where, kind, *_ in mounts if path.is_relative_to(where)]
+    where, kind = max(around, key=lambda mount: len(mount[0]), default=("", ""))
+    return f"{kind} on {where}" if where else "unknown"

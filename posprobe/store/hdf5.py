@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import os
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +16,17 @@ import h5py
 import numpy as np
 
 from posprobe.errors import StoreError
-from posprobe.store.files import RESUME, partial_path, refusing, sync
-from posprobe.store.layout import FORMAT, VERSION, Header, difference
+from posprobe.store.digests import header_digest
+from posprobe.store.files import LOCKING, RESUME, partial_path, refusing, without_locks
+from posprobe.store.layout import (
+    ATTRIBUTES,
+    DATA_SETS,
+    FORMAT,
+    READABLE,
+    DataSet,
+    Header,
+    difference,
+)
 
 __all__ = ["Place", "compare", "create_file", "locate", "open_complete"]
 
@@ -30,28 +43,80 @@ class Place(NamedTuple):
     dtype: np.dtype
 
 
+class _Quiet(io.FileIO):
+    """A new file that keeps its first error to itself.
+
+    HDF5 answers a write that fails with pages of text, and may crash as it closes the file. So it
+    is told that all went well, and whoever made the file looks at `failed`.
+    """
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or remember why not."""
+        rest = memoryview(data)
+        with self._remembered():
+            while rest:
+                rest = rest[super().write(rest) :]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, or remember why not."""
+        with self._remembered():
+            super().truncate(size)
+        return size or 0
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failed = self.failed or error
+
+
 def create_file(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None:
     """Lay out every data set at its full size, write attributes and index, and sync to disk."""
+    with _Quiet(path, "w+") as target:
+        try:
+            _lay_out(target, header, index)
+        except Exception:
+            if target.failed is None:
+                raise
+        if target.failed is not None:
+            raise target.failed
+        os.fsync(target.fileno())
+
+
+def _lay_out(target: io.FileIO, header: Header, index: Mapping[str, np.ndarray]) -> None:
     with h5py.File(
-        path, "w", libver=_LIBVER, alignment_threshold=1, alignment_interval=_ALIGNMENT
+        target, "w", libver=_LIBVER, alignment_threshold=1, alignment_interval=_ALIGNMENT
     ) as file:
         for name, value in header.attributes().items():
             _write_attribute(file, name, value)
         for name in header.datasets():
             _allocate(file, name, header.shape(name), header.stored_dtype(name))
+            _describe(file[name], DATA_SETS[name])
         file["complete"][...] = 0
         for name, array in index.items():
             file[name][...] = array
-    sync(path)
 
 
-def _write_attribute(file: h5py.File, name: str, value: str | int | list[int]) -> None:
+def _describe(dataset: h5py.Dataset, quantity: DataSet) -> None:
+    """Say what a data set is to tools that do not know posprobe; no reader needs it."""
+    _write_attribute(dataset, "long_name", quantity.meaning)
+    _write_attribute(dataset, "units", quantity.unit)
+    _write_attribute(dataset, "axes", ", ".join(quantity.axes))
+
+
+def _write_attribute(
+    owner: h5py.File | h5py.Dataset, name: str, value: str | int | tuple[int, ...]
+) -> None:
     if isinstance(value, str):  # fixed length: text of variable length lies outside the checksums
         text = value.encode()
         dtype = h5py.string_dtype("utf-8", max(1, len(text)))
-        file.attrs.create(name, np.array(text, f"S{dtype.itemsize}"), dtype=dtype)
+        owner.attrs.create(name, np.array(text, f"S{dtype.itemsize}"), dtype=dtype)
     else:
-        file.attrs.create(name, value, dtype="<i8")
+        owner.attrs.create(name, value, dtype="<i8")
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -70,7 +135,8 @@ def open_complete(path: Path) -> Header:
     Raises
     ------
     StoreError
-        If it is missing, no HDF5, of another format or version, incomplete, or truncated.
+        If it is missing, no HDF5, of another format or version, incomplete, or truncated; if an
+        attribute is not of its kind, contradicts another, or is not what was written.
     """
     if path.name.endswith(".partial") and path.exists():
         raise StoreError(f"{path} is an incomplete capture: {RESUME}")
@@ -79,10 +145,18 @@ def open_complete(path: Path) -> Header:
             f"{path} is incomplete (there is only {partial_path(path).name}): {RESUME}"
         )
     with open_hdf5(path) as file:
-        header = _read_header(path, file)
+        attributes = _attributes(path, file)
+        header = _read_header(path, attributes)
         flag = file.get("complete")
         if not isinstance(flag, h5py.Dataset) or flag.shape != () or int(flag[()]) != 1:
             raise StoreError(f"{path} is incomplete: {RESUME}")
+        if "digest" in header.datasets():
+            _place(path, file, "digest", header)
+            if int(file["digest"][0]) != header_digest(attributes):
+                raise StoreError(
+                    f"{path}: its attributes are not those that were written (their CRC-32 "
+                    "differs): copy it again, or capture again"
+                )
     return header
 
 
@@ -93,8 +167,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     Raises
     ------
     StoreError
-        If it does not exist, is not an HDF5 file, is shorter than its layout, or its structure is
-        damaged.
+        If it does not exist, is not an HDF5 file, is shorter than its layout, is being written by
+        another process, cannot be locked, or its structure is damaged.
     """
     if not path.is_file():
         raise StoreError(f"{path} is not a file: pass the name of a capture (posprobe capture -o)")
@@ -103,44 +177,63 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     if not h5py.is_hdf5(path):
         raise StoreError(f"{path} is not an HDF5 file: pass one that posprobe capture wrote")
     try:
-        with h5py.File(path, "r") as file:
+        locking = False if os.environ.get(LOCKING) == "off" else "best-effort"
+        with h5py.File(path, "r", locking=locking) as file:
             yield file
     except StoreError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if "unable to lock file" in str(error):
-            raise StoreError(
-                f"{path} is being written by another process: wait until it is complete"
-            ) from error
+        if isinstance(error, OSError) and "lock file" in str(error):
+            raise _locked(path, error) from error
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise StoreError(
             f"{path} is {kind} ({str(error).splitlines()[0]}): copy it again, or capture again"
         ) from error
 
 
-def _attributes(file: h5py.File) -> dict[str, Any]:
-    return {
-        name: value.decode() if isinstance(value, bytes) else value
-        for name, value in file.attrs.items()
-    }
+def _locked(path: Path, error: OSError) -> StoreError:
+    """The refusal of a file that HDF5 could not lock; its text alone says why."""
+    found = re.search(r"errno = (\d+)", str(error))
+    code = int(found[1]) if found else errno.EAGAIN
+    if code == errno.EAGAIN:
+        return StoreError(f"{path} is being written by another process: wait until it is complete")
+    return without_locks(path, OSError(code, os.strerror(code)))
 
 
-def _read_header(path: Path, file: h5py.File) -> Header:
-    attributes = _attributes(file)
+def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
+    """The root attributes of the format, as plain values; bytes that are no text stay visible."""
+    found = {}
+    for name in ATTRIBUTES:
+        if name in file.attrs:
+            try:
+                value = file.attrs[name]
+            except Exception as error:  # h5py raises what it likes for types that it does not know
+                raise StoreError(
+                    f"{path}: attribute '{name}' cannot be read: copy the file again, or capture "
+                    "again"
+                ) from error
+            if isinstance(value, bytes):
+                value = value.decode(errors="surrogateescape")
+            found[name] = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return found
+
+
+def _read_header(path: Path, attributes: Mapping[str, Any]) -> Header:
     if attributes.get("format") != FORMAT:
         raise StoreError(
             f"{path} is HDF5 but not a posprobe file (root attribute 'format' is "
             f"{reprlib.repr(attributes.get('format'))}): pass one that posprobe capture wrote"
         )
-    if attributes.get("version") != VERSION:
+    if attributes.get("version") not in READABLE:
         raise StoreError(
-            f"{path} has format version {attributes.get('version')}, this release reads {VERSION}: "
-            "install the release that wrote it, or capture again"
+            f"{path} has format version {reprlib.repr(attributes.get('version'))}, this release "
+            f"reads {' and '.join(map(str, READABLE))}: install the release that wrote it, or "
+            "capture again"
         )
     try:
         return Header.from_attributes(attributes)
     except StoreError as error:
-        raise StoreError(f"{path}: {error}") from error
+        raise StoreError(f"{path}: {error}; copy the file again, or capture again") from error
 
 
 def locate(path: Path, header: Header) -> dict[str, Place]:
@@ -185,7 +278,7 @@ def compare(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None
         Naming the first attribute or data set that differs.
     """
     with open_hdf5(path) as file:
-        changed = difference(_attributes(file), header.attributes())
+        changed = difference(_attributes(path, file), header.attributes())
     if changed:
         raise StoreError(
             f"resume: {changed} ({path}): repeat the first call exactly, choose another output "

@@ -94,6 +94,10 @@ class HeldStore(ActivationStore):
             part = slice(start, min(start + n_sequences, self.n_sequences))
             yield part, self.read(quantity, layer, part).copy()
 
+    def verify(self) -> int:
+        """Compare nothing: what is held was never written."""
+        return 0
+
     def release(self) -> None:
         """Give nothing back: there is no file to read it from again."""
 

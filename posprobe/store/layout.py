@@ -6,38 +6,50 @@ The layout, ``docs/format.md``, the checks of the reader and ``posprobe inspect`
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from posprobe.errors import StoreError
+from posprobe.store.schema import (
+    INTERVENTIONS,
+    NAMES,
+    OBJECT,
+    STIMULUS,
+    STRINGS,
+    Integer,
+    Integers,
+    Json,
+    Kind,
+    Text,
+)
 
 __all__ = [
     "ATTRIBUTES",
     "DATA_SETS",
     "FORMAT",
     "OWN_POSITION",
+    "READABLE",
     "VERSION",
     "DataSet",
     "Header",
     "difference",
-    "shown",
 ]
 
 FORMAT = "posprobe"
-VERSION = 1
-LARGEST = 2**31 - 1  # of what is counted in a file
+VERSION = 2
+READABLE = (1, VERSION)
 # Where a header's configuration says how scores move with position by themselves.
 OWN_POSITION = "posprobe_own_position"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
-_LATER = ("residual_queries", "trained_length")  # attributes that the first files do not have
-_COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries", "batch_tokens")
+_LATER = ("residual_queries", "trained_length")  # attributes that some files of format 1 lack
+_COUNT, _SIZE, _ANY = Integer(1), Integer(0), Integer(0, 63)
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class DataSet:
     axes : tuple of str
         Symbols of the axes, outermost first: L layers, L+1 layers and the last block's output,
         R kept residual layers, S sequences, T tokens, Q stored queries, K those of the residual
-        stream, H heads, D offsets, P prefixes, W window rows, d width.
+        stream, H heads, D offsets, P prefixes, W window rows, d width, G digests.
     dtype : str
         Little-endian NumPy type; ``"float"`` is the header's ``dtype`` (float32 or float16).
     unit : str
@@ -74,6 +86,7 @@ class DataSet:
 
 DATA_SETS: dict[str, DataSet] = {
     "complete": DataSet((), "|u1", "1", "1 once every sequence is in the file, 0 before"),
+    "digest": DataSet(("G",), "<u4", "1", "CRC-32 of the attributes, and of each part of the data"),
     "tokens": DataSet(("S", "T"), "<i4", "1", "token ids, padded on the right with -1"),
     "item": DataSet(
         ("S",), "<i4", "1", "content: sequences of one item share their window (resampling unit)"
@@ -131,33 +144,8 @@ _ACTIVATIONS = tuple(name for name, quantity in DATA_SETS.items() if quantity.by
 _INDEX = tuple(name for name, quantity in DATA_SETS.items() if quantity.axes[:1] == ("S",))
 
 
-def _attribute(kind: str, meaning: str, form: str = "", **default: Any) -> Any:
-    """A field of the header; `form` says what JSON of that kind has to be, of `_FORMS`."""
-    return field(metadata={"kind": kind, "meaning": meaning, "form": form}, **default)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _is_object_of_text(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-
-
-_FORMS: dict[str, Callable[[Any], bool]] = {
-    "an object": _is_object,
-    "a list of text": _is_texts,
-    "a list of objects": _is_objects,
-    "an object of text": _is_object_of_text,
-}
+def _attribute(kind: Kind, meaning: str, **default: Any) -> Any:
+    return field(metadata={"kind": kind, "meaning": meaning}, **default)
 
 
 @dataclass(frozen=True)
@@ -180,80 +168,82 @@ class Header:
     ((3, 4, 16, 8), (0, 1, 2))
     """
 
-    model: str = _attribute("string", "model as it was asked for: hub id, folder or file")
-    design: str = _attribute("string", "stimulus design: natural, shifted, iid, repeated, ...")
-    n_layers: int = _attribute("integer", "L, number of layers")
-    n_heads: int = _attribute("integer", "H, number of query heads per layer")
-    width: int = _attribute("integer", "d, width of the residual stream")
-    n_sequences: int = _attribute("integer", "S, number of sequences")
-    length: int = _attribute("integer", "T, tokens of the longest sequence")
-    n_queries: int = _attribute("integer", "Q, stored queries per sequence")
+    model: str = _attribute(Text(), "model as it was asked for: hub id, folder or file")
+    design: str = _attribute(Text(), "stimulus design: natural, shifted, iid, repeated, ...")
+    n_layers: int = _attribute(_COUNT, "L, number of layers")
+    n_heads: int = _attribute(_COUNT, "H, number of query heads per layer")
+    width: int = _attribute(_COUNT, "d, width of the residual stream")
+    n_sequences: int = _attribute(_COUNT, "S, number of sequences")
+    length: int = _attribute(_COUNT, "T, tokens of the longest sequence")
+    n_queries: int = _attribute(_COUNT, "Q, stored queries per sequence")
     quantities: tuple[str, ...] = _attribute(
-        "json", "names of the activation data sets kept", "a list of text"
+        Json("list of strings", NAMES), "names of the activation data sets kept"
     )
     layer_window: tuple[int, ...] = _attribute(
-        "integers", "per layer: sliding window in tokens, 0 for full attention"
+        Integers(), "per layer: sliding window in tokens, 0 for full attention"
     )
-    offsets: tuple[int, ...] = _attribute("integers", "D offsets of `offset_score`", default=())
+    offsets: tuple[int, ...] = _attribute(Integers(), "D offsets of `offset_score`", default=())
     prefixes: tuple[int, ...] = _attribute(
-        "integers", "P prefix lengths of the re-masked quantities", default=()
+        Integers(rising=True), "P prefix lengths of the re-masked quantities", default=()
     )
-    window: int = _attribute("integer", "W, rows of the re-masked quantities", default=0)
+    window: int = _attribute(_SIZE, "W, rows of the re-masked quantities", default=0)
     residual_layers: tuple[int, ...] | None = _attribute(
-        "integers", "R kept rows of `residual`, numbered 0 to L (default: all)", default=None
+        Integers(rising=True),
+        "R kept rows of `residual`, numbered 0 to L (default: all)",
+        default=None,
     )
     residual_queries: tuple[int, ...] = _attribute(
-        "integers",
+        Integers(rising=True),
         "K kept queries of `residual`, numbered 0 to Q-1 (empty, or no such attribute: all Q)",
         default=(),
     )
-    dtype: str = _attribute("string", "type of `residual`: float32 or float16", default="float32")
-    weights_digest: str = _attribute("string", "digest of the model's weights", default="")
+    dtype: str = _attribute(Text(), "type of `residual`: float32 or float16", default="float32")
+    weights_digest: str = _attribute(Text(), "digest of the model's weights", default="")
     config: Mapping[str, Any] = _attribute(
-        "json", "effective model config", "an object", default_factory=dict
+        Json("object", OBJECT), "effective model config", default_factory=dict
     )
     trained_length: int = _attribute(
-        "integer",
+        _SIZE,
         "positions that the model was made for; 0, or no such attribute, where unknown",
         default=0,
     )
-    variant: str = _attribute("string", "attention variant in force", default="standard")
+    variant: str = _attribute(Text(), "attention variant in force", default="standard")
     position0_treatment: str = _attribute(
-        "string", "what was done to the embedding at position 0", default="native"
+        Text(), "what was done to the embedding at position 0", default="native"
     )
     interventions: Sequence[Any] = _attribute(
-        "json", "interventions on attention", "a list of objects", default=()
+        Json("list of objects", INTERVENTIONS), "interventions on attention", default=()
     )
     stimulus: Mapping[str, Any] = _attribute(
-        "json", "stimulus: corpus, BOS policy, lengths", "an object", default_factory=dict
+        Json("object", STIMULUS), "stimulus: corpus, BOS policy, lengths", default_factory=dict
     )
-    seed: int = _attribute("integer", "seed of the stimulus and of random treatments", default=0)
-    batch_tokens: int = _attribute("integer", "tokens per forward pass, at most", default=1)
+    seed: int = _attribute(_ANY, "seed of the stimulus and of random treatments", default=0)
+    batch_tokens: int = _attribute(Integer(1, 63), "tokens per forward pass, at most", default=1)
     versions: Mapping[str, str] = _attribute(
-        "json",
+        Json("object of strings", STRINGS),
         "versions of posprobe, torch and transformers",
-        "an object of text",
         default_factory=dict,
     )
 
+    version: int = _attribute(Integer(1), "version of this format", default=VERSION)
+
     def __post_init__(self) -> None:
-        """Normalize sequences to tuples and refuse contradictions."""
+        """Bring every field to its kind, and refuse contradictions."""
         if self.residual_layers is None:
-            object.__setattr__(self, "residual_layers", tuple(range(self.n_layers + 1)))
+            n_layers = _COUNT.checked("n_layers", self.n_layers)
+            object.__setattr__(self, "residual_layers", tuple(range(n_layers + 1)))
         for item in fields(self):
-            value = getattr(self, item.name)
-            if item.metadata["kind"] == "integers":
-                object.__setattr__(self, item.name, tuple(int(v) for v in value))
+            value = item.metadata["kind"].checked(item.name, getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
         object.__setattr__(self, "quantities", tuple(self.quantities))
-        every = len(self.residual_queries) == self.n_queries
-        if every and self.residual_queries == tuple(range(self.n_queries)):
-            object.__setattr__(self, "residual_queries", ())
         _check_header(self)
+        if len(self.residual_queries) == self.n_queries:
+            object.__setattr__(self, "residual_queries", ())
 
     @property
     def sizes(self) -> dict[str, int]:
         """Length of every axis by its symbol."""
-        return {
+        sizes = {
             "L": self.n_layers,
             "L+1": self.n_layers + 1,
             "R": len(self.residual_layers or ()),
@@ -267,6 +257,8 @@ class Header:
             "W": self.window,
             "d": self.width,
         }
+        layers = sum(sizes[DATA_SETS[name].axes[0]] for name in self.quantities)
+        return sizes | {"G": 1 + len(_INDEX) + layers}
 
     @property
     def index(self) -> tuple[str, ...]:
@@ -297,16 +289,25 @@ class Header:
 
     def datasets(self) -> tuple[str, ...]:
         """Names of every data set in the file, in the order of the table."""
-        return tuple(q for q in DATA_SETS if q not in _ACTIVATIONS or q in self.quantities)
+        absent = {*_ACTIVATIONS} - {*self.quantities} | ({"digest"} if self.version == 1 else set())
+        return tuple(name for name in DATA_SETS if name not in absent)
+
+    def parts(self) -> tuple[tuple[str, int | None], ...]:
+        """What has a digest of its own, in the order of `digest`: data sets, layer by layer."""
+        kept = [name for name in _ACTIVATIONS if name in self.quantities]
+        layers = [(name, layer) for name in kept for layer in self.layers(name)]
+        return tuple((name, None) for name in _INDEX) + tuple(layers)
 
     def nbytes(self, name: str) -> int:
         """Size of data set `name`, in bytes."""
-        return int(np.prod(self.shape(name), dtype=np.int64)) * self.stored_dtype(name).itemsize
+        return math.prod(self.shape(name)) * self.stored_dtype(name).itemsize
 
     def layers(self, name: str) -> tuple[int, ...]:
         """Layer numbers of the rows of data set `name`."""
         axis = DATA_SETS[name].axes[0]
-        return tuple(self.residual_layers or ()) if axis == "R" else tuple(range(self.sizes[axis]))
+        if axis == "R":
+            return self.residual_layers or ()
+        return tuple(range(self.n_layers + (axis == "L+1")))
 
     def row(self, name: str, layer: int) -> int:
         """Index along the first axis of data set `name` that holds `layer`.
@@ -326,9 +327,9 @@ class Header:
 
     def attributes(self) -> dict[str, Any]:
         """Root attributes as they are written: text, integers, integer arrays, and JSON text."""
-        values: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        values: dict[str, Any] = {"format": FORMAT}
         for item in fields(self):
-            values[item.name] = _encode(item.name, item.metadata["kind"], getattr(self, item.name))
+            values[item.name] = item.metadata["kind"].written(item.name, getattr(self, item.name))
         return values
 
     @classmethod
@@ -342,125 +343,74 @@ class Header:
         """
         values = {}
         for item in fields(cls):
-            if item.name not in attributes:
-                if item.name in _LATER:
-                    continue
-                raise StoreError(f"root attribute '{item.name}' is missing: capture again")
-            kind, form = item.metadata["kind"], item.metadata["form"]
-            try:
-                value = _decode(kind, attributes[item.name])
-            except (TypeError, ValueError, OverflowError) as error:
-                raise StoreError(
-                    f"root attribute '{item.name}' is not of kind {kind}: capture again"
-                ) from error
-            if form and not _FORMS[form](value):
-                raise StoreError(
-                    f"root attribute '{item.name}' is {reprlib.repr(value)}, which is not {form}: "
-                    "capture again"
-                )
-            values[item.name] = value
+            if item.name in attributes:
+                kind = item.metadata["kind"]
+                values[item.name] = kind.read(item.name, attributes[item.name])
+            elif item.name not in _LATER or attributes.get("version") != 1:
+                raise StoreError(f"attribute '{item.name}' is missing")
         return cls(**values)
 
 
-ATTRIBUTES: dict[str, tuple[str, str]] = {
-    "format": ("string", "always `posprobe`"),
-    "version": ("integer", "version of this format"),
-} | {item.name: (item.metadata["kind"], item.metadata["meaning"]) for item in fields(Header)}
-
-
-def _encode(name: str, kind: str, value: Any) -> Any:
-    if kind == "json":
-        try:
-            return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise StoreError(
-                f"attribute '{name}' cannot be written as JSON ({error}): pass plain values"
-            ) from error
-    return {"string": str, "integer": int, "integers": list}[kind](value)
-
-
-def _decode(kind: str, value: Any) -> Any:
-    if kind == "json":
-        return json.loads(value, parse_constant=_refuse_constant)
-    if kind == "integers":
-        numbers = np.asarray(value).reshape(-1)
-        if numbers.size and numbers.dtype.kind not in "iu":
-            raise TypeError(f"expected integers, found {numbers.dtype}")
-        return tuple(int(v) for v in numbers)
-    if kind == "integer":
-        return int(value)
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, found {type(value).__name__}")
-    return shown(value)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def shown(text: str) -> str:
-    r"""Text whose control characters are escaped, for terminals and pages.
-
-    Examples
-    --------
-    >>> print(shown("model" + chr(27) + "]0;title" + chr(7)))
-    model\x1b]0;title\x07
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+ATTRIBUTES: dict[str, tuple[str, str]] = {"format": ("string", "always `posprobe`")} | {
+    item.name: (str(item.metadata["kind"]), item.metadata["meaning"]) for item in fields(Header)
+}
 
 
 def _check_header(header: Header) -> None:
-    for name in _COUNTS:
-        count = getattr(header, name)
-        if not 1 <= count <= LARGEST:
-            raise StoreError(f"header: '{name}' is {count}: it must be between 1 and {LARGEST}")
-    for name in ("offsets", "prefixes", "layer_window"):
-        wrong = [value for value in getattr(header, name) if not 0 <= value <= LARGEST]
-        if wrong:
-            raise StoreError(f"header: '{name}' has {wrong[0]}: it must be between 0 and {LARGEST}")
-    for name in ("window", "trained_length", "seed"):
-        if getattr(header, name) < 0:
-            raise StoreError(
-                f"header: '{name}' is {getattr(header, name)}: it must not be negative"
-            )
-    for name in header.quantities:
+    _check_quantities(header)
+    if header.dtype not in _RESIDUAL_TYPES:
+        raise StoreError(f"attribute 'dtype' is {header.dtype!r}: choose float32 or float16")
+    if header.n_queries > header.length:
+        raise StoreError(
+            f"attribute 'n_queries' is {header.n_queries}, beyond length {header.length}: "
+            "store fewer"
+        )
+    if header.prefixes and header.prefixes[-1] + header.window > header.length:
+        raise StoreError(
+            f"attribute 'prefixes' ends at {header.prefixes[-1]}, where a window of "
+            f"{header.window} does not fit into length {header.length}: leave out the last"
+        )
+    if len(header.layer_window) != header.n_layers:
+        raise StoreError(
+            f"attribute 'layer_window' has {len(header.layer_window)} entries for "
+            f"{header.n_layers} layers: give one per layer"
+        )
+    last = {"residual_layers": header.n_layers, "residual_queries": header.n_queries - 1}
+    for name, limit in last.items():
+        kept = getattr(header, name)
+        if kept and kept[-1] > limit:
+            raise StoreError(f"attribute '{name}' is {_ranges(kept)}, beyond {limit}: leave it out")
+    _check_heads(header)
+
+
+def _check_quantities(header: Header) -> None:
+    names = header.quantities
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise StoreError(f"attribute 'quantities' has {twice[0]!r} twice: name it once")
+    for name in names:
         if name not in _ACTIVATIONS:
             raise StoreError(
-                f"header: quantity '{name}' is unknown: choose from {', '.join(_ACTIVATIONS)}"
+                f"attribute 'quantities' has {name!r}, which is unknown: choose from "
+                f"{', '.join(_ACTIVATIONS)}"
             )
         if 0 in header.shape(name):
             axes = [axis for axis in DATA_SETS[name].axes if header.sizes[axis] == 0]
             raise StoreError(
-                f"header: quantity '{name}' has an axis of length 0 ({', '.join(axes)}): "
-                "give its offsets, prefixes, window or residual_layers, or leave it out"
+                f"attribute 'quantities' has '{name}', an axis of which has length 0 "
+                f"({', '.join(axes)}): give its offsets, prefixes, window or residual_layers, or "
+                "leave it out"
             )
-    if header.dtype not in _RESIDUAL_TYPES:
-        raise StoreError(f"header: dtype '{header.dtype}' is unknown: choose float32 or float16")
-    if header.n_queries > header.length:
-        raise StoreError(
-            f"header: n_queries {header.n_queries} exceeds length {header.length}: store fewer"
-        )
-    if len(header.layer_window) != header.n_layers:
-        raise StoreError(
-            f"header: layer_window has {len(header.layer_window)} entries for "
-            f"{header.n_layers} layers: give one per layer"
-        )
-    kept = header.residual_layers or ()
-    if not _rises_within(kept, header.n_layers):
-        raise StoreError(
-            f"header: residual_layers {list(kept)} must rise within 0 to {header.n_layers}"
-        )
-    queries, last = header.residual_queries, header.n_queries - 1
-    if not _rises_within(queries, last):
-        raise StoreError(
-            f"header: residual_queries {_ranges(queries)} must rise within 0 to {last}"
-        )
 
 
-def _rises_within(numbers: Sequence[int], last: int) -> bool:
-    """Whether numbers rise, and all are within 0 to `last`."""
-    rises = all(one < other for one, other in itertools.pairwise(numbers))
-    return rises and (not numbers or (numbers[0] >= 0 and numbers[-1] <= last))
+def _check_heads(header: Header) -> None:
+    for change in header.interventions:
+        cut = change.get("cut_sink") or ()
+        named = [*(() if cut == "all" else cut), *change.get("fixed_denominator", ())]
+        if beyond := [head for _, head, *_ in named if head >= header.n_heads]:
+            raise StoreError(
+                f"attribute 'interventions' names head {beyond[0]} of {header.n_heads}: "
+                "heads are numbered from 0"
+            )
 
 
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -489,7 +439,7 @@ def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if ATTRIBUTES.get(name, ("",))[0] == "json" and isinstance(value, str):
+    if ATTRIBUTES.get(name, ("",))[0].startswith("json") and isinstance(value, str):
         try:
             return json.loads(value)
         except ValueError:

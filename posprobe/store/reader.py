@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import mmap
 import os
 import re
@@ -12,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from posprobe.errors import StoreError
+from posprobe.store.digests import begin_digest, extended
 from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
 from posprobe.store.layout import DATA_SETS, OWN_POSITION, Header
+from posprobe.store.values import check_index, check_stored, is_finite
 
 __all__ = ["ActivationStore"]
 
 _READ_AHEAD = 64 * 2**20
+_CHUNK = 2**20  # bytes that are digested and looked at while they are in the processor's cache
 
 
 def _read_ahead(mapped: mmap.mmap, offset: int, n_bytes: int) -> None:
@@ -35,6 +40,10 @@ class ActivationStore:
     ----------
     path : str or Path
         A file that ``posprobe capture`` completed. The store pickles by this path.
+    verify : bool
+        Whether each layer is checked when it is first read: against its digest, where the file has
+        any, and for values that are not finite. That reads the layer once more, at one to two
+        gigabytes a second; opening a file checks attributes and index data sets in any case.
 
     Attributes
     ----------
@@ -63,7 +72,8 @@ class ActivationStore:
     ------
     StoreError
         If the file is not HDF5, of another format or version, incomplete, truncated, or if a data
-        set or an attribute is missing or not of the shape that the header says.
+        set or an attribute is missing, not of the shape that the header says, or not what was
+        written.
 
     Examples
     --------
@@ -76,12 +86,24 @@ class ActivationStore:
                 ...
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
         self.path = Path(path).absolute()
         self.header = header = open_complete(self.path)
         self._places = locate(self.path, header)
         with refusing(self.path, "map the file"), open(self.path, "rb") as file:
             self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._opened = os.fstat(file.fileno())
+        if any(len(self._map) < p.offset + header.nbytes(n) for n, p in self._places.items()):
+            raise self._shrunk()
+        self._verify = verify
+        self._row = {part: row for row, part in enumerate(header.parts(), 1)}  # of `digest`
+        self._unchecked = set(self._row)
+        for name in header.index:
+            self._check(name, None)
+        try:
+            check_index(header, {name: self.read(name) for name in header.index})
+        except StoreError as error:
+            raise StoreError(f"{self.path}: {error}") from error
         self._describe(header)
 
     def _describe(self, header: Header) -> None:
@@ -114,6 +136,11 @@ class ActivationStore:
         return self.header.config.get(OWN_POSITION)
 
     @property
+    def n_digests(self) -> int:
+        """Number of digests in the file; 0 in format 1, which cannot show damage to its data."""
+        return 1 + len(self.header.parts()) if "digest" in self.header.datasets() else 0
+
+    @property
     def layer_types(self) -> tuple[str, ...]:
         """What each layer sees: ``full``, or ``window(W)`` tokens."""
         return tuple(f"window({w})" if w else "full" for w in self.layer_window)
@@ -139,20 +166,27 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            If the quantity or the layer was not kept, or the store is closed.
+            If the quantity or the layer was not kept, the store is closed, the file has shrunk
+            since it was opened, or what is read for the first time is not what was written or not
+            finite.
 
         Notes
         -----
-        Arrays stay valid after `close`, which only drops the store's own hold on the file.
+        Arrays stay valid after `close`, which only drops the store's own hold on the file. They are
+        the file: one that shrinks while an array is in use takes the process with it (SIGBUS),
+        which no program can turn into an error. Whatever is read after it shrank is refused.
         """
         place = self._place(quantity, layer)
-        if self._map is None:
-            raise StoreError(f"{self.path} is closed: open it again with ActivationStore")
-        count = int(np.prod(place.shape, dtype=np.int64))
+        mapped = self._mapped()
         if layer is not None and sequences is None:
-            _read_ahead(self._map, place.offset, count * place.dtype.itemsize)
-        flat = np.frombuffer(self._map, place.dtype, count, place.offset)
-        array = flat.reshape(place.shape)
+            n_bytes = math.prod(place.shape) * place.dtype.itemsize
+            _read_ahead(mapped, place.offset, n_bytes)
+        if self._verify:
+            by_layer = DATA_SETS[quantity].by_layer
+            layers = self.header.layers(quantity) if by_layer and layer is None else (layer,)
+            for each in layers:
+                self._check(quantity, each)
+        array = self._array(place)
         if sequences is None:
             return array
         by_layer = DATA_SETS[quantity].by_layer and layer is None
@@ -195,12 +229,18 @@ class ActivationStore:
         if n_sequences < 1:
             raise StoreError(f"blocks: n_sequences is {n_sequences}: it must be at least 1")
         place = self._place(quantity, layer)
-        each = int(np.prod(place.shape[1:], dtype=np.int64))
+        if self._verify:
+            self._check(quantity, layer)
+        each = math.prod(place.shape[1:])
         with refusing(self.path, f"read '{quantity}'"), open(self.path, "rb") as file:
+            if not os.path.samestat(os.fstat(file.fileno()), self._opened):
+                raise StoreError(f"{self.path} was replaced while it was read: open it again")
             file.seek(place.offset)
             for start in range(0, self.n_sequences, n_sequences):
                 stop = min(start + n_sequences, self.n_sequences)
                 flat = np.fromfile(file, place.dtype, (stop - start) * each)
+                if flat.size < (stop - start) * each:
+                    raise self._shrunk()
                 block = flat.reshape(stop - start, *place.shape[1:])
                 yield slice(start, stop), block.astype("<f4") if block.itemsize == 2 else block
 
@@ -218,14 +258,33 @@ class ActivationStore:
             return self.residual(int(hook[1]) + (hook[2] == "post"))
         return self.read(name)
 
+    def verify(self) -> int:
+        """Check the whole file: every digest, and that every value is finite that should be.
+
+        Returns
+        -------
+        int
+            Number of digests that were compared; 0 for a file of format 1, which has none.
+
+        Raises
+        ------
+        StoreError
+            Naming the first data set, and its layer, that is not what was written.
+        """
+        self._unchecked = set(self._row)
+        for quantity, layer in self._row:
+            self._check(quantity, layer)
+        return self.n_digests
+
     def summary(self) -> dict[str, Any]:
         """Describe the file for ``posprobe inspect``.
 
         Returns
         -------
         dict
-            ``path``, ``bytes``, ``attributes`` (by name), and ``rows``: one dict per data set with
-            ``name``, ``axes``, ``shape``, ``dtype``, ``unit``, ``bytes`` and ``meaning``.
+            ``path``, ``bytes``, ``digests`` (how many, 0 in format 1), ``attributes`` (by name),
+            and ``rows``: one dict per data set with ``name``, ``axes``, ``shape``, ``dtype``,
+            ``unit``, ``bytes`` and ``meaning``.
         """
         header = self.header
         rows = [
@@ -242,7 +301,8 @@ class ActivationStore:
         ]
         return {
             "path": str(self.path),
-            "bytes": self.path.stat().st_size,
+            "bytes": self._opened.st_size,
+            "digests": self.n_digests,
             "attributes": header.attributes(),
             "rows": rows,
         }
@@ -266,7 +326,7 @@ class ActivationStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by path: workers map the file themselves."""
-        return ActivationStore, (str(self.path),)
+        return functools.partial(ActivationStore, verify=self._verify), (str(self.path),)
 
     def __repr__(self) -> str:
         """One line: file, model, design and sizes."""
@@ -286,6 +346,62 @@ class ActivationStore:
             return place
         if not DATA_SETS[quantity].by_layer:
             raise StoreError(f"'{quantity}' has no layers: read it without one")
-        stride = int(np.prod(place.shape[1:], dtype=np.int64)) * place.dtype.itemsize
+        stride = math.prod(place.shape[1:]) * place.dtype.itemsize
         row = self.header.row(quantity, layer)
         return Place(place.offset + row * stride, place.shape[1:], place.dtype)
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            raise StoreError(f"{self.path} is closed: open it again with ActivationStore")
+        if self._map.size() < len(self._map):
+            raise self._shrunk()
+        return self._map
+
+    def _shrunk(self) -> StoreError:
+        return StoreError(f"{self.path} shrank while it was read: copy it again, then start again")
+
+    def _array(self, place: Place) -> np.ndarray:
+        flat = np.frombuffer(self._mapped(), place.dtype, math.prod(place.shape), place.offset)
+        return flat.reshape(place.shape)
+
+    def _check(self, quantity: str, layer: int | None) -> None:
+        """Compare one part with its digest, and look for what is not finite, once."""
+        if (quantity, layer) not in self._unchecked:
+            return
+        place = self._place(quantity, layer)
+        finite = self._digest(quantity, layer, place)
+        if layer is not None and not finite:
+            index = {name: self.read(name) for name in self.header.index}
+            try:
+                check_stored(self.header, quantity, layer, self._array(place), index)
+            except StoreError as error:
+                raise StoreError(f"{self.path}: {error}") from error
+        self._unchecked.discard((quantity, layer))
+
+    def _digest(self, quantity: str, layer: int | None, place: Place) -> bool:
+        """Compare one part with its digest; return whether all of it is finite."""
+        data = self._array(place).reshape(-1).view("u1")
+        found, finite, signed = begin_digest(quantity, layer), True, self.n_digests > 0
+        for start in range(0, data.size, _CHUNK):
+            mapped = self._mapped()
+            if start % _READ_AHEAD == 0:
+                _read_ahead(mapped, place.offset + start, min(data.size - start, _READ_AHEAD))
+            chunk = data[start : start + _CHUNK]
+            if signed:
+                found = extended(found, chunk.data)
+            finite = finite and is_finite(chunk.view(place.dtype))
+            if (start + _CHUNK) % _READ_AHEAD == 0:
+                self.release()
+        if data.size > _CHUNK:  # small parts stay, since the next call wants them
+            self.release()
+        if signed and found != self._written(quantity, layer):
+            where = f"data set '/{quantity}'" + ("" if layer is None else f", layer {layer},")
+            raise StoreError(
+                f"{self.path}: {where} is not what was written (its CRC-32 differs): copy the "
+                "file again, or capture again"
+            )
+        return finite
+
+    def _written(self, quantity: str, layer: int | None) -> int:
+        """The digest of one part in the file."""
+        return int(self._array(self._places["digest"])[self._row[quantity, layer]])

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from posprobe.errors import StoreError
-from posprobe.store.files import RESUME, journal_path, partial_path, refusing, suffixed
+from posprobe.store.files import (
+    RESUME,
+    journal_path,
+    partial_path,
+    refusing,
+    remove_shards,
+    shard_folder,
+)
 from posprobe.store.hdf5 import compare
 from posprobe.store.layout import Header
 from posprobe.store.reader import ActivationStore
@@ -42,7 +49,8 @@ class ShardFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.folder = suffixed(Path(path).absolute(), ".shards")
+        self._file = Path(path).absolute()
+        self.folder = shard_folder(self._file)
 
     def path(self, sequences: slice) -> Path:
         """Name of the shard of `sequences`."""
@@ -67,7 +75,8 @@ class ShardFolder:
             self.folder.mkdir(exist_ok=True)
         found = self._finished()
         if found and overwrite:
-            self._empty()
+            self.remove()
+            self.folder.mkdir(exist_ok=True)
             return []
         if found and not resume:
             raise StoreError(
@@ -101,6 +110,10 @@ class ShardFolder:
         header = writer.header.with_sequences(sequences.stop - sequences.start)
         compare(path, header, index)
         with ActivationStore(path) as shard:
+            try:
+                shard.verify()
+            except StoreError as error:
+                raise StoreError(f"{error}: delete this shard, then {RESUME}") from error
             for quantity in header.quantities:
                 for layer in header.layers(quantity):
                     writer.put(quantity, shard.read(quantity, layer), layer)
@@ -110,18 +123,12 @@ class ShardFolder:
 
     def remove(self) -> None:
         """Remove the folder, with what killed workers left in it."""
-        self._empty()
-        with contextlib.suppress(OSError):  # a lost worker may still be writing into it
-            self.folder.rmdir()
+        remove_shards(self._file)
 
     def _finished(self) -> list[slice]:
         names = [re.fullmatch(r"(\d{8,})-(\d{8,})\.h5", p.name) for p in self.folder.iterdir()]
         found = [slice(int(name[1]), int(name[2])) for name in names if name]
         return sorted(found, key=lambda part: (part.start, part.stop))
-
-    def _empty(self) -> None:
-        for path in self.folder.glob("*-*.h5*"):
-            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Checks of what is about to be written: index arrays, and activations in their stored type."""
+"""Checks of what is written and of what is read: index arrays, and activations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ import numpy as np
 from posprobe.errors import StoreError
 from posprobe.store.layout import DATA_SETS, Header
 
-__all__ = ["checked_index", "checked_values"]
+__all__ = ["check_index", "check_stored", "checked_index", "checked_values", "is_finite"]
+
+_BLOCK = 2**22  # bytes of a block in which places of NaN are looked at
+_AXES = {
+    "S": "sequence",
+    "Q": "query",
+    "K": "query",
+    "H": "head",
+    "D": "offset",
+    "P": "prefix",
+    "W": "row",
+    "d": "coordinate",
+}
 
 
 def checked_index(header: Header, index: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -38,8 +50,35 @@ def checked_index(header: Header, index: Mapping[str, Any]) -> dict[str, np.ndar
             )
         if not np.array_equal(array, given):
             raise StoreError(f"index '{name}' holds values beyond {array.dtype}: pass integers")
-    _check_queries(header, arrays)
+    check_index(header, arrays)
     return arrays
+
+
+def check_index(header: Header, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse per-sequence data sets that contradict the header or one another.
+
+    Raises
+    ------
+    StoreError
+        If tokens are not padded on the right with -1, a stored query would lie beyond the tokens of
+        its sequence, or a sequence of the shifted design stands behind none of the prefixes.
+    """
+    tokens, ahead = arrays["tokens"], arrays["prefix_length"]
+    real = tokens >= 0
+    bad = (tokens < -1).any(axis=1) | (real[:, 1:] > real[:, :-1]).any(axis=1)
+    if bad.any():
+        raise StoreError(
+            f"index: tokens of sequence {np.argmax(bad)} are not padded on the right with -1: pass "
+            "ids from 0 on, then -1"
+        )
+    bad = ~np.isin(ahead, header.prefixes)
+    if header.design == "shifted" and header.prefixes and bad.any():
+        s = np.argmax(bad)
+        raise StoreError(
+            f"index: prefix_length of sequence {s} is {ahead[s]}, none of the prefixes "
+            f"{', '.join(map(str, header.prefixes))}: capture again"
+        )
+    _check_queries(header, arrays)
 
 
 def _check_queries(header: Header, arrays: Mapping[str, np.ndarray]) -> None:
@@ -95,3 +134,86 @@ def checked_values(
     raise StoreError(
         f"{place} is {values[where]}: check the model's weights, or compute in float32"
     )
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite: in the bits, which are quicker to look at.
+
+    Examples
+    --------
+    >>> is_finite(np.array([1, 65504], "<f2")), is_finite(np.array([1, -np.inf], "<f4"))
+    (True, False)
+    """
+    if values.dtype.kind != "f" or not values.size:
+        return True
+    bits = values.view(f"<u{values.itemsize}")
+    infinity = np.array(np.inf, values.dtype).view(bits.dtype)
+    return bool((bits & ~infinity.dtype.type(1 << (8 * values.itemsize - 1))).max() < infinity)
+
+
+def check_stored(
+    header: Header, quantity: str, layer: int, values: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Refuse infinities in one layer, and NaN where the quantity exists.
+
+    Parameters
+    ----------
+    header : Header
+    quantity : str
+        An activation data set.
+    layer : int
+        Layer number, for the message.
+    values : ndarray of shape (S, ...)
+        The layer as it is stored.
+    arrays : mapping of str to array
+        The index data sets, which say where a quantity does not exist.
+
+    Raises
+    ------
+    StoreError
+        Naming data set, layer, sequence and the place in it.
+    """
+    step = max(1, _BLOCK // max(1, values[:1].nbytes))
+    for start in range(0, len(values), step):
+        sequences = slice(start, start + step)
+        bad = ~np.isfinite(values[sequences])
+        if DATA_SETS[quantity].nan and bad.any():
+            absent = _absent(header, quantity, values, arrays, sequences)
+            bad &= ~(absent & np.isnan(values[sequences]))
+        if bad.any():
+            at = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            where = (start + int(at[0]), *map(int, at[1:]))
+            raise StoreError(
+                f"'{quantity}' at layer {layer}, {_place(header, quantity, where)} is "
+                f"{values[where]}: check the model's weights, and capture again"
+            )
+
+
+def _absent(
+    header: Header,
+    quantity: str,
+    values: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    sequences: slice,
+) -> np.ndarray:
+    """Where a quantity does not exist, in a shape that broadcasts to the values."""
+    if quantity == "offset_score":  # the key would stand ahead of position 0
+        query = arrays["query_start"][sequences, np.newaxis] + np.arange(header.n_queries)
+        return (query[..., np.newaxis] < np.array(header.offsets))[:, :, np.newaxis]
+    if quantity == "sink_value":  # no output projection is known, or every row has one
+        return np.isnan(values).all() & np.ones((1, 1), bool)
+    own = (arrays["tokens"][sequences] >= 0).sum(axis=1) - header.window
+    beyond = np.array(header.prefixes) > own[:, np.newaxis]
+    early = own[:, np.newaxis] < header.prefixes[-1]  # writers may leave these out
+    left_out = early & np.isnan(values[sequences]).all(axis=(2, 3))
+    return (beyond | left_out)[..., np.newaxis, np.newaxis]
+
+
+def _place(header: Header, quantity: str, where: tuple[int, ...]) -> str:
+    """Say where a value stands, head first: "head 2, sequence 5, query 3"."""
+    numbers = {"D": header.offsets, "P": header.prefixes}
+    parts = [
+        f"{_AXES[axis]} {numbers[axis][i] if axis in numbers else i}"
+        for axis, i in zip(DATA_SETS[quantity].axes[1:], where, strict=True)
+    ]
+    return ", ".join(sorted(parts, key=lambda part: not part.startswith("head")))

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from posprobe.errors import StoreError
+from posprobe.store.digests import begin_digest, combined, digest_table, extended
 from posprobe.store.files import (
     RESUME,
     journal_path,
     lock,
     partial_path,
     refusing,
+    remove_shards,
     replace_file,
     suffixed,
     sync,
@@ -29,6 +33,8 @@ from posprobe.store.layout import FORMAT, VERSION, Header
 from posprobe.store.values import checked_index, checked_values
 
 __all__ = ["StoreWriter"]
+
+_CHUNK = 2**22
 
 
 class StoreWriter:
@@ -79,8 +85,11 @@ class StoreWriter:
         self.done = 0
         self.complete = False
         self.sync_seconds = sync_seconds
-        self._pending: dict[tuple[str, int], int] = {}
+        self._index: Mapping[str, np.ndarray] = {}
+        self._digests = self._begin_digests()  # of what is done
+        self._pending: dict[tuple[str, int], tuple[int, int]] = {}  # of the current batch
         self._places: dict[str, Place] = {}
+        self._pool = ThreadPoolExecutor(1, "posprobe-digest")
         self._file = -1
         self._synced = time.monotonic()
         self._lock = lock(self.path)
@@ -121,7 +130,8 @@ class StoreWriter:
                             f"{existing} exists: choose another name, {RESUME}, "
                             "or ask to overwrite it"
                         )
-            writer._lay_out(checked_index(header, index))
+            writer._index = checked_index(header, index)
+            writer._lay_out()
             writer._open()
         return writer
 
@@ -144,19 +154,20 @@ class StoreWriter:
         """
         writer = cls(path, header, sync_seconds)
         with writer._closing_on_error():
-            partial, checked = partial_path(writer.path), checked_index(header, index)
+            partial = partial_path(writer.path)
+            writer._index = checked = checked_index(header, index)
             if partial.exists():
                 compare(partial, header, checked)
                 writer._open()
-                writer.done = writer._progress()
+                writer._continue()
             elif writer.path.exists():
                 open_complete(writer.path)
                 compare(writer.path, header, checked)
                 writer.done, writer.complete = header.n_sequences, True
-                journal_path(writer.path).unlink(missing_ok=True)
+                writer._tidy()
                 writer.close()
             else:
-                writer._lay_out(checked)
+                writer._lay_out()
                 writer._open()
         return writer
 
@@ -209,11 +220,15 @@ class StoreWriter:
         values = np.asarray(values)
         rows = values if layer is None else values[np.newaxis]
         self._check_shape(quantity, rows.shape, len(layers))
+        digests = []  # of each layer, while the next ones are written
         for number, row in zip(layers, rows, strict=True):
             stored = checked_values(quantity, number, self.done, row, self._places[quantity].dtype)
             position = self.header.row(quantity, number)
+            before = self._digests[quantity, number]
+            digests.append(self._pool.submit(extended, before, stored.data))
             self._pwrite(quantity, position * self.header.n_sequences + self.done, stored)
-            self._pending[quantity, position] = len(stored)
+        for number, digest in zip(layers, digests, strict=True):
+            self._pending[quantity, number] = rows.shape[1], digest.result()
 
     def advance(self, n_sequences: int) -> None:
         """Declare the current batch complete.
@@ -223,14 +238,14 @@ class StoreWriter:
         StoreError
             If a kept quantity has not been `put` for all layers and all `n_sequences`.
         """
-        for quantity in self.header.quantities:
-            for row, layer in enumerate(self.header.layers(quantity)):
-                found = self._pending.get((quantity, row), 0)
-                if found != n_sequences:
-                    raise StoreError(
-                        f"batch at sequence {self.done}: layer {layer} of '{quantity}' has {found} "
-                        f"sequences of {n_sequences}: put every kept quantity before advancing"
-                    )
+        for quantity, layer in self._digests:
+            found, _ = self._pending.get((quantity, layer), (0, 0))
+            if found != n_sequences:
+                raise StoreError(
+                    f"batch at sequence {self.done}: layer {layer} of '{quantity}' has {found} "
+                    f"sequences of {n_sequences}: put every kept quantity before advancing"
+                )
+        self._digests.update({part: digest for part, (_, digest) in self._pending.items()})
         self._pending.clear()
         self.done += n_sequences
         if time.monotonic() - self._synced >= self.sync_seconds:
@@ -246,7 +261,7 @@ class StoreWriter:
         """
         with refusing(self.path, "save progress"):
             os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
-            journal = {"format": FORMAT, "version": VERSION, "done": self.done}
+            journal = self._journal() | {"digest": combined(self._digests.values())}
             replace_file(journal_path(self.path), json.dumps(journal).encode())
         self._synced = time.monotonic()
 
@@ -271,18 +286,21 @@ class StoreWriter:
                 "write the others before finishing"
             )
         self.sync()
+        table = digest_table(self.header, self._index, self._digests.values())
+        self._pwrite("digest", 0, table)
         self._pwrite("complete", 0, np.ones(1, "u1"))
         with refusing(self.path, "complete the file"):
             os.fsync(self._file)
             os.replace(partial_path(self.path), self.path)
             sync(self.path.parent)
-            journal_path(self.path).unlink(missing_ok=True)
+            self._tidy()
         self.complete = True
         self.close()
         return self.path
 
     def close(self) -> None:
         """Release the file and its lock without completing it."""
+        self._pool.shutdown()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -319,7 +337,12 @@ class StoreWriter:
             self.close()
             raise
 
-    def _lay_out(self, index: Mapping[str, np.ndarray]) -> None:
+    def _tidy(self) -> None:
+        """Remove what only an unfinished capture needs; shards too, whoever completed the file."""
+        journal_path(self.path).unlink(missing_ok=True)
+        remove_shards(self.path)
+
+    def _lay_out(self) -> None:
         needed = sum(self.header.nbytes(name) for name in self.header.datasets())
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
@@ -330,7 +353,7 @@ class StoreWriter:
         journal_path(self.path).unlink(missing_ok=True)
         temporary = suffixed(self.path, ".partial.tmp")
         try:
-            create_file(temporary, self.header, index)
+            create_file(temporary, self.header, self._index)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -341,25 +364,48 @@ class StoreWriter:
         self._places = locate(partial_path(self.path), self.header)
         self._file = os.open(partial_path(self.path), os.O_RDWR | os.O_CLOEXEC)
 
-    def _progress(self) -> int:
-        if os.pread(self._file, 1, self._places["complete"].offset) == b"\x01":
-            return self.header.n_sequences
-        journal = journal_path(self.path)
-        if not journal.exists():
-            return 0
+    def _begin_digests(self) -> dict[tuple[str, int], int]:
+        """Digests of all layers, in the order of `Header.parts`."""
+        parts = self.header.parts()
+        return {(name, n): begin_digest(name, n) for name, n in parts if n is not None}
+
+    def _journal(self) -> dict[str, Any]:
+        """What a journal says at this point, but for the digest of the data."""
+        return {"format": FORMAT, "version": VERSION, "done": self.done}
+
+    def _continue(self) -> None:
+        """Go to where the journal says, if the data up to there are what it says they are."""
+        path = journal_path(self.path)
+        if not path.exists():
+            return
         try:
-            found = json.loads(journal.read_bytes())
-            done = found["done"]
-            if (found["format"], found["version"]) != (FORMAT, VERSION):
-                raise ValueError(f"format {found['format']!r}, version {found['version']!r}")
-            if type(done) is not int or not 0 <= done <= self.header.n_sequences:
-                raise ValueError(f"{done!r} sequences of {self.header.n_sequences}")
-        except (KeyError, TypeError, ValueError) as error:
+            journal = json.loads(path.read_bytes())
+            self.done = _checked_done(journal, self.header.n_sequences)
+            if (expected := self._journal() | {"digest": journal["digest"]}) != journal:
+                raise ValueError(f"expected {expected}")
+            self._digest_done()
+            if journal["digest"] != combined(self._digests.values()):
+                raise ValueError(f"the {self.done} sequences in the file are not those it counts")
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise StoreError(
-                f"{journal} is not a journal of this capture ({error}): delete it to write "
-                "every sequence again"
+                f"{path} is not a journal of this capture ({error}): delete it to write every "
+                "sequence again"
             ) from error
-        return done
+
+    def _digest_done(self) -> None:
+        """Read again what is done: the digests that the file has, whatever the journal says."""
+        for (quantity, layer), digest in self._digests.items():
+            place = self._places[quantity]
+            stride = math.prod(place.shape[2:]) * place.dtype.itemsize
+            start = self.header.row(quantity, layer) * self.header.n_sequences * stride
+            offset, rest = place.offset + start, self.done * stride
+            while rest:
+                read = os.pread(self._file, min(rest, _CHUNK), offset)
+                if not read:
+                    raise ValueError(f"'{quantity}' ends early")
+                digest = extended(digest, read)
+                offset, rest = offset + len(read), rest - len(read)
+            self._digests[quantity, layer] = digest
 
     def _check_shape(self, quantity: str, found: tuple[int, ...], n_layers: int) -> None:
         tail = self.header.shape(quantity)[2:]
@@ -375,9 +421,17 @@ class StoreWriter:
         if self._file < 0:
             raise StoreError(f"{self.path} is closed to writing: {RESUME}")
         place = self._places[quantity]
-        stride = int(np.prod(place.shape[2:], dtype=np.int64)) * place.dtype.itemsize
+        stride = math.prod(place.shape[2:]) * place.dtype.itemsize
         offset, rest = place.offset + first * stride, values.data.cast("B")
         with refusing(self.path, f"write '{quantity}'"):
             while rest:
                 written = os.pwrite(self._file, rest, offset)
                 offset, rest = offset + written, rest[written:]
+
+
+def _checked_done(journal: Any, n_sequences: int) -> int:
+    """The number of complete sequences that a journal claims."""
+    done = journal["done"]
+    if type(done) is not int or not 0 <= done <= n_sequences:
+        raise ValueError(f"{done!r} sequences of {n_sequences}")
+    return done

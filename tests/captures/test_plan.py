@@ -23,8 +23,11 @@ def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
     ("options", "reason"),
     [
         (dict(quantities=("normaliser",)), "quantity 'normaliser' is unknown"),
-        (dict(quantities=("normalizer", "offset_score"), offsets=()), "'offset_score' has an axis"),
-        (dict(dtype="float8"), "dtype 'float8' is unknown"),
+        (
+            dict(quantities=("normalizer", "offset_score"), offsets=()),
+            "'offset_score', an axis of which",
+        ),
+        (dict(dtype="float8"), "'dtype' is 'float8': choose float32"),
         (dict(residual_layers=(0, 4)), "residual_layers"),
         (dict(residual_positions=(0, 5)), "residual_queries"),
         (dict(batch_tokens=0), "'batch_tokens' is 0"),

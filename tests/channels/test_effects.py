@@ -295,6 +295,7 @@ def window_of_scores(tmp_path, moved, n=5, size=1.0):
     scores[:, :, 0] = scores[:, :, 1, :, 1] = scores[..., 2] = np.nan  # keys before the window
     spread = np.nanstd(scores[:, -1], axis=(1, 2, 3))
     scores[:, :, 3, 1, 0] += moved * spread[:, None]
+    scores = np.nan_to_num(scores, nan=1e3)  # to be seen where it must not be
     arrays = {"offset_score": scores.swapaxes(0, 1).reshape(1, -1, window, 3, 3)}
     arrays["normalizer"] = np.zeros((1, 3 * n, window, 3))
     index = synthetic.shifted_index(n, prefixes, window)

@@ -33,8 +33,8 @@ def header(**changes):
         quantities=ACTIVATIONS,
         layer_window=(0, 4),
         offsets=(1, 4),
-        prefixes=(0, 3, 9),
-        window=4,
+        prefixes=(1, 3, 9),
+        window=5,
         residual_layers=(0, 2),
         weights_digest="sha256:00",
         config={"rope": {"theta": 10000.0}, "name": "tïny"},
@@ -54,7 +54,7 @@ def index(h):
     return {
         "tokens": rng.integers(0, 99, (h.n_sequences, h.length)),
         "item": s // 2,
-        "prefix_length": s % 3,
+        "prefix_length": np.resize(h.prefixes or 0, h.n_sequences),
         "sequence_id": s,
         "query_start": s % (h.length - h.n_queries + 1),
     }

@@ -7,6 +7,7 @@ import synthetic
 from posprobe.errors import DesignError, StoreError
 from posprobe.probes import feature_blocks, features
 from posprobe.probes.feature_matrix import FEATURES
+from posprobe.store import ActivationStore
 
 
 @pytest.fixture
@@ -120,8 +121,12 @@ def test_a_residual_stream_of_zeros_stays_zero(arrays, tmp_path):
 
 def test_what_is_not_finite_is_named(arrays, tmp_path):
     arrays["offset_score"][1, 2, 7, 0, 1] = np.nan
-    store = natural(tmp_path, arrays)
+    path = natural(tmp_path, arrays).path
+    store = ActivationStore(path, verify=False)
     with pytest.raises(DesignError, match="attention of layer 1, sequence 2, is not finite"):
+        features(store, 1, "attention")
+    store = ActivationStore(path)
+    with pytest.raises(StoreError, match="'offset_score' at layer 1, head 0, sequence 2, query 7"):
         features(store, 1, "attention")
     features(store, 0, "attention")
 
@@ -162,6 +167,6 @@ def test_blocks_are_the_features_in_parts(which, arrays, tmp_path):
 
 def test_value_that_is_not_finite_has_the_number_of_its_sequence_in_every_block(arrays, tmp_path):
     arrays["offset_score"][1, 2, 7, 0, 1] = np.nan
-    store = natural(tmp_path, arrays)
+    store = ActivationStore(natural(tmp_path, arrays).path, verify=False)
     with pytest.raises(DesignError, match="scores of layer 1, sequence 2, is not finite"):
         list(feature_blocks(store, 1, "scores", n_sequences=2))

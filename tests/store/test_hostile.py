@@ -1,18 +1,27 @@
 """Files that are not what they say: one line each, before anything is allocated or drawn."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import re
+import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import synthetic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from store_files import edit, forge, header_digest
 
-from posprobe.channels import channel_effects
+from posprobe.analysis import check
+from posprobe.channels import channel_effects, cut_heads
+from posprobe.channels.reading import why_not_split
 from posprobe.errors import DesignError, StoreError
-from posprobe.store import ActivationStore, Header, StoreWriter
+from posprobe.store import ATTRIBUTES, ActivationStore, Header, StoreWriter
 
 JSON = ("config", "versions", "stimulus", "interventions", "quantities")
 VALUES = ("null", "3", "[]", '"x"', "[{}]", "NaN", "{", '{"a": NaN}', '{"a": 3}', "[3]")
@@ -21,10 +30,10 @@ ACCEPTED = {
     "stimulus": {'{"a": 3}'},
     "versions": set(),
     "interventions": {"[]", "[{}]"},
-    "quantities": {"[]"},
+    "quantities": set(),  # of none there would be fewer digests
 }
 LARGE = 2**40
-COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries", "batch_tokens")
+COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries")
 
 
 @pytest.fixture
@@ -35,9 +44,10 @@ def path(tmp_path, rng):
 
 
 def change(path, **attributes):
-    with h5py.File(path, "r+") as file:
-        for name, value in attributes.items():
-            file.attrs[name] = value
+    """What a faulty writer would have written, with its digest, if there is one of such values."""
+    edit(path, lambda file: [file.attrs.__setitem__(*item) for item in attributes.items()])
+    with contextlib.suppress(TypeError):
+        edit(path, lambda file: file["digest"].__setitem__(0, header_digest(file)))
 
 
 def refused(path, said):
@@ -53,21 +63,21 @@ def test_json_of_another_form_is_named(name, value, path):
     if value in ACCEPTED[name]:
         ActivationStore(path).close()
     else:
-        refused(path, rf"a\.h5: (root attribute|header: quantity).*{name[:7]}|data set|quantity")
+        refused(path, rf"a\.h5: attribute '{name}|data set '/digest' is")
 
 
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [0, -1, LARGE])
 def test_counts_have_a_range(name, value, path):
     change(path, **{name: value})
-    refused(path, rf"a\.h5: header: '{name}' is {value}: it must be between 1 and")
+    refused(path, rf"a\.h5: attribute '{name}' is {value}, expected integer, 1 to 2\^")
 
 
 @pytest.mark.parametrize("name", ["offsets", "prefixes", "layer_window", "residual_layers"])
 @pytest.mark.parametrize("value", [[-1], [LARGE], [0.5], "x"])
 def test_lists_have_a_range(name, value, path):
     change(path, **{name: value})
-    refused(path, r"a\.h5: ")
+    refused(path, rf"a\.h5: attribute '{name}'")
 
 
 def test_many_queries_are_refused_without_making_them(path):
@@ -75,13 +85,15 @@ def test_many_queries_are_refused_without_making_them(path):
     refused(path, r"a\.h5: data set '/.*expected")
 
 
-@pytest.mark.parametrize("name", ["prefix_length", "item"])
-def test_items_without_each_prefix_are_not_split(name, path):
-    with h5py.File(path, "r+") as file:
-        file[name][:2] = file[name][1]
-        file[name][0] = 0 if name == "prefix_length" else file[name][1]
+def test_items_without_each_prefix_are_not_split(path):
+    forge(path, lambda file: file["item"].__setitem__(0, file["item"][1]))
     with pytest.raises(DesignError, match=r"a\.h5 does not have one sequence of each item behind"):
         channel_effects(ActivationStore(path), 0)
+
+
+def test_a_sequence_behind_none_of_the_prefixes_is_named(path):
+    forge(path, lambda file: file["prefix_length"].__setitem__(slice(None), 0))
+    refused(path, r"a\.h5: index: prefix_length of sequence 0 is 0, none of the prefixes 1, ")
 
 
 def test_control_characters_are_escaped(path):
@@ -89,6 +101,9 @@ def test_control_characters_are_escaped(path):
     store = ActivationStore(path)
     assert store.model == r"tiny\x1b]0;title\x07\nline"
     assert store.model.isprintable()
+    change(path, model="tiny", stimulus=json.dumps({"corpus": "\u202e\x9b2J", "\x7f": ["\x07"]}))
+    found = ActivationStore(path).header.stimulus
+    assert found == {"corpus": r"\u202e\x9b2J", r"\x7f": [r"\x07"]}
 
 
 def test_a_file_that_is_open_for_writing_is_not_damaged(path):
@@ -136,22 +151,94 @@ def test_a_file_system_without_locks_has_a_way_round(code, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "journal",
+    ("change", "said"),
     [
-        {"format": "posprobe", "version": 1, "done": True},
-        {"format": "posprobe", "version": 1, "done": 1.0},
-        {"format": "posprobe", "version": 1, "done": "2"},
-        {"format": "posprobe", "version": 1, "done": 4},
-        {"format": "posprobe", "version": 9, "done": 2},
-        {"format": "other", "version": 1, "done": 2},
-        {"done": 2},
-        [],
+        ({"done": True}, "True sequences of 3"),
+        ({"done": 2.0}, "2.0 sequences of 3"),
+        ({"done": "2"}, "'2' sequences of 3"),
+        ({"done": 4}, "4 sequences of 3"),
+        ({"version": 1}, "expected {'format': 'posprobe', 'version': 2, 'done': 2"),
+        ({"format": "other"}, "expected {'format': 'posprobe'"),
+        ({"more": 0}, "expected {'format': 'posprobe'"),
+        ({"digest": 0}, "the 2 sequences in the file are not those it counts"),
+        (None, "list"),
     ],
 )
-def test_a_journal_of_another_kind_is_refused(journal, tmp_path):
+def test_a_journal_of_another_kind_is_refused(change, said, tmp_path):
     header, index = small()
     with StoreWriter.create(tmp_path / "a.h5", header, index) as writer:
         writer.write({"normalizer": np.zeros((1, 2, 5, 2), "f4")})
-    (tmp_path / "a.h5.journal").write_text(json.dumps(journal))
-    with pytest.raises(StoreError, match="is not a journal of this capture"):
+    journal = tmp_path / "a.h5.journal"
+    changed = [] if change is None else json.loads(journal.read_text()) | change
+    journal.write_text(json.dumps(changed))
+    said = rf"is not a journal of this capture \(.*{re.escape(said)}"
+    with pytest.raises(StoreError, match=said):
         StoreWriter.resume(tmp_path / "a.h5", header, index)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_reader_names_a_file_system_without_locks(code, path, monkeypatch):
+    plain = h5py.File
+
+    def refuse(*args, locking):
+        if locking is False:
+            return plain(*args, locking=locking)
+        text = f"unable to lock file, errno = {code}, error message = '{os.strerror(code)}'"
+        raise OSError(f"Unable to synchronously open file ({text})")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    refused(path, rf"has no locks \(.*{os.strerror(code)}\): use another, or set POSPROBE_LOCKING")
+    monkeypatch.setenv("POSPROBE_LOCKING", "off")
+    ActivationStore(path).close()
+
+
+NUMBERS = st.sampled_from([-(2**63), -1, 0, 1, 2, 3, 2**31 - 1, 2**31, 2**40, 2**63 - 1])
+TEXTS = st.sampled_from(["", "x", "float16", "shifted", "\x1b]0;t\x07", "\u202e", "ü" * 70_000])
+LEAVES = st.one_of(st.none(), st.booleans(), NUMBERS, st.floats(), TEXTS)
+CHANGES = ["cut_sink", "window", "causal", "fixed_denominator", "temperature"]
+DRAWN = ["bos_token", "first_tokens", "corpus", "special_tokens"]
+KEYS = st.sampled_from([*CHANGES, *DRAWN, "rope_parameters", "posprobe_own_position", "layer"])
+TREES = st.recursive(
+    LEAVES, lambda each: st.lists(each, max_size=3) | st.dictionaries(KEYS, each, max_size=3)
+)
+ATTRIBUTE_VALUES = st.one_of(
+    NUMBERS,
+    st.floats(),
+    TEXTS,
+    st.lists(NUMBERS, max_size=4).map(lambda values: np.array(values, "i8")),
+    st.sampled_from([np.zeros((2, 2)), np.array(["a", "b"], "S1"), np.bytes_(b"\xff\xfe"), True]),
+    TREES.map(json.dumps),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(names=st.lists(st.sampled_from([*ATTRIBUTES]), min_size=1, max_size=2), data=st.data())
+def test_any_header_is_read_or_refused_in_one_line(names, data, complete, tmp_path_factory):
+    """Refused by the name of an attribute or of a data set; what is read can be described."""
+    path = Path(shutil.copy(complete, tmp_path_factory.mktemp("any") / "a.h5"))
+    change(path, **{name: data.draw(ATTRIBUTE_VALUES) for name in names})
+    error = refusal(path)
+    assert error is None or re.match(rf"{path}[: ]", error)
+    assert error is None or re.search("attribute|data set|format|index", error)
+    assert error is None or error.isprintable()
+
+
+def refusal(path):
+    """Why a file is refused; None if it is read, described and checked."""
+    try:
+        with ActivationStore(path) as store:
+            store.verify()
+            check(store)
+            cut_heads(store, 0)
+            why_not_split(store)
+            assert json.dumps(store.summary()["attributes"], ensure_ascii=False).isprintable()
+    except StoreError as error:
+        return str(error)
+    return None
+
+
+def test_a_hostile_name_reaches_no_terminal(tmp_path):
+    with pytest.raises(StoreError) as caught:
+        ActivationStore(tmp_path / "a\x1b]0;title\x07\n.h5")
+    assert r"a\x1b]0;title\x07\n.h5 is not a file" in str(caught.value)
+    assert str(caught.value).isprintable()

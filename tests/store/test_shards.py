@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 
+import h5py
 import numpy as np
 import pytest
 import store_child as child
@@ -201,3 +202,16 @@ def test_of_shards_that_overlap_one_is_kept():
     batches = [slice(s, s + 2) for s in range(0, 8, 2)]
     kept, missing = missing_parts(batches, [slice(0, 4), slice(2, 6)], 9)
     assert (kept, missing) == ([slice(0, 4)], [slice(4, 8)])
+
+
+def test_damaged_shard_is_named_with_what_to_do(folder, tmp_path):
+    make_shard(folder, PARTS[0])
+    with h5py.File(folder.path(PARTS[0]), "r+") as file:
+        file["residual"][1, 2, 3] = 0
+    with (
+        StoreWriter.create(tmp_path / "a.h5", HEADER, INDEX) as writer,
+        pytest.raises(
+            StoreError, match=r"04\.h5: data set '/residual', .*: delete this shard, then"
+        ),
+    ):
+        folder.merge(writer, PARTS[0], part_of(INDEX, PARTS[0]))

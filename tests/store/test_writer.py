@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,7 +20,7 @@ import store_child as child
 from store_files import HEADER, INDEX, datasets, digest, write_all
 
 from posprobe.errors import StoreError
-from posprobe.store import ActivationStore, StoreWriter
+from posprobe.store import ActivationStore, ShardFolder, StoreWriter
 from posprobe.store.layout import DATA_SETS
 
 
@@ -101,8 +102,8 @@ def test_data_are_on_disk_before_anything_claims_them(tmp_path, monkeypatch):
                 os, name, lambda *a, n=name, f=function: (calls.append(n), f(*a))[1]
             )
         writer.finish()
-    # data; the journal and its name; the flag, the file's name, and the folder's entry
-    journal, flag = ["fsync", "replace"], ["pwrite", "fsync", "replace", "fsync"]
+    # data; the journal and its name; digests and flag, the file's name, and the folder's entry
+    journal, flag = ["fsync", "replace"], ["pwrite", "pwrite", "fsync", "replace", "fsync"]
     assert calls == ["fdatasync", *journal, *flag]
 
 
@@ -366,9 +367,49 @@ def test_a_batch_must_hold_everything(tmp_path):
             "sequence 0 has 16 tokens, its stored queries end at 17",
         ),
         ({"query_start": np.full(11, -1)}, "sequence 0 has 16 tokens"),
+        ({"tokens": np.where(np.eye(11, 16), -1, 1)}, "sequence 0 are not padded on the right"),
+        ({"tokens": np.full((11, 16), -2)}, "tokens of sequence 0 are not padded on the right"),
+        ({"prefix_length": np.zeros(11)}, "sequence 0 is 0, none of the prefixes 1, 3, 9"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(tmp_path, change, message):
     with pytest.raises(StoreError, match=message):
         StoreWriter.create(tmp_path / "a.h5", HEADER, INDEX | change)
     assert not list(tmp_path.iterdir())
+
+
+LIMITED = """
+import resource, sys
+import store_child as child
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    child.capture(sys.argv[1])
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 5000, 20_000])
+def test_a_limit_on_the_size_of_files_is_one_line(limit, tmp_path):
+    """HDF5 would print pages of its own, and may crash as it closes the file."""
+    found = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path / "a.h5", str(limit)],
+        cwd=Path(child.__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 1
+    said = (
+        r".*a\.h5: cannot write the file \(File too large\): allow larger files \(ulimit -f\).*\n"
+    )
+    assert re.fullmatch(said, found.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_go_with_whoever_completes_the_file(tmp_path, unsynced):
+    folder = ShardFolder(tmp_path / "a.h5").folder
+    for begin in (child.capture, child.capture):  # completes it, and finds it complete
+        folder.mkdir()
+        (folder / "00000000-00000002.h5").touch()
+        begin(tmp_path / "a.h5")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]

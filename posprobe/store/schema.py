@@ -1,0 +1,272 @@
+"""What a root attribute may hold: a few kinds of values, and shapes of JSON.
+
+Files come from anywhere. Every attribute passes its kind before anything is computed from it, and
+its text loses whatever a terminal or a page would obey.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from posprobe.errors import StoreError, shown
+
+__all__ = [
+    "INTERVENTIONS",
+    "NAMES",
+    "OBJECT",
+    "STIMULUS",
+    "STRINGS",
+    "Integer",
+    "Integers",
+    "Json",
+    "Kind",
+    "Text",
+    "plain",
+]
+
+
+def plain(value: Any) -> Any:
+    """Return a JSON value with all of its text `shown`, keys included."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value
+
+
+# A shape names the first part of a JSON value that does not fit: "stimulus.bos is 3, expected ...".
+Shape = Callable[[str, Any], str | None]
+
+
+def _shape(expected: str, fits: Callable[[Any], bool]) -> Shape:
+    def check(name: str, value: Any) -> str | None:
+        return None if fits(value) else f"'{name}' is {reprlib.repr(value)}, expected {expected}"
+
+    return check
+
+
+def _object(known: Mapping[str, Shape], others: Shape | None = None) -> Shape:
+    """An object whose known keys, where they are there, have shapes of their own."""
+    object_ = _shape("an object", lambda v: isinstance(v, Mapping) and all(map(_named, v)))
+
+    def check(name: str, value: Any) -> str | None:
+        if wrong := object_(name, value):
+            return wrong
+        parts = ((key, each, known.get(key, others)) for key, each in value.items())
+        found = (shape(f"{name}.{shown(key)}", each) for key, each, shape in parts if shape)
+        return next(filter(None, found), None)
+
+    return check
+
+
+def _list(each: Shape) -> Shape:
+    list_ = _shape("a list", lambda v: isinstance(v, list | tuple))
+
+    def check(name: str, value: Any) -> str | None:
+        if wrong := list_(name, value):
+            return wrong
+        return next(filter(None, (each(f"{name}[{i}]", v) for i, v in enumerate(value))), None)
+
+    return check
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _whole(value: Any, low: int = 0) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and int(value) >= low
+
+
+def _number(value: Any) -> bool:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+def _of_head(value: Any, *rest: Callable[[Any], bool]) -> bool:
+    """Whether a list begins with layer, or with layer and head, and goes on as `rest`."""
+    checks = (_whole, *rest)
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == len(checks)
+        and all(fits(each) for fits, each in zip(checks, value, strict=True))
+    )
+
+
+_STRING = _shape("a string", _named)
+_HEADS = _list(_shape("[layer, head]", lambda v: _of_head(v, _whole)))
+
+_ROPE = _object({})
+_OWN_POSITION = _shape(
+    "an object with layer and change",
+    lambda v: isinstance(v, Mapping) and _whole(v.get("layer")) and _number(v.get("change")),
+)
+
+OBJECT = _object(
+    {
+        "rope_parameters": lambda n, v: None if v is None else _ROPE(n, v),
+        "posprobe_own_position": lambda n, v: None if v is None else _OWN_POSITION(n, v),
+    }
+)
+STRINGS = _object({}, _STRING)
+NAMES = _list(_STRING)
+STIMULUS = _object(
+    {
+        "corpus": _STRING,
+        "bos": _STRING,
+        "bos_token": _shape("a token or null", lambda v: v is None or _whole(v)),
+        "first_tokens": _list(_shape("a token", _whole)),
+        "tokens_sha256": _STRING,
+        "special_tokens": _object({}, _shape("a count", _whole)),
+    }
+)
+INTERVENTIONS = _list(
+    _object(
+        {
+            "cut_sink": lambda n, v: None if v in (None, "all") else _HEADS(n, v),
+            "window": _shape("1 or more, or null", lambda v: v is None or _whole(v, 1)),
+            "causal": _shape("true or false", lambda v: isinstance(v, bool)),
+            "fixed_denominator": _list(
+                _shape("[layer, head, number]", lambda v: _of_head(v, _whole, _number))
+            ),
+            "temperature": _list(_shape("[layer, factor]", lambda v: _of_head(v, _number))),
+        }
+    )
+)
+
+
+class Kind:
+    """What one attribute may hold; its text says so, in ``docs/format.md`` and in refusals."""
+
+    def checked(self, name: str, value: Any) -> Any:
+        """Return the value as a header holds it.
+
+        Raises
+        ------
+        StoreError
+            If it is not of this kind.
+        """
+        try:
+            return self.held(value)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"attribute '{name}' is {reprlib.repr(value)}, expected {self}"
+            ) from error
+
+    def read(self, name: str, value: Any) -> Any:
+        """Return what a file's attribute means."""
+        return value
+
+    def written(self, name: str, value: Any) -> Any:
+        """Return a header's value as a file holds it."""
+        return value
+
+    def held(self, value: Any) -> Any:
+        """Return the value, or raise ValueError."""
+        raise NotImplementedError
+
+
+class Text(Kind):
+    """UTF-8 text."""
+
+    def __str__(self) -> str:
+        return "string"
+
+    def held(self, value: Any) -> str:
+        """As `Kind.held`."""
+        if not isinstance(value, str):
+            raise ValueError("not text")
+        return shown(value)
+
+
+@dataclass(frozen=True)
+class Integer(Kind):
+    """A signed integer from `low` on, of `bits` bits without the sign."""
+
+    low: int
+    bits: int = 31
+
+    def __str__(self) -> str:
+        return f"integer, {self.low} to 2^{self.bits} - 1"
+
+    def held(self, value: Any) -> int:
+        """As `Kind.held`."""
+        if not _whole(value, self.low) or value >= 2**self.bits:
+            raise ValueError("not such an integer")
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Integers(Kind):
+    """Integers from 0 on; strictly rising, where they number something."""
+
+    rising: bool = False
+
+    def __str__(self) -> str:
+        return f"integers, {'rising, ' * self.rising}0 to 2^31 - 1"
+
+    def held(self, value: Any) -> tuple[int, ...]:
+        """As `Kind.held`."""
+        numbers = tuple(Integer(0).held(each) for each in value)
+        if self.rising and any(a >= b for a, b in itertools.pairwise(numbers)):
+            raise ValueError("not rising")
+        return numbers
+
+    def written(self, name: str, value: Any) -> list[int]:
+        """As `Kind.written`."""
+        return list(value)
+
+
+@dataclass(frozen=True)
+class Json(Kind):
+    """JSON text of a value with a shape."""
+
+    what: str
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"json, {self.what}"
+
+    def checked(self, name: str, value: Any) -> Any:
+        """As `Kind.checked`; the refusal names the part that does not fit."""
+        try:
+            wrong = self.shape(name, value)
+            value = plain(value)
+        except RecursionError as error:
+            raise StoreError(f"attribute '{name}' is nested too deeply") from error
+        if wrong:
+            raise StoreError(f"attribute {wrong}")
+        return value
+
+    def read(self, name: str, value: Any) -> Any:
+        """As `Kind.read`; NaN and infinities are not JSON."""
+        try:
+            return json.loads(value, parse_constant=_refuse_constant)
+        except (RecursionError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"attribute '{name}' is {reprlib.repr(value)}, expected {self}"
+            ) from error
+
+    def written(self, name: str, value: Any) -> str:
+        """As `Kind.written`."""
+        try:
+            return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise StoreError(
+                f"attribute '{name}' cannot be written as JSON ({error}): pass plain values"
+            ) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
