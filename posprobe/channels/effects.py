@@ -44,15 +44,15 @@ def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Arr
 
     Parameters
     ----------
-    x, y : array of shape (N, P, ...)
+    x, y : ndarray of shape (N, P, ...)
         Items x positions x anything.
-    weights : array of shape (B, N), or None
+    weights : ndarray of shape (B, N), or None
         One row per weighting of the items: multinomial counts for a bootstrap, ones with a single
         zero for a jackknife. None: every item once.
 
     Returns
     -------
-    array of shape (...), or (B, ...) with weights
+    ndarray of shape (...), or (B, ...) with weights
         In squared units of x.
 
     Raises
@@ -91,11 +91,11 @@ class ChannelEffects:
 
     Attributes
     ----------
-    positions : array of shape (P,)
+    positions : ndarray of shape (P,)
         Prefix lengths, in tokens; the last is the reference.
-    total, mask, residual : array of shape (N, P, H, D)
+    total, mask, residual : ndarray of shape (N, P, H, D)
         T, M and R, in nats, averaged over the rows of the window.
-    sink : array of shape (N, P, H, D)
+    sink : ndarray of shape (N, P, H, D)
         The part of R that key 0 makes by its score relative to the local mean; 0 in heads from
         which key 0 is hidden.
     offsets : tuple of int

@@ -145,7 +145,7 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
 
     Returns
     -------
-    array of shape (N,)
+    ndarray of shape (N,)
         Without unit; 0 where all scores are the same. No mask enters here.
 
     Raises

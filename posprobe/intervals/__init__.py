@@ -1,16 +1,17 @@
-"""Intervals: what a number is an estimate of, how sure it is, and over how many independent units.
+"""Confidence intervals and multiple testing over independent units.
 
-The unit is the cluster (a sequence, or an item of a paired design), never the token. Resampling is
-drawn once, as counts per cluster (`cluster_weights`), and handed to every statistic, so many
-statistics share their draws. The intervals are
+The unit is the cluster (a sequence, or an item of a paired design), never the token. Bootstrap
+samples are drawn once, as counts per cluster (`cluster_weights`), and passed to every statistic,
+so all statistics share the same draws. The functions are
 
-- `bootstrap_interval`: percentile, basic, normal, t, BCa from bootstrap replicates;
-- `mean_interval`: the mean of one number per cluster, by Student's t;
-- `jackknife_interval`: from leave-one-out values;
-- `fieller_ratio`, `log_ratio_bootstrap_t`: a ratio of two paired means;
-- `max_t`, `benjamini_hochberg`, `holm`: many statistics at once.
+- `bootstrap_interval`: percentile, basic, normal, t and BCa intervals from bootstrap replicates;
+- `mean_interval`: Student's t interval of a mean, with one number per cluster;
+- `jackknife_interval`: a t interval from leave-one-out values;
+- `fieller_ratio`, `log_ratio_bootstrap_t`: intervals of a ratio of two paired means;
+- `max_t`, `benjamini_hochberg`, `holm`: adjustments for many statistics at once.
 
-`Inference` holds the level, the number of resamples, the seed and the number of processes.
+An `Interval` holds an estimate, its limits, its estimand and the number of units. `Inference` holds
+the settings: the level, the numbers of resamples, the seed and the number of processes.
 """
 
 from posprobe.intervals.arrays import Array

@@ -1,4 +1,4 @@
-"""The one type of array that statistics take and give."""
+"""The array type that all statistics take and return."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Checks that every interval shares."""
+"""Input checks shared by all intervals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["check_level", "check_pairs", "check_replicates", "check_units", "com
 
 
 def check_level(level: float) -> None:
-    """Refuse a level that is not a coverage."""
+    """Raise unless the level is strictly between 0 and 1."""
     if not 0 < level < 1:
         raise DesignError(f"level={level} must be between 0 and 1, e.g. 0.95")
 
 
 def check_units(n: int, what: str) -> None:
-    """Refuse fewer than two independent units."""
+    """Raise if there are fewer than two independent units."""
     if n < 2:
         raise DesignError(f"{what}: n={n} independent unit(s), at least 2 are needed")
 
@@ -28,7 +28,7 @@ def check_units(n: int, what: str) -> None:
 def check_replicates(
     replicates: ArrayLike, center: Array, what: str = "bootstrap replicates"
 ) -> Array:
-    """Finite replicates (B, ...) of a finite estimate (...), B at least 2."""
+    """Return the replicates (B, ...) as floats; they and the estimate (...) must be finite."""
     draws = np.asarray(replicates, dtype=np.float64)
     if draws.ndim != center.ndim + 1 or draws.shape[1:] != center.shape:
         raise DesignError(
@@ -44,7 +44,7 @@ def check_replicates(
 
 
 def check_pairs(baseline: ArrayLike, treated: ArrayLike) -> tuple[Array, Array]:
-    """Two finite samples (n,) of the same items."""
+    """Return both samples as floats, each finite and of shape (n,), with at least two items."""
     a, b = (np.asarray(x, dtype=np.float64) for x in (baseline, treated))
     check_units(common_length(a, b), "paired ratio")
     for name, x in (("baseline", a), ("treated", b)):
@@ -56,7 +56,7 @@ def check_pairs(baseline: ArrayLike, treated: ArrayLike) -> tuple[Array, Array]:
 
 
 def common_length(*samples: NDArray[Any]) -> int:
-    """Return the one length that paired samples have."""
+    """Return the common length of paired samples."""
     lengths = {len(sample) for sample in samples}
     if len(lengths) != 1:
         raise DesignError(f"paired samples have lengths {sorted(lengths)}: pair them by item")

@@ -1,4 +1,4 @@
-"""How every interval of an analysis is made, decided once."""
+"""Settings shared by all intervals of an analysis."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Inference:
-    """How every interval of an analysis is made.
+    """Settings shared by all intervals of an analysis.
 
     Parameters
     ----------
     level : float
         Nominal coverage of each interval, between 0 and 1.
     n_resamples : int
-        Bootstrap samples of items or sequences in which nothing is fitted anew, at least 20.
+        Number of bootstrap samples (of items or sequences) for statistics that need no refit. At
+        least 20.
     n_refits : int
-        Bootstrap samples in which probes are fitted anew, at least 20: only their standard error is
-        used, and each costs a hundred of the others.
+        Number of bootstrap samples in which probes are fitted again. At least 20. A refit costs
+        about as much as a hundred other samples, and only the standard error of refits is used, so
+        few are enough.
     seed : int
-        Seed of all resampling.
+        Seed of all resampling, between 0 and 2**63 - 1.
     n_jobs : int
-        Processes that refit; -1: as many as there are cores.
+        Number of processes that refit probes; -1 means one for each core.
 
     Raises
     ------
     DesignError
-        Naming the field that is out of range.
+        If a field is out of range; the message names the field.
 
     Examples
     --------
@@ -69,13 +71,13 @@ class Inference:
 
     @property
     def percent(self) -> str:
-        """The level as a report writes it."""
+        """The level as a percentage, as reports print it."""
         return f"{100 * self.level:g}%"
 
     def weights(self, n_clusters: int) -> Array:
-        """Bootstrap weights of clusters, the same at every call: (n_resamples, n_clusters)."""
+        """Draw bootstrap weights of shape (n_resamples, n_clusters), the same at every call."""
         return cluster_weights(n_clusters, self.n_resamples, self.seed).astype(float)
 
     def refit_weights(self, n_clusters: int) -> Array:
-        """Bootstrap weights for refits, the same at every call: (n_refits, n_clusters)."""
+        """Draw weights for refits, of shape (n_refits, n_clusters), the same at every call."""
         return cluster_weights(n_clusters, self.n_refits, self.seed).astype(float)

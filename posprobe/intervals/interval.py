@@ -1,4 +1,4 @@
-"""One interval: an estimate, its limits, and what it estimates."""
+"""A confidence interval with its estimate and estimand."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Interval"]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval, or with the statement that it has none.
+    """An estimate and its confidence interval, which may be unbounded.
 
     Parameters
     ----------
     estimate : float
-        The point estimate; it may lie outside its interval (BCa, basic).
+        The point estimate. BCa and basic intervals need not contain it.
     low, high : float or None
-        Limits in the unit of the estimate. Both None: the confidence set is unbounded.
+        Limits in the unit of the estimate. Both are None if the confidence set is unbounded.
     level : float
-        Nominal coverage, in (0, 1).
+        Nominal coverage, between 0 and 1.
     method : str
-        How the limits were found.
+        Name of the method that found the limits.
     estimand : str
         What is estimated: ``"refit"``, ``"fixed_probe"``, ``"fraction removed"``, ...
     n : int
@@ -38,7 +38,7 @@ class Interval:
     Raises
     ------
     DesignError
-        If a field is out of its range, or only one limit is given.
+        If a field is out of range, or if only one limit is given.
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Interval:
     n: int
 
     def __post_init__(self) -> None:
-        """Refuse what is not an interval."""
+        """Check the fields."""
         check_level(self.level)
         if not isfinite(self.estimate):
             raise DesignError(f"the estimate of {self.estimand!r} is {self.estimate}: not a number")
@@ -82,27 +82,32 @@ class Interval:
 
     @property
     def unbounded(self) -> bool:
-        """Whether the data leave the quantity without limits."""
+        """Whether the confidence set is unbounded."""
         return self.low is None
 
     def excludes(self, value: float) -> bool:
-        """Whether `value` lies outside the interval; an unbounded one excludes nothing."""
+        """Return whether `value` lies outside the interval; an unbounded one excludes nothing."""
         if self.low is None or self.high is None:
             return False
         return not self.low <= value <= self.high
 
     @property
     def how(self) -> str:
-        """The method, and whether it found no limits: ``"fieller"``, ``"fieller: unbounded"``."""
+        """The method, marked if unbounded: ``"fieller"`` or ``"fieller: unbounded"``."""
         return self.method + (": unbounded" if self.unbounded else "")
 
     def limits(self, name: str = "") -> dict[str, float]:
-        """Both limits as columns of a table, NaN where unbounded.
+        """Return both limits as columns of a table, NaN if the interval is unbounded.
 
         Parameters
         ----------
         name : str
-            Put in front: ``low`` and ``high`` by default, ``NAME_low`` and ``NAME_high`` with one.
+            Prefix of the columns: ``NAME_low`` and ``NAME_high``. By default the columns are
+            ``low`` and ``high``.
+
+        Returns
+        -------
+        dict of str to float
         """
         ends = {"low": self.low, "high": self.high}
         ahead = f"{name}_" if name else ""
@@ -120,20 +125,24 @@ class Interval:
         limits: str = "",
         estimand: str = "",
     ) -> Interval:
-        """The interval that a row of a table was made of; unbounded where its limits are missing.
+        """Rebuild an interval from a row of a table; it is unbounded if its limits are NaN.
 
         Parameters
         ----------
-        row : mapping of str to values
-            For instance a pandas Series.
+        row : pandas.Series or mapping of str to values
+            The row, with the estimate and both limits.
         name : str
             Column of the estimate.
         level, method, n
             As in the class.
         limits : str
-            As in `limits`, whose columns are read.
+            Prefix of the columns of the limits, as in `limits`.
         estimand : str
-            By default the name of the column.
+            What is estimated; by default the name of the column.
+
+        Returns
+        -------
+        Interval
 
         Examples
         --------
@@ -156,7 +165,7 @@ class Interval:
         )
 
     def row(self, name: str = "estimate") -> dict[str, Any]:
-        """One row of a table: `name`, low, high (both NaN where unbounded), method and n.
+        """Return one row of a table: `name`, low, high (both NaN if unbounded), method and n.
 
         Examples
         --------
@@ -167,7 +176,7 @@ class Interval:
         return {name: self.estimate} | self.limits() | {"method": self.how, "n": self.n}
 
     def asdict(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON or a table."""
+        """Return all fields by name, ready for JSON or a table."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -179,5 +188,5 @@ class Interval:
 
 
 def _decimals(width: float) -> int:
-    """Decimals that show two significant digits of `width`."""
+    """Return the number of decimals that shows two significant digits of `width`."""
     return max(0, 1 - floor(log10(width))) if width > 0 else 2

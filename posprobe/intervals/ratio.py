@@ -1,4 +1,4 @@
-"""A ratio of two paired means."""
+"""Intervals of a ratio of two paired means."""
 
 from __future__ import annotations
 
@@ -29,35 +29,37 @@ def fieller_ratio(
 ) -> Interval:
     r"""Fieller's interval of a ratio of two paired means.
 
-    :math:`\rho = \bar b / \bar a` and its limits are where the paired mean of :math:`b - \rho a`
-    is just not significant,
+    The interval of :math:`\rho = \bar b / \bar a` contains every :math:`\rho` for which a paired t
+    test does not reject that :math:`b - \rho a` has mean 0. Its limits solve
 
     .. math:: (\bar b - \rho \bar a)^2 = t^2_{n-1} (s_{bb} - 2 \rho s_{ab} + \rho^2 s_{aa}) / n
 
-    "removed" reports :math:`1 - \rho`. Where :math:`\bar a` itself does not differ from 0 at this
-    level, no finite interval has the coverage: the result is unbounded.
+    If :math:`\bar a` itself does not differ significantly from 0, no finite interval has the
+    nominal coverage, and the result is unbounded.
 
     Parameters
     ----------
-    baseline : array-like (n,)
-        Values a of the denominator, one for each item; jackknife pseudo-values do as well.
-    treated : array-like (n,)
-        Values b of the same items in the numerator.
+    baseline : array-like of shape (n,)
+        Values a of the denominator, one for each item. They may be jackknife pseudo-values.
+    treated : array-like of shape (n,)
+        Values b of the numerator, for the same items in the same order.
     level : float
         Nominal coverage.
     quantity : {"removed", "ratio"}
-        ``1 - mean(b) / mean(a)``, or ``mean(b) / mean(a)``.
+        Estimate ``1 - mean(b) / mean(a)``, or ``mean(b) / mean(a)``.
     estimand : str
-        What is estimated.
+        Name of what is estimated.
 
     Returns
     -------
     Interval
+        Without unit.
 
     Raises
     ------
     DesignError
-        If the samples are not paired and finite, or the baseline averages exactly 0.
+        If the samples differ in length, have fewer than two items or contain values that are not
+        finite, or if the mean of the baseline is exactly 0.
 
     References
     ----------
@@ -79,7 +81,7 @@ def fieller_ratio(
         raise DesignError("the mean of the baseline is exactly 0, so a ratio to it does not exist")
     t2 = stats.t.isf((1 - level) / 2, n - 1) ** 2 / n
     (s_aa, s_ab), (_, s_bb) = np.cov(a, b)
-    # The quadratic's discriminant, written so that nothing large cancels where errors are small.
+    # The discriminant of the quadratic, in a form without cancellation where errors are small.
     spread = t2 * np.var(mean_a * b - mean_b * a, ddof=1) - t2**2 * (s_aa * s_bb - s_ab**2)
     leading = mean_a**2 - t2 * s_aa
     ratio = float(mean_b / mean_a)
@@ -102,37 +104,41 @@ def log_ratio_bootstrap_t(
 ) -> Interval:
     r"""Bootstrap-t interval of a paired ratio on the log scale, a cross-check of `fieller_ratio`.
 
-    With :math:`\lambda = \log(\bar b / \bar a)`, its delta-method error :math:`s` and quantiles
-    :math:`q` of :math:`(\lambda^* - \lambda) / s^*`, the limits are
-    :math:`\exp(\lambda - q_{1-\alpha/2} s)` and :math:`\exp(\lambda - q_{\alpha/2} s)`.
-    If a share of :math:`\alpha / 2` or more of the replicates has a ratio that is not positive,
-    the logarithm is out of reach of the data and the result is unbounded.
-    With noisy baselines and few items it covers less than `fieller_ratio`;
-    `posprobe selfcheck` measures by how much.
+    Let :math:`\lambda = \log(\bar b / \bar a)` and :math:`s` its delta-method standard error. With
+    quantiles :math:`q` of :math:`(\lambda^* - \lambda) / s^*` over the bootstrap replicates, the
+    limits of the ratio are
+
+    .. math:: \exp(\lambda - q_{1-\alpha/2}\, s), \qquad \exp(\lambda - q_{\alpha/2}\, s)
+
+    The result is unbounded if the ratio is not positive in a share of :math:`\alpha / 2` or more
+    of the replicates, since these have no logarithm. With noisy baselines and few items this
+    interval covers less often than `fieller_ratio`; `posprobe selfcheck` measures by how much.
 
     Parameters
     ----------
-    baseline, treated : array-like (n,)
-        Paired values as in `fieller_ratio`; their means have the same sign.
+    baseline, treated : array-like of shape (n,)
+        Paired values as in `fieller_ratio`; their means must have the same sign.
     n_resamples : int
         Number of bootstrap replicates.
     rng : Generator, int or None
-        Source of randomness; an int is a seed.
+        Random generator, or the seed of one.
     level : float
         Nominal coverage.
     quantity : {"removed", "ratio"}
         As in `fieller_ratio`.
     estimand : str
-        What is estimated.
+        Name of what is estimated.
 
     Returns
     -------
     Interval
+        Without unit.
 
     Raises
     ------
     DesignError
-        If the samples are not paired and finite, or the ratio is not positive.
+        If the samples differ in length, have fewer than two items or contain values that are not
+        finite, or if the ratio is not positive.
 
     References
     ----------
@@ -168,7 +174,10 @@ def log_ratio_bootstrap_t(
 
 
 def _log_ratio(a: Array, b: Array, weights: NDArray[Any]) -> tuple[Array, Array]:
-    """Log ratio of weighted means and its delta-method error; NaN where it is not positive."""
+    """Return log ratios of weighted means and their delta-method errors; both (B,).
+
+    The log ratio is not finite where the ratio is not positive.
+    """
     n = len(a)
     mean_a, mean_b = weights @ a / n, weights @ b / n
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -186,7 +195,7 @@ def _ratio_interval(
     estimand: str,
     n: int,
 ) -> Interval:
-    """The ratio itself, or one minus it with the limits exchanged."""
+    """Return the interval of the ratio, or that of one minus the ratio, with limits swapped."""
     if quantity not in ("removed", "ratio"):
         raise DesignError(f"unknown quantity {quantity!r}: choose 'removed' or 'ratio'")
     low, high = limits if limits else (None, None)

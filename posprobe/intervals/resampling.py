@@ -1,4 +1,4 @@
-"""Bootstrap over clusters."""
+"""The cluster bootstrap: weights, standard errors and limits."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def cluster_weights(
     rng: np.random.Generator | int | None,
     strata: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """How often each cluster is drawn in each bootstrap replicate.
+    """Draw how often each cluster appears in each bootstrap replicate.
 
-    A row is multinomial, ``w_b ~ Mult(n; 1/n, ..., 1/n)``: drawing n clusters with replacement.
-    With strata, each stratum keeps its size. Give the same weights to all statistics that are to
-    be compared. For two crossed factors multiply the weights of two calls.
+    Each row is multinomial, ``w_b ~ Mult(n; 1/n, ..., 1/n)``, which is the same as drawing n
+    clusters with replacement. With strata, each stratum keeps its size. Use the same weights for
+    all statistics that are compared with each other. For two crossed factors, multiply the
+    weights of two calls.
 
     Parameters
     ----------
@@ -37,20 +38,20 @@ def cluster_weights(
     n_resamples : int
         Number B of replicates.
     rng : Generator, int or None
-        Source of randomness; an int is a seed.
-    strata : array-like (n,), optional
-        Label of each cluster's stratum.
+        Random generator, or the seed of one.
+    strata : array-like of shape (n,), optional
+        The stratum of each cluster.
 
     Returns
     -------
-    ndarray (B, n) of int
-        Counts; every row sums to n.
+    ndarray of shape (B, n)
+        Integer counts; every row sums to n.
 
     Raises
     ------
     DesignError
-        If there are fewer than two clusters in all or in a stratum, no resamples, or if the
-        strata do not match the clusters.
+        If there are fewer than two clusters, in all or in a stratum, if `n_resamples` is below 1,
+        or if `strata` does not have one label for each cluster.
 
     References
     ----------
@@ -83,18 +84,20 @@ def cluster_weights(
 
 
 def standard_error(replicates: Array, n: int) -> Array:
-    """Bootstrap standard error, ``sd(replicates) sqrt(n / (n - 1))``; see `bootstrap_limits`.
+    """Bootstrap standard error, ``sd(replicates) sqrt(n / (n - 1))``.
+
+    The notes of `bootstrap_limits` explain the factor.
 
     Parameters
     ----------
-    replicates : ndarray (B, ...)
+    replicates : ndarray of shape (B, ...)
         The statistic in each of B bootstrap samples.
     n : int
-        Number of clusters that were resampled.
+        Number of resampled clusters, at least 2.
 
     Returns
     -------
-    ndarray (...)
+    ndarray of shape (...)
         In the unit of the statistic.
     """
     return np.asarray(replicates.std(axis=0, ddof=1) * np.sqrt(n / (n - 1)))
@@ -111,46 +114,50 @@ def bootstrap_limits(
 ) -> tuple[Array, Array]:
     r"""Limits of bootstrap intervals, for any number of statistics at once.
 
-    With :math:`\alpha = 1 - level`, quantiles :math:`q` of the replicates and their standard
-    error :math:`se`, which is their standard deviation times :math:`\sqrt{n / (n - 1)}`::
+    With :math:`\alpha = 1 - level`, quantiles :math:`q` of the replicates and the `standard_error`
+    :math:`se`, the limits are::
 
         percentile   [q(α/2), q(1 - α/2)]
         basic        [2 estimate - q(1 - α/2), 2 estimate - q(α/2)]
         normal       estimate ± z(1 - α/2) se
         t            estimate ± t(1 - α/2; n - 1) se
         bca          [q(α₁), q(α₂)], with bias z₀ and acceleration a:
-                     α₁ = Φ(z₀ + (z₀ + z(α/2)) / (1 - a (z₀ + z(α/2)))), α₂ alike
+                     α₁ = Φ(z₀ + (z₀ + z(α/2)) / (1 - a (z₀ + z(α/2)))),
+                     and α₂ likewise with 1 - α/2
 
     Parameters
     ----------
-    replicates : array-like (B, ...)
+    replicates : array-like of shape (B, ...)
         The statistic in each of B bootstrap samples.
-    estimate : array-like (...)
+    estimate : array-like of shape (...)
         The statistic in the data.
     n : int
-        Number of clusters that were resampled.
+        Number of resampled clusters.
     level : float
         Nominal coverage.
     method : {"percentile", "basic", "normal", "t", "bca"}
-        See above. "t" is the default: the others are too short where clusters are few.
-    leave_one_out : array-like (n, ...), optional
-        The statistic without each cluster in turn; "bca" needs it.
+        See above. The default is "t" because the other intervals are too short if there are few
+        clusters.
+    leave_one_out : array-like of shape (n, ...), optional
+        The statistic without each cluster in turn. Only "bca" needs it.
 
     Returns
     -------
-    low, high : ndarray (...)
+    low, high : ndarray of shape (...)
         In the unit of the estimate.
 
     Raises
     ------
     DesignError
-        If shapes do not match, replicates are not finite, the method is unknown, or "bca" comes
-        without leave-one-out values.
+        If shapes do not match, values are not finite, the level or the method is not valid, or
+        there are fewer than two clusters. With "bca", also if `leave_one_out` is missing or
+        constant, or if all replicates lie on one side of the estimate.
 
     Notes
     -----
-    Drawing from n clusters varies as their variance with divisor n does. The factor puts that
-    right, so "t" is Student's interval where the statistic is a mean.
+    The variance of bootstrap means has the divisor n where the unbiased variance has n - 1. The
+    factor :math:`\sqrt{n / (n - 1)}` in the standard error corrects this, so for a mean the "t"
+    interval is Student's interval, up to Monte Carlo error.
 
     References
     ----------
@@ -197,24 +204,25 @@ def bootstrap_interval(
     estimand: str = "refit",
     leave_one_out: ArrayLike | None = None,
 ) -> Interval:
-    """One bootstrap interval; equations and methods as in `bootstrap_limits`.
+    """Bootstrap interval of a single statistic, by the equations of `bootstrap_limits`.
 
     Parameters
     ----------
-    replicates : array-like (B,)
-        The statistic in each bootstrap sample.
+    replicates : array-like of shape (B,)
+        The statistic in each of B bootstrap samples.
     estimate : float
         The statistic in the data.
     n : int
-        Number of clusters that were resampled.
+        Number of resampled clusters.
     level : float
         Nominal coverage.
     method : {"percentile", "basic", "normal", "t", "bca"}
         See `bootstrap_limits`.
     estimand : str
-        ``"refit"`` where each replicate fitted anew, ``"fixed_probe"`` where it only scored.
-    leave_one_out : array-like (n,), optional
-        The statistic without each cluster in turn; "bca" needs it.
+        Name of what is estimated: ``"refit"`` if the model was fitted again in each replicate,
+        ``"fixed_probe"`` if it was only scored.
+    leave_one_out : array-like of shape (n,), optional
+        The statistic without each cluster in turn. Only "bca" needs it.
 
     Returns
     -------
@@ -223,7 +231,7 @@ def bootstrap_interval(
     Raises
     ------
     DesignError
-        As `bootstrap_limits`.
+        If the estimate is not a single number, or for the reasons given in `bootstrap_limits`.
 
     Examples
     --------
@@ -247,7 +255,7 @@ def bootstrap_interval(
 def _bca_limits(
     draws: Array, center: Array, n: int, tail: float, leave_one_out: ArrayLike | None
 ) -> tuple[Array, Array]:
-    """Bias-corrected and accelerated limits, one statistic after the other."""
+    """Return bias-corrected and accelerated (BCa) limits, each with the shape of `center`."""
     if leave_one_out is None:
         raise DesignError("method 'bca' needs leave_one_out values: give them, or use method 't'")
     without = check_replicates(leave_one_out, center, what="leave-one-out values")

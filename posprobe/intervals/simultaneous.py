@@ -1,4 +1,4 @@
-"""Many statistics at once."""
+"""Simultaneous intervals and adjusted p-values of many statistics."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["MaxT", "benjamini_hochberg", "holm", "max_t"]
 
 @dataclass(frozen=True)
 class MaxT:
-    """Simultaneous intervals and adjusted p-values; every array has the shape of the estimates.
+    """Simultaneous intervals and adjusted p-values, as `max_t` returns them.
 
     Attributes
     ----------
-    estimate, standard_error, low, high, p_value : ndarray
-        One entry for each statistic.
+    estimate, standard_error, low, high, p_value : ndarray of shape (...)
+        One entry for each statistic; p-values are adjusted.
     critical : float
-        Half width of every interval in standard errors.
+        Half width of every interval, in standard errors.
     level : float
-        Probability that *all* intervals cover at once.
+        Nominal probability that *all* intervals cover at once.
     n : int
         Number of independent units.
     """
@@ -50,37 +50,43 @@ def max_t(
     level: float = 0.95,
     null: float = 0.0,
 ) -> MaxT:
-    r"""Simultaneous intervals and adjusted p-values of many statistics from shared weights.
+    r"""Simultaneous intervals and adjusted p-values by the bootstrap max-T method.
 
-    With standard errors :math:`se_k` of `standard_error`, :math:`t_k = (\theta_k - null) / se_k`,
-    replicates :math:`\theta^*_{bk}` of standard deviation :math:`sd_k`, and
-    :math:`m_b = \max_k |\theta^*_{bk} - \theta_k| / sd_k`, all intervals
-    :math:`\theta_k \pm c\, se_k` cover at once with probability `level` where c is that quantile
-    of m, and the single-step adjusted p-value is the share of m that reaches :math:`|t_k|`.
-    Because the :math:`se_k` are estimated from n clusters, normal quantiles are exchanged for
-    those of t(n - 1): one statistic gets the "t" interval of `bootstrap_limits`.
+    Replicate b of statistic k is :math:`\theta^*_{bk}`, and :math:`sd_k` is the standard deviation
+    of the replicates. The largest deviation in replicate b is
+
+    .. math:: m_b = \max_k |\theta^*_{bk} - \theta_k| / sd_k
+
+    With c the `level` quantile of m, all intervals :math:`\theta_k \pm c\, se_k` cover at once
+    with probability `level`. The single-step adjusted p-value of statistic k is the share of m
+    that reaches :math:`|t_k|`, where :math:`t_k = (\theta_k - null) / se_k`. Because the
+    `standard_error` :math:`se_k` is estimated from n clusters, c and :math:`t_k` are converted
+    between normal and t(n - 1) quantiles. For a single statistic the result is the "t" interval
+    of `bootstrap_limits`.
 
     Parameters
     ----------
-    estimates : array-like (...)
-        Statistics in the data, for instance (layers, heads).
-    replicates : array-like (B, ...)
-        The same in B bootstrap samples with the same `cluster_weights` for all of them.
+    estimates : array-like of shape (...)
+        Statistics in the data, for instance one for each layer and head.
+    replicates : array-like of shape (B, ...)
+        The statistics in B bootstrap samples. All must use the same `cluster_weights`.
     n : int
-        Number of clusters that were resampled.
+        Number of resampled clusters.
     level : float
-        Probability that all intervals cover.
+        Nominal probability that all intervals cover.
     null : float
-        Value to test against.
+        Value of every statistic under the null hypothesis.
 
     Returns
     -------
     MaxT
+        Arrays with the shape of the estimates.
 
     Raises
     ------
     DesignError
-        If shapes do not match, values are not finite, or a statistic does not vary.
+        If shapes do not match, values are not finite, there are fewer than two clusters, or a
+        statistic is the same in all replicates.
 
     References
     ----------
@@ -101,7 +107,7 @@ def max_t(
     center = np.asarray(estimates, dtype=np.float64)
     draws = check_replicates(replicates, center)
     spread, error = draws.std(axis=0, ddof=1), standard_error(draws, n)
-    # Identical replicates differ by rounding alone, so their deviation is compared with their size.
+    # Rounding makes equal replicates differ slightly, so compare their spread with their size.
     still = np.argwhere(spread <= 1e-12 * np.abs(draws).max(axis=0))
     if len(still):
         raise DesignError(
@@ -118,22 +124,26 @@ def max_t(
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> Array:
-    """P-values adjusted for the false discovery rate, over all entries at once.
+    r"""Adjust p-values for the false discovery rate, over all entries at once.
+
+    With m p-values in ascending order, the k-th becomes
+    :math:`\min_{j \ge k} m\, p_{(j)} / j`, and at most 1.
 
     Parameters
     ----------
-    p_values : array-like (...)
-        P-values, for instance (layers, heads); independent or positively dependent.
+    p_values : array-like of shape (...)
+        P-values that are independent or positively dependent.
 
     Returns
     -------
-    ndarray (...)
-        Reject where an entry is at most q: the expected share of false rejections is at most q.
+    ndarray of shape (...)
+        Adjusted p-values. If the entries of at most q are rejected, the expected share of false
+        rejections among them is at most q.
 
     Raises
     ------
     DesignError
-        If an entry is not within 0 and 1.
+        If there are no p-values, or one is not between 0 and 1.
 
     References
     ----------
@@ -150,25 +160,26 @@ def benjamini_hochberg(p_values: ArrayLike) -> Array:
 
 
 def holm(p_values: ArrayLike) -> Array:
-    r"""P-values adjusted for the family-wise error rate, over all entries at once.
+    r"""Adjust p-values for the family-wise error rate, over all entries at once.
 
-    With m p-values in order, the k-th becomes :math:`\max_{j \le k} (m - j + 1) p_{(j)}`, and 1
-    at most.
+    With m p-values in ascending order, the k-th becomes
+    :math:`\max_{j \le k} (m - j + 1)\, p_{(j)}`, and at most 1.
 
     Parameters
     ----------
-    p_values : array-like (...)
-        P-values of any dependence.
+    p_values : array-like of shape (...)
+        P-values, with any dependence between them.
 
     Returns
     -------
-    ndarray (...)
-        Reject where an entry is at most alpha: the chance of any false rejection is at most alpha.
+    ndarray of shape (...)
+        Adjusted p-values. If the entries of at most alpha are rejected, the probability of any
+        false rejection is at most alpha.
 
     Raises
     ------
     DesignError
-        If an entry is not within 0 and 1.
+        If there are no p-values, or one is not between 0 and 1.
 
     References
     ----------
@@ -181,7 +192,8 @@ def holm(p_values: ArrayLike) -> Array:
     array([0.04, 0.09, 0.09, 0.5 ])
     """
     p = _checked(p_values).ravel()
-    # statsmodels' own collects garbage at every call, a tenth of a second in a large process.
+    # The function in statsmodels runs the garbage collector at every call, which takes a tenth of
+    # a second in a large process.
     order = np.argsort(p)
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)

@@ -1,4 +1,4 @@
-"""Student's t: the mean over clusters, and any smooth statistic by the jackknife."""
+"""Student's t intervals: of a mean over clusters, and of any smooth statistic by the jackknife."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["jackknife_interval", "leave_one_out", "mean_interval", "pseudo_value
 
 
 def mean_interval(values: ArrayLike, *, estimand: str, level: float = 0.95) -> Interval:
-    """Mean over clusters of one number each: ``mean ± t(n - 1) sd / sqrt(n)``.
+    """Student's t interval of a mean over clusters, ``mean ± t(n - 1) sd / sqrt(n)``.
 
     Parameters
     ----------
-    values : array-like (n,)
+    values : array-like of shape (n,)
         One number for each cluster.
     estimand : str
-        What is estimated.
+        Name of what is estimated.
     level : float
         Nominal coverage.
 
@@ -36,7 +36,7 @@ def mean_interval(values: ArrayLike, *, estimand: str, level: float = 0.95) -> I
     Raises
     ------
     DesignError
-        If there are fewer than two clusters, or values are not finite.
+        If `values` is not one-dimensional, has fewer than two entries, or is not finite.
 
     References
     ----------
@@ -64,19 +64,21 @@ def mean_interval(values: ArrayLike, *, estimand: str, level: float = 0.95) -> I
 
 
 def leave_one_out(statistic: Callable[..., Any], *values: ArrayLike) -> Array:
-    """Any statistic without each unit in turn; where a closed form exists, use that instead.
+    """Compute a statistic n times, each time without one of the n units.
+
+    The statistic is called n times, so prefer a closed form if there is one.
 
     Parameters
     ----------
     statistic : callable
         Takes the arrays, each without one row, and returns a number or an array.
-    *values : array-like (n, ...)
+    *values : array-like of shape (n, ...)
         Samples with one row for each unit, paired by row.
 
     Returns
     -------
-    ndarray (n, ...)
-        Entry i leaves unit i out.
+    ndarray of shape (n, ...)
+        Entry i is the statistic without unit i.
 
     Raises
     ------
@@ -97,22 +99,22 @@ def leave_one_out(statistic: Callable[..., Any], *values: ArrayLike) -> Array:
 
 
 def pseudo_values(estimate: ArrayLike, leave_one_out: ArrayLike) -> Array:
-    """Jackknife pseudo-values ``n estimate - (n - 1) estimate without i``.
+    """Jackknife pseudo-values, ``n estimate - (n - 1) leave_one_out[i]``.
 
-    They turn a statistic into a mean over units: for a mean they are the data themselves, for a
-    U-statistic their mean is the statistic.
+    Pseudo-values turn a statistic into a mean over units. For a mean they are the data
+    themselves; for a U-statistic their mean is the statistic.
 
     Parameters
     ----------
-    estimate : array-like (...)
+    estimate : array-like of shape (...)
         The statistic in the data.
-    leave_one_out : array-like (n, ...)
+    leave_one_out : array-like of shape (n, ...)
         The statistic without each unit in turn.
 
     Returns
     -------
-    ndarray (n, ...)
-        In the unit of the estimate.
+    ndarray of shape (n, ...)
+        One pseudo-value for each unit, in the unit of the estimate.
 
     Raises
     ------
@@ -144,13 +146,13 @@ def jackknife_interval(
     Parameters
     ----------
     estimate : float
-        The statistic in the data; it must be smooth (a median is not).
-    leave_one_out : array-like (n,)
+        The statistic in the data. It must be a smooth function of them, which a median is not.
+    leave_one_out : array-like of shape (n,)
         The statistic without each unit in turn.
     level : float
         Nominal coverage.
     estimand : str
-        What is estimated.
+        Name of what is estimated.
 
     Returns
     -------
@@ -159,7 +161,8 @@ def jackknife_interval(
     Raises
     ------
     DesignError
-        As `pseudo_values`.
+        If `leave_one_out` is not one-dimensional or has fewer than two entries, values are not
+        finite, or the level is not valid.
 
     References
     ----------

@@ -27,11 +27,11 @@ class Features(NamedTuple):
 
     Attributes
     ----------
-    X : array of shape (n, p)
+    X : ndarray of shape (n, p)
         Float64.
-    y : array of shape (n,)
+    y : ndarray of shape (n,)
         Position, in tokens.
-    groups : array of shape (n,)
+    groups : ndarray of shape (n,)
         The sequence, or in the shifted design the item, of each row.
     feature_groups : dict of str to slice
         Columns that belong together.
