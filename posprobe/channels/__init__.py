@@ -1,9 +1,9 @@
-"""T = M + R: position effects on log attention weights, split into mask and residual channel.
+"""Position effects on log attention weights, split into mask and residual channel: T = M + R.
 
-effects        the split itself, and its variances by a U-statistic: pure functions of arrays
-reading        from a stored file to effects, layer by layer
-variances      V_T, V_M, V_R, C_MR and shares with their intervals
-decomposition  tables by layer, head and offset: `posprobe.decompose`
+effects        holds the effects and computes their variances, as pure functions of arrays
+reading        reads the effects of a layer from a stored file
+variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
+decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
 """
 
 from posprobe.channels.decomposition import MAX_UNITS, decompose

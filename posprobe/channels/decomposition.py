@@ -1,4 +1,4 @@
-"""The two channels of one file as tables: by head, layer, position, offset and range of queries."""
+"""Tables of the two channels of one file, by head, layer, position, offset and range of queries."""
 
 from __future__ import annotations
 
@@ -30,23 +30,26 @@ EFFECTS = {"T": "total", "M": "mask", "R": "residual"}
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Where the position effects of one file come from.
+    """The result of `decompose`: the position effects of one file, split into two channels.
 
     Attributes
     ----------
     by_head, by_layer, overall : pandas.DataFrame
-        One row per layer and head, per layer (mean over heads), and one for the mean over all.
-        Columns: V_T, V_M, V_R, C_MR, V_S with `_low` and `_high`; `share_mask`, `share_residual`
-        with their limits; `status` ("ok", or "undefined" where V_T is not distinguishable from 0,
-        and no share is given); `relation` of the channels. Squared nats. Layers have their
-        `layer_type`: "full", or "window(W)".
+        `by_head` has one row for each layer and head, `by_layer` one for each layer (the mean over
+        heads), and `overall` a single row (the mean over layers and heads). The columns are V_T,
+        V_M, V_R, C_MR and V_S in squared nats, and `share_mask` and `share_residual` without unit,
+        all with their `_low` and `_high`. `status` is "ok", or "undefined" if V_T is not
+        distinguishable from 0 and shares are left out. `relation` says whether the channels are
+        "opposed", "reinforcing" or "not distinguishable". `layer_type` is "full" or "window(W)".
     positions : pandas.DataFrame
-        T, M, R and S in nats at each position, by layer and (layer "all") over all.
+        T, M, R and S in nats at each position, with limits: for each layer, and for the mean over
+        layers (layer "all").
     variances : Variances
-        What the tables were made from.
+        The estimates and resampled values from which the tables are made.
     by_offset : pandas.DataFrame or None
-        Where asked for: one row per range of queries (`positions`: "early", "late", "all"), layer,
-        head and offset, and (layer and head "all") the mean over all; see `decompose`.
+        One row for each range of queries (`positions`: "early", "late", "all"), layer, head and
+        offset, and one for the mean over layers and heads (both "all"). None unless it was
+        requested; see `decompose`.
     """
 
     by_head: pd.DataFrame
@@ -67,42 +70,43 @@ def decompose(
 ) -> Decomposition:
     r"""Split the effect of position on attention into mask and residual channel, with intervals.
 
-    The estimand is the variance over positions of the mean effect, in the population of items from
-    which the file's were drawn; the unit of resampling is the item (a window in the shifted design,
-    a sequence elsewhere). Limits are cluster bootstrap, estimate plus and minus t times standard
-    error; shares have Fieller's limits on jackknife pseudo-values. More than 200 items are pooled
-    into 200 units of neighbouring ones, which are resampled as a whole; memory does not grow
-    beyond that.
+    The estimand of each variance is the variance over positions of the mean effect in the
+    population from which the items of the file were drawn. The unit of resampling is the item: a
+    window in the shifted design, a sequence in the others. Limits are ``estimate ± t standard
+    error`` of the cluster bootstrap; shares have Fieller's limits, from jackknife pseudo-values. To
+    bound memory, neighbouring items are pooled into 200 units if there are more than 200 items,
+    and these units are resampled.
 
-    Heads, layers and the whole have the mean over offsets of each variance, and shares of these
-    means; not the variance of a mean. Offset by offset, with P positions in the range,
+    The tables by head, by layer and overall average each variance over offsets, and their shares
+    are ratios of these averages. The table by offset gives, with P positions in the range,
 
     .. math::
 
         \bar T_d = \frac{1}{P - 1} \sum_{p \ne \mathrm{ref}} E_n\, T_{n d}(p), \qquad
         V_{T,d} = \mathrm{Var}_p\, E_n\, T_{n d}(p)
 
-    and the same of M and R: T is what is observed, and does not depend on how the mask is shrunk;
-    only its division into M and R does. All offsets are averaged over the same rows of the window,
-    those whose key at the largest offset is inside it: M holds no score at an offset, so it is
-    the same at all of them, and what differs between offsets are scores. The other tables use, at
-    each offset, all the rows that it has.
+    and likewise for M and R. T is observed; only its division into M and R depends on how the mask
+    is shrunk. In this table all offsets are averaged over the same rows of the window, those whose
+    key at the largest offset lies in the window. M depends on no score at a fixed offset, so it is
+    then the same at all offsets, and offsets differ by their scores alone. The other tables
+    average each offset over all rows whose key at that offset lies in the window.
 
     Parameters
     ----------
     store : ActivationStore
+        A capture with all scores.
     up_to : int or None
-        Only positions up to this one, and the reference (early queries).
+        Use only positions up to this one, and the reference. By default all positions are used.
     by_offset : bool
-        Also offset by offset and by range of queries: "early" (prefixes up to an eighth of the
-        length, and the reference), "late" (the others) and "all". Columns: T, M, R (nats) with
-        limits; V_T, V_M, V_R, C_MR, shares, `status` and `relation` as in the other tables;
-        `V_T_p_adjusted` and `V_R_p_adjusted` (max-T over all rows of heads, ranges and offsets
-        together; NaN in the means over all). Limits hold for each number by itself.
+        Also build the table by offset and by range of queries: "early" (prefixes up to an eighth
+        of the length, and the reference), "late" (the others) and "all". Its columns are T, M and R
+        in nats with limits; the variances, shares, `status` and `relation` of the other tables; and
+        `V_T_p_adjusted` and `V_R_p_adjusted`, adjusted by max-T over all heads, ranges and offsets
+        together (NaN in the rows of means). Limits are not simultaneous.
     inference : Inference
         Level, number of bootstrap samples and seed.
     **changes
-        Fields of `inference` by themselves: ``level=0.9``, ``seed=1``, ...
+        Fields of `inference` to replace, for instance ``level=0.9`` or ``seed=1``.
 
     Returns
     -------
@@ -111,7 +115,8 @@ def decompose(
     Raises
     ------
     DesignError
-        If the file lacks a quantity, or has fewer than three items.
+        If the file lacks a quantity, has fewer than three items or has no position up to `up_to`,
+        or if the scores of its model move with position by themselves.
 
     Examples
     --------
@@ -144,7 +149,7 @@ def decompose(
 
 
 def _ranges(effects: list[ChannelEffects], early: int) -> dict[str, list[ChannelEffects]]:
-    """The effects by range of queries; ranges with no position but the reference are left out."""
+    """Return the effects by range of queries, for ranges with more than the reference position."""
     ranges = {
         "early": [layer.up_to(early) for layer in effects],
         "late": [layer.beyond(early) for layer in effects],
@@ -154,7 +159,7 @@ def _ranges(effects: list[ChannelEffects], early: int) -> dict[str, list[Channel
 
 
 def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
-    """Heads and their mean at each offset, one range of queries after the other."""
+    """Return the table by offset: heads and their mean, one range of queries after the other."""
     effects = [
         channel_effects(store, layer, same_rows=True, max_units=MAX_UNITS)
         for layer in range(store.n_layers)
@@ -190,7 +195,7 @@ def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
 
 
 def _cells(layers: list[ChannelEffects]) -> pd.DataFrame:
-    """Layer, head and offset of each cell, offsets fastest."""
+    """Return the layer, head and offset of each cell; the offset varies fastest."""
     rows = [
         (k, head, offset)
         for k, layer in enumerate(layers)
@@ -201,7 +206,7 @@ def _cells(layers: list[ChannelEffects]) -> pd.DataFrame:
 
 
 def _mean_effects(effects: dict[str, Array], inference: Inference) -> pd.DataFrame:
-    """T, M and R, items x cells, averaged over items, with limits."""
+    """Return the means of T, M and R over items, with limits; each effect is (item, cell)."""
     columns: dict[str, Array] = {}
     for name, values in effects.items():
         n = len(values)
@@ -212,7 +217,7 @@ def _mean_effects(effects: dict[str, Array], inference: Inference) -> pd.DataFra
 
 
 def _positions(effects: list[ChannelEffects], inference: Inference) -> pd.DataFrame:
-    """Mean effects at each position, layer by layer and over all layers."""
+    """Return the mean effects at each position with limits, by layer and over all layers."""
     weights = inference.weights(effects[0].n_items)
     estimates = [layer.profile() for layer in effects]
     replicates = [layer.profile(weights) for layer in effects]

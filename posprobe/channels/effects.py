@@ -1,6 +1,6 @@
 r"""Position effects, and their exact split into the mask channel and the residual channel.
 
-For one head, offset and item, at position p against a reference (the latest) position:
+For one head, offset and item, at position p relative to the latest position (the reference):
 
 .. math::
 
@@ -8,9 +8,9 @@ For one head, offset and item, at position p against a reference (the latest) po
     M(p) = -\left(z_\mathrm{mask}(p) - z(\mathrm{ref})\right), \qquad
     R(p) = T(p) - M(p)
 
-with :math:`a = s - z` the log attention weight and :math:`z_\mathrm{mask}(p)` the normalizer of the
-late row, were its mask that of position p. All are differences within one row, in nats: adding a
-constant to the scores of a query changes none of them.
+Here :math:`a = s - z` is the log attention weight, and :math:`z_\mathrm{mask}(p)` is the normalizer
+that the late row would have under the mask of position p. All three are in nats. They do not change
+if a constant is added to all scores of a query.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["Array", "ChannelEffects", "position_covariance"]
 
 
 def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Array:
-    r"""Covariance over positions of two position effects, unbiased by content noise.
+    r"""Estimate the covariance over positions of two mean position effects, without bias.
 
-    With rows centred over p, and pairs of *different* items only,
+    Each item is centred over positions. Only products of *different* items enter:
 
     .. math::
 
@@ -39,26 +39,26 @@ def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Arr
                        - \sum_n w_n^2 \langle x_n, y_n \rangle}
                       {P \left( (\sum_n w_n)^2 - \sum_n w_n^2 \right)} .
 
-    The plain variance of position means also contains content noise; this does not, and may be
-    negative. It is never clipped.
+    The plain variance of position means also contains noise from the content of the items. This
+    estimate does not. It may be negative and is not clipped.
 
     Parameters
     ----------
     x, y : ndarray of shape (N, P, ...)
-        Items x positions x anything.
-    weights : ndarray of shape (B, N), or None
-        One row per weighting of the items: multinomial counts for a bootstrap, ones with a single
-        zero for a jackknife. None: every item once.
+        The two effects, for N items at P positions.
+    weights : ndarray of shape (B, N) or None
+        Each row is one weighting of the items: multinomial counts for a bootstrap sample, ones
+        with a single zero for the jackknife. By default every item counts once.
 
     Returns
     -------
     ndarray of shape (...), or (B, ...) with weights
-        In squared units of x.
+        In the unit of x times that of y, here squared nats.
 
     Raises
     ------
     DesignError
-        With fewer than two items or two positions.
+        If there are fewer than two items or two positions.
 
     Examples
     --------
@@ -87,17 +87,19 @@ def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Arr
 
 @dataclass(frozen=True)
 class ChannelEffects:
-    """Effects of position on one layer's log attention weights, item by item.
+    """Effects of position on the log attention weights of one layer.
+
+    There are N items, P positions, H heads and D offsets.
 
     Attributes
     ----------
     positions : ndarray of shape (P,)
         Prefix lengths, in tokens; the last is the reference.
     total, mask, residual : ndarray of shape (N, P, H, D)
-        T, M and R, in nats, averaged over the rows of the window.
+        T, M and R in nats, averaged over the rows of the window.
     sink : ndarray of shape (N, P, H, D)
-        The part of R that key 0 makes by its score relative to the local mean; 0 in heads from
-        which key 0 is hidden.
+        S in nats: the part of R due to the score of key 0 relative to the mean score at the fixed
+        offsets. It is 0 where a head does not see key 0.
     offsets : tuple of int
         The D offsets, in tokens.
     """
@@ -111,35 +113,35 @@ class ChannelEffects:
 
     @property
     def n_items(self) -> int:
-        """N, the number of resampling units."""
+        """The number N of resampling units."""
         return len(self.total)
 
     def up_to(self, position: int) -> ChannelEffects:
-        """Early positions only, and the reference."""
+        """Keep the positions up to this one, in tokens, and the reference."""
         keep = self.positions <= position
         keep[-1] = True
         return self._with(self.positions[keep], np.s_[:, keep])
 
     def beyond(self, position: int) -> ChannelEffects:
-        """Later positions only, the reference among them."""
+        """Keep the positions beyond this one, in tokens; they include the reference."""
         keep = self.positions > position
         return self._with(self.positions[keep], np.s_[:, keep])
 
     def at_offsets(self, offsets: tuple[int, ...]) -> ChannelEffects:
-        """Some of the offsets only."""
+        """Keep these offsets, in this order."""
         kept = [self.offsets.index(offset) for offset in offsets]
         return dataclasses.replace(self._with(self.positions, np.s_[..., kept]), offsets=offsets)
 
     def by_offset(self) -> ChannelEffects:
-        """Every head at every offset as a head of its own: (N, P, H * D, 1)."""
+        """Treat each pair of head and offset as a head: arrays of shape (N, P, H * D, 1)."""
         return self._with(self.positions, np.s_[:], (*self.total.shape[:2], -1, 1))
 
     def take(self, items: NDArray[np.intp]) -> ChannelEffects:
-        """Some of the items only, by their place along the first axis."""
+        """Keep these items, given by their indices along the first axis."""
         return self._with(self.positions, np.s_[items])
 
     def mean(self) -> ChannelEffects:
-        """The mean over all items, as one."""
+        """Average over items; the result has one item."""
         total, mask, residual, sink = (
             part.mean(0, keepdims=True)
             for part in (self.total, self.mask, self.residual, self.sink)
@@ -156,7 +158,18 @@ class ChannelEffects:
         return ChannelEffects(positions, total, mask, residual, sink, self.offsets)
 
     def profile(self, weights: Array | None = None) -> dict[str, Array]:
-        """T, M, R and S at each position, averaged over heads and offsets: (P,), or (B, P)."""
+        """Average T, M, R and S over items, heads and offsets.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (B, N) or None
+            Weightings of the items, as in `position_covariance`.
+
+        Returns
+        -------
+        dict of str to ndarray of shape (P,), or (B, P) with weights
+            The mean effect at each position, in nats.
+        """
         rows = np.ones((1, self.n_items)) if weights is None else np.asarray(weights, dtype=float)
         rows = rows / rows.sum(1, keepdims=True)
         parts = {"T": self.total, "M": self.mask, "R": self.residual, "S": self.sink}
@@ -164,7 +177,18 @@ class ChannelEffects:
         return {k: v[0] for k, v in means.items()} if weights is None else means
 
     def variances(self, weights: Array | None = None) -> dict[str, Array]:
-        """V_T, V_M, V_R, C_MR and V_S per head, averaged over offsets: (H,), or (B, H)."""
+        """Estimate V_T, V_M, V_R, C_MR and V_S of each head, averaged over offsets.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (B, N) or None
+            Weightings of the items, as in `position_covariance`.
+
+        Returns
+        -------
+        dict of str to ndarray of shape (H,), or (B, H) with weights
+            In squared nats.
+        """
         pairs = {
             "V_T": (self.total, self.total),
             "V_M": (self.mask, self.mask),

@@ -1,4 +1,4 @@
-"""From a stored file to position effects: T, M, R and S of one layer, item by item."""
+"""Read the position effects T, M, R and S of one layer from a stored file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,45 @@ from posprobe.store import ActivationStore
 
 __all__ = ["channel_effects", "cut_heads", "early_limit", "score_shift", "why_not_split"]
 
-# The items of a block: the scores of a layer are never in memory as a whole.
+# Number of items read at once, so the scores of a whole layer are never in memory together.
 BLOCK_ITEMS = 64
 REQUIRED = ("normalizer", "sink_score", "offset_score", "remasked_normalizer", "remasked_body")
 
 
 def early_limit(store: ActivationStore) -> int:
-    """Early queries are those behind a prefix of at most an eighth of the longest sequence."""
+    """Return the longest prefix of early queries.
+
+    Early queries are behind prefixes of at most an eighth of the longest sequence. If there is no
+    such prefix, the shortest one counts as early.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture with prefixes.
+
+    Returns
+    -------
+    int
+        In tokens.
+    """
     limit = store.length // 8
     return max([p for p in store.prefixes if p <= limit], default=store.prefixes[0])
 
 
 def cut_heads(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
-    """Heads of a layer from which an intervention hides key 0, as the file says: (H,)."""
+    """Return which heads of a layer have key 0 hidden by an intervention.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture, whose header lists its interventions.
+    layer : int
+        Index of the layer.
+
+    Returns
+    -------
+    ndarray of bool of shape (H,)
+    """
     hidden = np.zeros(store.n_heads, dtype=bool)
     for change in store.header.interventions:
         heads = change.get("cut_sink") or []
@@ -37,10 +63,22 @@ def cut_heads(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
 
 
 def why_not_split(store: ActivationStore) -> str | None:
-    """Why the effects of a file cannot be split into two channels; None where they can.
+    """Explain why the position effects of a file cannot be split into two channels.
 
-    Either the file lacks a score, or scores of its model move with position by themselves: then
-    T = M + R + P has a third part P, which T - M would count as the residual channel.
+    Either the file lacks a quantity or a sequence, or scores of its model move with position by
+    themselves. In the latter case T = M + R + P has a third part P, which T - M would count as
+    the residual channel.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Any capture.
+
+    Returns
+    -------
+    str or None
+        The reason, which continues a sentence that begins with the name of the file. None if the
+        effects can be split.
     """
     missing = [name for name in REQUIRED if name not in store.header.quantities]
     if missing:
@@ -59,7 +97,7 @@ def why_not_split(store: ActivationStore) -> str | None:
 
 
 def _is_crossed(store: ActivationStore) -> bool:
-    """Whether every item has one sequence behind every prefix, and no more."""
+    """Return whether every item has exactly one sequence behind every prefix."""
     found = np.unique(np.stack([store.item, store.prefix_length], 1), axis=0)
     crossed = np.array([*itertools.product(np.unique(store.item), sorted(store.prefixes))])
     return len(found) == store.n_sequences and np.array_equal(found, crossed)
@@ -73,36 +111,39 @@ def channel_effects(
     same_rows: bool = False,
     max_units: int | None = None,
 ) -> ChannelEffects:
-    """T, M and R of one layer, from a stored file.
+    """Compute T, M, R and S of one layer from a stored file; the equations are in `effects`.
 
-    In the shifted design each item is one window behind several prefixes; in the others the same
-    positions are read off one sequence, so content differs between them.
+    In the shifted design, an item is one window behind several prefixes. In the other designs an
+    item is a sequence, and its windows at different positions have different content.
 
     Parameters
     ----------
     store : ActivationStore
+        A capture with all scores.
     layer : int
+        Index of the layer.
     without_sink : bool
-        Leave key 0 out of every denominator: effects on attention among the other keys, which
-        hiding key 0 from a head does not change by itself. Shifted design only.
+        Leave key 0 out of every denominator. The effects are then those on attention among the
+        other keys, which hiding key 0 from a head does not change by itself. Only the shifted
+        design allows this.
     same_rows : bool
-        Average every offset over the rows of the largest, so offsets can be compared: M is
-        then the same at all of them.
+        Average every offset over the rows of the largest offset, so offsets can be compared. M is
+        then the same at all offsets.
     max_units : int or None
-        More items than these are pooled into so many units, each the mean of neighbouring items,
-        and memory does not grow beyond that.
+        If there are more items, pool them into this many units to bound memory. Each unit is the
+        mean of neighbouring items.
 
     Returns
     -------
     ChannelEffects
-        Rows of the window nearer to its start than an offset are left out for that offset, so
-        the key is inside the window too. Offsets that a sliding window hides are left out.
+        Each offset is averaged over the rows of the window whose key at that offset lies in the
+        window too. Offsets that a sliding window hides are left out.
 
     Raises
     ------
     DesignError
-        If the file lacks a quantity that the split needs, or scores of its model move with position
-        by themselves, which would be read as the residual channel.
+        If `why_not_split` gives a reason, if no offset lies inside the window, or if
+        `without_sink` is asked of another design than the shifted one.
     """
     reason = why_not_split(store)
     if reason is not None:
@@ -126,27 +167,32 @@ def channel_effects(
 
 
 def score_shift(store: ActivationStore, layer: int) -> Array:
-    r"""How far scores at fixed offsets move with the window, relative to their spread.
+    r"""Compute how far scores at fixed offsets move with the window, relative to their spread.
+
+    For each item,
 
     .. math::
 
         \max_{p, i, h, d} \frac{|s_{i, i - d}(p) - s_{i, i - d}(\mathrm{ref})|}
                               {\mathrm{sd}\, s_{i, i - d}(\mathrm{ref})}
 
-    for each item, over rows i of the window whose key is inside it, heads h and offsets d. At layer
-    0, where queries and keys are those of the tokens, it is what the position encoding does to a
-    pair of tokens that moves as one: nothing, but for rounding, if it knows offsets alone.
+    over positions p, heads h, offsets d and those rows i of the window whose key lies in it; the
+    standard deviation is over rows, heads and offsets. At layer 0 queries and keys depend on their
+    tokens only, so this measures what the position encoding does to a pair of tokens that moves
+    together. The result is 0, up to rounding, if the encoding depends on offsets alone. Masks do
+    not affect it.
 
     Parameters
     ----------
     store : ActivationStore
         A capture of the shifted design.
     layer : int
+        Index of the layer.
 
     Returns
     -------
     ndarray of shape (N,)
-        Without unit; 0 where all scores are the same. No mask enters here.
+        One value for each item, without unit. It is 0 if all scores are the same.
 
     Raises
     ------
@@ -174,7 +220,7 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
 def _effects_of(
     store: ActivationStore, layer: int, items: slice, without_sink: bool, same_rows: bool
 ) -> ChannelEffects:
-    """Effects of some items, in the order of their numbers."""
+    """Compute the effects of some items, in the order of their numbers."""
     normalizer, sink_score, offset_score = (
         _by_item(store, name, layer, items) for name in REQUIRED[:3]
     )
@@ -207,14 +253,14 @@ def _effects_of(
 
 
 def _local_mean(offset_score: Array, offsets: NDArray[np.int64]) -> Array:
-    """Mean score over the offsets whose key is inside the window too: (item, prefix, row, head)."""
+    """Average scores over the offsets whose key lies in the window: (item, prefix, row, head)."""
     inside = offsets <= np.arange(offset_score.shape[2])[:, None]
     share = inside / np.maximum(inside.sum(1, keepdims=True), 1)
     return (np.nan_to_num(offset_score) * share[None, None, :, None]).sum(-1)
 
 
 def _by_item(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
-    """Rows of the window at every position: (item, prefix, row, head, ...), float64."""
+    """Read the rows of the window at every position, as float64 (item, prefix, row, head, ...)."""
     values = store.read(quantity, layer)
     if store.design == "shifted":
         order = np.lexsort((store.prefix_length, store.item)).reshape(-1, len(store.prefixes))
@@ -228,7 +274,7 @@ def _by_item(store: ActivationStore, quantity: str, layer: int, items: slice) ->
 
 
 def _late_rows(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
-    """A re-masked quantity of the latest row of each item: (item, prefix, row, head), float64."""
+    """Read a re-masked quantity of the late rows, as float64 (item, prefix, row, head)."""
     values = store.read(quantity, layer)
     if store.design == "shifted":
         late = np.flatnonzero(store.prefix_length == store.prefixes[-1])
@@ -237,14 +283,17 @@ def _late_rows(store: ActivationStore, quantity: str, layer: int, items: slice) 
 
 
 def _sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
-    """Whether each head sees key 0 at each position: (prefix, row, head)."""
+    """Return whether each head sees key 0 at each position: (prefix, row, head)."""
     limit = store.layer_window[layer] or np.inf
     shown = np.add.outer(store.prefixes, np.arange(store.window)) < limit
     return shown[:, :, None] & ~cut_heads(store, layer)
 
 
 def _own_body(store: ActivationStore, layer: int, items: slice) -> Array:
-    """Normalizer without key 0 of every row as it is: (item, prefix, row, head), float64."""
+    """Read each row's normalizer without key 0, as float64 (item, prefix, row, head).
+
+    Every row keeps the mask of its own position.
+    """
     if store.design != "shifted":
         raise DesignError(
             f"{store.path.name} is of design {store.design!r}, whose normalizers without key 0 are "

@@ -1,4 +1,4 @@
-"""Variances of position effects, their shares and their intervals, head by head."""
+"""Variances of position effects and their shares, with intervals, for every head."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ VARIANCES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
 
 @dataclass(frozen=True)
 class Variances:
-    """Variances of position effects with their resampled values, for L layers of H heads.
+    """Variances of position effects and their resampled values, for L layers of H heads.
+
+    The keys of each dictionary are V_T, V_M, V_R, C_MR and V_S; values are in squared nats.
 
     Attributes
     ----------
-    estimate : dict of str to array of shape (L, H)
-        V_T, V_M, V_R, C_MR and V_S, in squared nats.
-    bootstrap : dict of str to array of shape (B, L, H)
-        The same in each bootstrap sample of items (B of them, or none); one set of weights for all
-        layers and heads.
-    pseudo : dict of str to array of shape (N, L, H)
-        Jackknife pseudo-values, item by item.
+    estimate : dict of str to ndarray of shape (L, H)
+        The estimates.
+    bootstrap : dict of str to ndarray of shape (B, L, H)
+        The estimates in B bootstrap samples of items, with the same weights for all layers and
+        heads. B is 0 if no bootstrap was asked for.
+    pseudo : dict of str to ndarray of shape (N, L, H)
+        Jackknife pseudo-values, one for each of N items.
     """
 
     estimate: dict[str, Array]
@@ -55,17 +57,17 @@ class Variances:
 
     @property
     def n_items(self) -> int:
-        """N, the number of resampling units."""
+        """The number N of resampling units."""
         return len(self.pseudo["V_T"])
 
     def limits(self, name: str, level: float) -> tuple[Array, Array]:
-        """Bootstrap limits of one quantity for every layer and head: two arrays (L, H)."""
+        """Return the lower and upper bootstrap limits of one variance, both of shape (L, H)."""
         return bootstrap_limits(
             self.bootstrap[name], self.estimate[name], n=self.n_items, level=level
         )
 
     def mean(self, axis: tuple[int, ...]) -> Variances:
-        """Average over layers (0) and heads (1), with size 1 left in their place."""
+        """Average over layers (0) and/or heads (1); averaged axes keep size 1."""
 
         def average(parts: dict[str, Array], ahead: int) -> dict[str, Array]:
             over = tuple(a + ahead for a in axis)
@@ -76,18 +78,18 @@ class Variances:
         )
 
     def heads(self, kept: NDArray[np.bool_]) -> Variances:
-        """Some of the heads only, (H,)."""
+        """Keep the heads where the mask `kept` of shape (H,) is True."""
         parts = (self.estimate, self.bootstrap, self.pseudo)
         return Variances(*({k: v[..., kept] for k, v in part.items()} for part in parts))
 
     def layers(self, kept: NDArray[np.bool_]) -> Variances:
-        """Some of the layers only, (L,)."""
+        """Keep the layers where the mask `kept` of shape (L,) is True."""
         parts = (self.estimate, self.bootstrap, self.pseudo)
         return Variances(*({k: v[..., kept, :] for k, v in part.items()} for part in parts))
 
     @classmethod
     def side_by_side(cls, parts: list[Variances]) -> Variances:
-        """Variances of the same items, as those of one layer with all their heads."""
+        """Concatenate variances of the same items along the axis of heads."""
 
         def joined(of: str) -> dict[str, Array]:
             return {k: np.concatenate([getattr(p, of)[k] for p in parts], -1) for k in VARIANCES}
@@ -98,19 +100,24 @@ class Variances:
 def gather_variances(
     effects: Iterable[ChannelEffects], inference: Inference | None = None
 ) -> Variances:
-    """Estimate, bootstrap and jackknife the variances of all layers with shared weights.
+    """Estimate, bootstrap and jackknife the variances of all layers with the same weights.
 
     Parameters
     ----------
     effects : iterable of ChannelEffects
-        One per layer, of the same items.
+        The effects of each layer, for the same items.
     inference : Inference or None
-        Number and seed of the bootstrap samples of items; None: the jackknife alone.
+        Number and seed of the bootstrap samples of items. If None, only the jackknife is run.
+
+    Returns
+    -------
+    Variances
 
     Raises
     ------
     DesignError
-        With fewer than three items: without one of them, pairs must be left.
+        If there are fewer than three items: the jackknife leaves one out, and the variances need
+        two.
     """
     parts: dict[str, dict[str, list[Array]]] = {}
     weights = leave_one_out = None
@@ -124,7 +131,7 @@ def gather_variances(
             weights = np.empty((0, layer.n_items))
             if inference is not None:
                 weights = inference.weights(layer.n_items)
-                # a sample that drew one item only has no pair of different items
+                # A sample in which all draws are the same item has no pair of different items.
                 weights = weights[(weights > 0).sum(1) > 1]
             leave_one_out = 1.0 - np.eye(layer.n_items)
         estimate = layer.variances()
@@ -142,14 +149,28 @@ def gather_variances(
 
 
 def shares(variances: Variances, layer: int, head: int, level: float) -> dict[str, Interval]:
-    """Shares of the mask and the residual channel in V_T, which add to 1, by Fieller's method.
+    r"""Estimate the shares of the two channels in V_T, with Fieller's intervals.
+
+    .. math:: \mathrm{mask} = (V_M + C_{MR}) / V_T, \qquad \mathrm{residual} = (V_R + C_{MR}) / V_T
+
+    The two shares add to 1. A share is negative if :math:`-C_{MR}` exceeds the channel's own
+    variance.
+
+    Parameters
+    ----------
+    variances : Variances
+        The variances, with jackknife pseudo-values.
+    layer, head : int
+        Indices of one cell.
+    level : float
+        Nominal coverage.
 
     Returns
     -------
     dict of str to Interval
-        `mask`: (V_M + C)/V_T, `residual`: (V_R + C)/V_T; unbounded where V_T is not
-        distinguishable from 0. Below 0 where -C exceeds the channel's own variance. Empty where the
-        estimate of V_T is not above 0: noise may put it even significantly below.
+        The shares "mask" and "residual", without unit. They are unbounded if V_T is not
+        distinguishable from 0. The dictionary is empty if the estimate of V_T is 0 or below, which
+        noise can cause.
     """
     if variances.estimate["V_T"][layer, head] <= 0:
         return {}
@@ -166,18 +187,22 @@ def shares(variances: Variances, layer: int, head: int, level: float) -> dict[st
 def variance_table(
     variances: Variances, layers: list[Any], heads: list[Any], level: float
 ) -> pd.DataFrame:
-    """Variances, shares and their limits, one row per cell; columns as in `Decomposition`.
+    """Tabulate variances and shares with their limits.
 
     Parameters
     ----------
     variances : Variances
+        The variances, with bootstrap replicates and pseudo-values.
     layers, heads : list
-        Names of the cells along both axes.
+        Names of the L layers and H heads.
     level : float
+        Nominal coverage.
 
     Returns
     -------
     pandas.DataFrame
+        One row for each layer and head, with the columns of `Decomposition.by_head` except
+        `layer_type`. If there are several rows, the p-values of V_T and V_R are adjusted by max-T.
     """
     labels = {
         "layer": np.repeat(np.asarray(layers, dtype=object), len(heads)),
@@ -191,7 +216,7 @@ def variance_table(
 
 
 def variance_columns(variances: Variances, level: float) -> pd.DataFrame:
-    """Variances, shares, their limits, status and relation, one row per cell."""
+    """Return variances, shares, their limits, status and relation, one row for each cell."""
     columns: dict[str, Array] = {}
     for name in VARIANCES:
         low, high = variances.limits(name, level)
@@ -204,7 +229,7 @@ def variance_columns(variances: Variances, level: float) -> pd.DataFrame:
 
 
 def adjusted_p(variances: Variances, name: str) -> Array:
-    """P-values of all cells by max-T; NaN where a variance is the same whatever is drawn."""
+    """Return max-T p-values of all cells, NaN where a variance is the same in all replicates."""
     draws = variances.bootstrap[name].reshape(len(variances.bootstrap[name]), -1)
     varies = np.ptp(draws, axis=0) > 1e-10 * np.abs(draws).max(axis=0)
     p_values = np.full(len(varies), np.nan)
@@ -215,7 +240,7 @@ def adjusted_p(variances: Variances, name: str) -> Array:
 
 
 def _described(variances: Variances, level: float) -> pd.DataFrame:
-    """Shares, their status, and the relation of the channels in words, cell by cell."""
+    """Return the shares, their status and the relation of the channels, one row for each cell."""
     rows = []
     low, high = variances.limits("C_MR", level)
     for layer, head in np.ndindex(low.shape):
