@@ -1,14 +1,14 @@
-"""Models as the sample: the two-stage test, and a mixed model that says whether to believe it.
+"""Compare architectures, with models as the sample: a two-stage F test and a mixed model.
 
-summaries    one value and one slope per model
-contrasts    planned contrasts between architectures
-two_stage    F tests on the summaries
-components   closed forms of the mixed model
-mixed_model  its optimum, by statsmodels
-mixed_fit    what came out, with its status
-paired       variants of one checkpoint, over the items that they share
-compare      all of it on one table
-result       what `compare_architectures` returns
+summaries    reduces every model to one value and one slope
+contrasts    tests planned contrasts between architectures
+two_stage    tests the summaries for equal means
+components   evaluates the mixed model in closed form
+mixed_model  finds its optimum with statsmodels
+mixed_fit    holds the fitted mixed model and its status
+paired       compares variants of one checkpoint over their common items
+compare      runs the whole comparison on one table
+result       holds what `compare_architectures` returns
 """
 
 from posprobe.architectures.compare import compare_architectures

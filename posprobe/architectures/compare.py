@@ -1,4 +1,4 @@
-"""Compare architectures on one table: group means, F tests, planned contrasts, mixed model."""
+"""Compare architectures on one table by means, F tests, planned contrasts and a mixed model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from posprobe.intervals import Interval
 
 __all__ = ["compare_architectures"]
 
-UNEVEN = 0.01  # p-value of equal variances (Bartlett) below which limits come with a warning
+UNEVEN = 0.01  # warn about pooled limits if Bartlett's test of equal variances has a smaller p
 
 
 def compare_architectures(
@@ -36,30 +36,32 @@ def compare_architectures(
     level: float = 0.95,
     mixed_model: bool = True,
 ) -> ArchitectureComparison:
-    """Compare architectures, with models (not layers, not sequences) as the sample.
+    """Compare architectures, with models rather than layers or sequences as the sample.
 
-    Every model gives its value at the reference depth (the mean depth) and its slope over depth.
-    The primary test is F(A - 1, M - A) on the values; it assumes that models of one architecture
-    are independent draws with the same variance in every architecture. Where no architecture has
-    two models, or there is one architecture, the test is refused with the reason and the
-    description is given alone.
+    Every model is reduced to its value at the reference depth (the mean depth) and its slope over
+    depth. The primary test is the F(A - 1, M - A) of `two_stage_f` on the values of M models of A
+    architectures. It assumes that the models of an architecture are independent draws and that
+    their variance is the same in every architecture. If there is only one architecture, or only
+    one model of each, nothing is tested: the result then describes the models and gives the
+    reason.
 
     Parameters
     ----------
-    table : DataFrame
-        Columns architecture, model, layer, depth (0 first layer, 1 last) and the value; one row
-        per model and layer. With a column sequence, one row per model, layer and sequence:
-        sequences are averaged, and each model gets an interval over them.
+    table : pandas.DataFrame
+        One row for each model and layer, with the columns architecture, model, layer, depth (0 for
+        the first layer, 1 for the last) and the value. With a further column sequence, one row for
+        each model, layer and sequence: sequences are averaged, and each model gets an interval
+        over its sequences.
     value : str
-        Column to compare; its unit is the unit of the means.
+        Column to compare. Means have its unit, and slopes its unit per model depth.
     contrasts : sequence of Contrast, optional
-        By default `planned_contrasts` for H1 and H2, where the table has the architectures ntk,
+        By default the `planned_contrasts` of H1 and H2, if the table has the architectures ntk,
         window, and standard or rope.
     level : float
-        Confidence level of all intervals.
+        Nominal coverage of all intervals.
     mixed_model : bool
-        Also fit ``value ~ architecture * depth + (1 + depth | model)``. With one row
-        per model and layer the residual is the layer component, so the model has no other.
+        Also fit ``value ~ architecture * depth + (1 + depth | model)``. There is one row for each
+        model and layer, so the residual contains the variation between layers.
 
     Returns
     -------
@@ -68,7 +70,9 @@ def compare_architectures(
     Raises
     ------
     DesignError
-        If the table is unusable: see `posprobe.architectures.summaries.check_table`.
+        If the table is unusable (see `posprobe.architectures.summaries.check_table`), the level is
+        not between 0 and 1, two contrasts have the same name, or a contrast names an architecture
+        that the table lacks.
 
     Examples
     --------
@@ -208,7 +212,7 @@ def _fit(clean: pd.DataFrame, depth: float, df: int, value: str) -> MixedFit | N
     if len(cells) < 2:
         return None
     cells = cells.assign(z=cells["depth"] - depth)
-    # One intercept and one slope per architecture: contrasts of means are contrasts of these.
+    # Each architecture has its own intercept and slope, so any contrast is a weighted sum of these.
     formula, random = "value ~ 0 + C(architecture) + C(architecture):z", "1 + z"
     if cells["depth"].groupby(cells["model"]).nunique().max() == 1:
         formula, random = "value ~ 0 + C(architecture)", "1"
@@ -256,7 +260,7 @@ def _notes(
 
 
 def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> list[str]:
-    """A warning where one architecture's models spread far more widely than another's."""
+    """Warn if the models of one architecture spread far more widely than those of another."""
     groups = {name: part for name, part in pd.Series(values).groupby(labels) if len(part) > 1}
     spread = pd.Series({name: part.std(ddof=1) for name, part in groups.items()})
     if len(spread) < 2 or spread.max() == 0:

@@ -1,12 +1,12 @@
-"""Variance components without an optimiser: are they identified, on the boundary, how good a fit.
+"""Closed forms of the mixed model: generalised least squares, identifiability and boundary.
 
-The model of one group (of rows that share random effects) is
+Rows that share random effects form a group. The model of group g is
 
     y_g = X_g b + Z_g u_g + sum_k W_gk v_gk + e_g,
-    var(u_g) = s2 Psi,  var(v_gk) = s2 phi_k I,  var(e_g) = s2 I,
+    var(u_g) = s2 Psi,  var(v_gk) = s2 phi_k I,  var(e_g) = s2 I.
 
-so that Psi and phi are *relative* to the residual variance s2. Everything here is a closed form in
-(Psi, phi); `posprobe.architectures.mixed_model` looks for their values.
+Psi and phi are therefore *relative* to the residual variance s2. This module evaluates the model at
+given (Psi, phi); `posprobe.architectures.mixed_model` searches for their values.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ RANK_TOLERANCE = 1e-8
 
 @dataclass(frozen=True)
 class Components:
-    """The matrices of a mixed model, one entry per group.
+    """The matrices of a mixed model, one entry for each group.
 
     Attributes
     ----------
-    y : list of ndarray, shape (n_g,)
-    X : list of ndarray, shape (n_g, p)
-    Z : list of ndarray, shape (n_g, q)
-        Correlated random effects (intercept, slopes); q may be 0.
-    W : dict of str to list of ndarray, shape (n_g, c_gk)
-        Independent variance components by name.
+    y : list of ndarray of shape (n_g,)
+        The response.
+    X : list of ndarray of shape (n_g, p)
+        The design matrix of the fixed effects.
+    Z : list of ndarray of shape (n_g, q)
+        The design matrix of the correlated random effects (intercept and slopes); q may be 0.
+    W : dict of str to list of ndarray of shape (n_g, c_gk)
+        The design matrices of the independent variance components, by name.
     effects : tuple of str
         Names of the q columns of Z.
     """
@@ -49,23 +51,24 @@ class Components:
 
     @property
     def n(self) -> int:
-        """Rows in all groups."""
+        """The number of rows in all groups."""
         return sum(len(rows) for rows in self.y)
 
 
 @dataclass(frozen=True)
 class GLSFit:
-    """Generalised least squares at given variance components.
+    """The result of generalised least squares at given variance components.
 
     Attributes
     ----------
-    estimates : ndarray, shape (p,)
-    covariance : ndarray, shape (p, p)
-        Covariance of the estimates, in the squared unit of y.
+    estimates : ndarray of shape (p,)
+        Fixed effects b.
+    covariance : ndarray of shape (p, p)
+        Covariance of the estimates.
     scale : float
-        Residual variance s2.
+        Residual variance s2, in the squared unit of y.
     deviance : float
-        Minus twice the log-likelihood (ML) or the restricted one (REML).
+        Minus twice the log-likelihood (ML) or restricted log-likelihood (REML).
     """
 
     estimates: Array
@@ -77,19 +80,20 @@ class GLSFit:
 def gls(parts: Components, psi: Array, phi: Array, *, reml: bool = True) -> GLSFit:
     """Evaluate fixed effects, their covariance and the deviance at (Psi, phi).
 
-    statsmodels inverts Psi, replaces the inverse by 0 where Psi vanishes, and so takes no random
-    effect for an infinite one: its fixed effects are then silently 0 (statsmodels #10239). Here V
-    itself is factored, which is exact on the boundary too.
+    This function factorises V itself, which is exact on the boundary too. statsmodels inverts Psi
+    and replaces the inverse by 0 where Psi vanishes. It thereby treats a missing random effect as
+    an infinite one, and its fixed effects are silently 0 (statsmodels #10239).
 
     Parameters
     ----------
     parts : Components
-    psi : ndarray, shape (q, q)
+        The matrices of the model.
+    psi : ndarray of shape (q, q)
         Relative covariance of the random effects.
-    phi : ndarray, shape (K,)
+    phi : ndarray of shape (K,)
         Relative variance components, in the order of `parts.W`.
     reml : bool
-        Restricted likelihood; otherwise full maximum likelihood.
+        Use the restricted likelihood (REML); otherwise the full one (ML).
 
     Returns
     -------
@@ -119,23 +123,25 @@ def gls(parts: Components, psi: Array, phi: Array, *, reml: bool = True) -> GLSF
 
 
 def unidentified_term(parts: Components) -> str | None:
-    """Say which variance component the data cannot tell apart, before any fit.
+    """Find a variance component that the data cannot identify, before any fit.
 
-    A component is absorbed by the fixed effects if rank [X, Z_k] = rank X. The others are
-    identified if the matrices ``P D_k P``, P the projection off X and D_k the derivative of V by
-    component k (the identity for the residual), are linearly independent: the restricted
-    likelihood sees V through them alone. A random effect with one level per row fails, since its
-    D_k is the identity. Without this check an unidentified component comes back as its starting
-    value with ``converged=True``.
+    The fixed effects absorb a component if rank [X, Z_k] = rank X. The remaining components are
+    identified if the matrices ``P D_k P`` are linearly independent, because the restricted
+    likelihood depends on V only through them. P projects onto the orthogonal complement of X, and
+    D_k is the derivative of V with respect to component k (the identity for the residual). A random
+    effect with one level for each row fails, since its D_k is the identity too. Without this
+    check, statsmodels returns the starting value of an unidentified component with
+    ``converged=True``.
 
     Parameters
     ----------
     parts : Components
+        The matrices of the model.
 
     Returns
     -------
     str or None
-        The reason, or None where everything is identified.
+        The reason, or None if all components are identified.
     """
     blocks = _term_matrices(parts)
     X = np.concatenate(parts.X)
@@ -151,16 +157,19 @@ def unidentified_term(parts: Components) -> str | None:
 
 
 def exact_fit(parts: Components) -> str | None:
-    """Say whether fixed and random effects leave no residual, so the likelihood is unbounded.
+    """Check whether fixed and random effects fit every row exactly.
+
+    There is then no residual, and the likelihood is unbounded.
 
     Parameters
     ----------
     parts : Components
+        The matrices of the model.
 
     Returns
     -------
     str or None
-        The reason, or None where there is a residual.
+        The reason, or None if there is a residual.
     """
     y = np.concatenate(parts.y)
     design = np.column_stack([np.concatenate(parts.X), *_term_matrices(parts).values()])
@@ -171,7 +180,7 @@ def exact_fit(parts: Components) -> str | None:
 
 
 def _term_matrices(parts: Components) -> dict[str, Array]:
-    """Stack each random effect over groups, shape (n, levels): levels are nested in groups."""
+    """Stack each random effect over groups, as (n, levels); levels are nested in groups."""
     blocks = {
         name: linalg.block_diag(*[Z[:, [k]] for Z in parts.Z])
         for k, name in enumerate(parts.effects)
@@ -203,27 +212,31 @@ def _dependent_term(parts: Components, projected: dict[str, Array], free: int) -
 
 
 def _trace(Z: dict[str, Array], a: str, b: str, c: str, d: str) -> float:
-    """Give tr(Z_a Z_b' Z_c Z_d') without an n x n matrix."""
+    """Compute tr(Z_a Z_b' Z_c Z_d') without forming an n x n matrix."""
     return float(np.sum((Z[d].T @ Z[a]) * (Z[b].T @ Z[c]).T))
 
 
 def boundary_term(parts: Components, psi: Array, phi: Array) -> str | None:
-    """Say which random effect lies on the boundary, by a rule without units.
+    """Find a random effect on the boundary of the parameter space, by a scale-free rule.
 
-    A variance lies there if the part of the rows' variance that it makes is below 1e-4 of the
-    residual variance; a covariance, if the smallest eigenvalue of the correlation matrix is below
-    1e-4. (statsmodels warns below an absolute 0.01, which on an R2 scale is always.)
+    A variance is on the boundary if it contributes less than 1e-4 of the residual variance to the
+    variance of the rows. A covariance is on the boundary if the smallest eigenvalue of the
+    correlation matrix is below 1e-4. (The threshold in statsmodels is an absolute 0.01, so on the
+    scale of R2 it would warn every time.)
 
     Parameters
     ----------
     parts : Components
-    psi : ndarray, shape (q, q)
-    phi : ndarray, shape (K,)
+        The matrices of the model.
+    psi : ndarray of shape (q, q)
+        Relative covariance of the random effects.
+    phi : ndarray of shape (K,)
+        Relative variance components, in the order of `parts.W`.
 
     Returns
     -------
     str or None
-        The reason, or None inside the parameter space.
+        The reason, or None if (Psi, phi) is inside the parameter space.
     """
     rows = np.concatenate(parts.Z) if parts.effects else np.empty((parts.n, 0))
     shares = dict(zip(parts.effects, np.diag(psi) * np.mean(rows**2, axis=0), strict=True))

@@ -28,16 +28,22 @@ RESPONSES = ("intercept", "slope")
 
 @dataclass(frozen=True)
 class Contrast:
-    """A comparison of architectures that was planned before the data were seen.
+    """A weighted sum of architecture means, planned before the data were seen.
 
-    Attributes
+    Parameters
     ----------
     name : str
-        Label; a positive estimate is what the hypothesis says.
-    response : str
-        `"intercept"` or `"slope"`.
+        Label of the contrast.
+    response : {"intercept", "slope"}
+        Whether the value at the reference depth is compared, or the slope over depth.
     weights : mapping of str to float
-        Weight of each architecture's mean; architectures left out weigh 0.
+        Weight of each architecture's mean, signed so that the hypothesis predicts a positive
+        estimate. Architectures that are left out have weight 0.
+
+    Raises
+    ------
+    DesignError
+        If the response is unknown, or the weights are all 0 or not finite.
     """
 
     name: str
@@ -45,7 +51,7 @@ class Contrast:
     weights: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        """Refuse a response that stage one does not give, and weights that compare nothing."""
+        """Check the response and the weights."""
         if self.response not in RESPONSES:
             raise DesignError(
                 f"contrast {self.name!r} is on {self.response!r}: use 'intercept' or 'slope'"
@@ -57,12 +63,21 @@ class Contrast:
             )
 
     def vector(self, architectures: Sequence[str]) -> NDArray[np.float64]:
-        """Give the weights in the order of `architectures`, shape (A,).
+        """Return the weights in the order of `architectures`.
+
+        Parameters
+        ----------
+        architectures : sequence of str
+            Names of the A architectures.
+
+        Returns
+        -------
+        ndarray of shape (A,)
 
         Raises
         ------
         DesignError
-            If a weight is on an architecture that is not among them.
+            If the contrast weights an architecture that is not among them.
         """
         unknown = sorted(set(self.weights) - set(architectures))
         if unknown:
@@ -76,11 +91,11 @@ class Contrast:
 def planned_contrasts(
     *, ntk: str = "ntk", standard: str = "standard", window: str = "window"
 ) -> tuple[Contrast, ...]:
-    """Give the study's planned contrasts under the names that a table uses.
+    """Return the contrasts that the study's hypotheses H1 and H2 imply.
 
-    H1 says NTK < standard < sliding window: the linear trend, and both steps, since a trend may
-    be positive while the middle is out of order. H2 says that the slope over depth is positive
-    under a sliding window, and larger than under the two others.
+    H1 says NTK < standard < sliding window. It is tested by the linear trend and by both steps,
+    since the trend may be positive while the middle is out of order. H2 says that the slope over
+    depth is positive under a sliding window, and larger than under the two others.
 
     Parameters
     ----------
@@ -90,7 +105,7 @@ def planned_contrasts(
     Returns
     -------
     tuple of Contrast
-        A positive estimate is what the hypothesis says.
+        The hypothesis predicts a positive estimate for each of them.
 
     Examples
     --------
@@ -111,7 +126,7 @@ def planned_contrasts(
 def group_means(
     summaries: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], list[str]]:
-    """Mean response of each architecture, and the number of its models."""
+    """Return means, numbers of models, sums of squares within, and names, by architecture."""
     y = np.asarray(summaries, dtype=float)
     names, index, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if y.shape[-1:] != index.shape:
@@ -125,20 +140,23 @@ def group_means(
 
 
 def pooled_variance(summaries: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], int]:
-    """Pool the variance between models of one architecture over the architectures.
+    """Estimate the variance between models of one architecture, pooled over architectures.
+
+    ``s^2 = sum_a sum_i (y_ai - ybar_a)^2 / (M - A)``.
 
     Parameters
     ----------
-    summaries : array_like, shape (..., M)
-        One number per model; leading axes are independent studies.
-    labels : array_like, shape (M,)
+    summaries : array-like of shape (..., M)
+        One number for each of M models; leading axes are independent studies.
+    labels : array-like of shape (M,)
         Architecture of each model.
 
     Returns
     -------
-    variance : ndarray, shape (...)
+    variance : ndarray of shape (...)
+        The pooled variance s^2.
     df : int
-        M - A.
+        Its degrees of freedom, M - A.
 
     Raises
     ------
@@ -156,8 +174,8 @@ def pooled_variance(summaries: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np
 
 
 def has_spread(variance: ArrayLike, summaries: ArrayLike) -> NDArray[np.bool_]:
-    """Whether models of one architecture differ by more than rounding."""
-    # Copies of one model differ by rounding alone, which is not a yardstick.
+    """Return whether models of one architecture differ by more than rounding error."""
+    # Copies of one model differ only by rounding, and no test can be based on that.
     size = np.max(np.abs(np.asarray(summaries, dtype=float)), axis=-1)
     return np.asarray(np.sqrt(variance) > 1e-10 * size)
 
@@ -172,26 +190,32 @@ def contrast_interval(
 ) -> tuple[Interval, float]:
     """Estimate a weighted sum of architecture means, with a pooled t(M - A) interval.
 
-    ``L = sum_a w_a ybar_a``, ``se^2 = s^2 sum_a w_a^2 / m_a``.
+    ``L = sum_a w_a ybar_a`` has ``se^2 = s^2 sum_a w_a^2 / m_a``, where m_a is the number of models
+    of architecture a and s^2 the pooled variance between models of one architecture.
 
     Parameters
     ----------
-    summaries, labels : array_like, shape (M,)
-        One number and one architecture per model.
-    weights : array_like, shape (A,)
-        In the sorted order of the architectures.
+    summaries, labels : array-like of shape (M,)
+        The number and the architecture of each model.
+    weights : array-like of shape (A,)
+        Weights in the sorted order of the architectures.
     estimand : str
-        What is estimated, in words.
+        Name of what is estimated.
     level : float
-        Confidence level, not adjusted for other contrasts.
+        Nominal coverage, not adjusted for other contrasts.
 
     Returns
     -------
     interval : Interval
-        Unbounded where no architecture has two models, or where they are copies of one: nothing
-        then says how far the next model would lie.
+        In the unit of the summaries. It is unbounded if the variance between models cannot be
+        estimated: if no architecture has two models, or if the models of each are copies of one.
     p_value : float
-        Two-sided, that L = 0; NaN where the interval is unbounded.
+        Two-sided p-value of L = 0; NaN if the interval is unbounded.
+
+    Raises
+    ------
+    DesignError
+        If `summaries` and `labels` differ in length.
     """
     means, counts, within, _ = group_means(summaries, labels)
     w = np.asarray(weights, dtype=float)
@@ -212,17 +236,20 @@ def contrast_interval(
 
 
 def adjust(p_values: Sequence[float], method: str = "holm") -> list[float]:
-    """Adjust p-values for their number; NaN stays NaN and is not counted.
+    """Adjust p-values for multiple testing; NaN stays NaN and is not counted.
 
     Parameters
     ----------
     p_values : sequence of float
-    method : str
-        `"holm"` (chance of any false positive) or `"fdr_bh"` (share of false ones among them).
+        P-values, or NaN for tests that were not made.
+    method : {"holm", "fdr_bh"}
+        Control the family-wise error rate by Holm's method, or the false discovery rate by that of
+        Benjamini and Hochberg.
 
     Returns
     -------
     list of float
+        Adjusted p-values in the same order.
 
     Examples
     --------

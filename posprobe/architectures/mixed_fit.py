@@ -1,4 +1,4 @@
-"""What a mixed model found, and how far it may be believed."""
+"""The result of fitting a mixed model, with a status that says whether to rely on it."""
 
 from __future__ import annotations
 
@@ -17,37 +17,40 @@ __all__ = ["MixedFit", "likelihood_ratio"]
 
 @dataclass(frozen=True)
 class MixedFit:
-    """A linear mixed model and how far it may be believed.
+    """A fitted linear mixed model, with a status.
 
     Attributes
     ----------
-    status : str
-        `"ok"`; `"singular"` (a variance is 0 or a correlation 1: estimates hold, standard errors
-        tend to be short); `"not_identified"` or `"failed"` (no estimates).
+    status : {"ok", "singular", "not_identified", "failed"}
+        "singular" means that a variance is 0 or a correlation is 1; estimates are then valid, but
+        standard errors tend to be too small. "not_identified" and "failed" come without
+        estimates.
     reason : str
-        Why the status is not `"ok"`, else empty.
-    method : str
-        `"REML"` or `"ML"`.
+        Why the status is not "ok"; empty if it is.
+    method : {"REML", "ML"}
+        The likelihood that was maximised.
     fixed_part : str
-        The formula of the fixed effects.
+        Formula of the fixed effects.
     names : tuple of str
-        Fixed effects.
-    estimates : ndarray, shape (p,)
-    covariance : ndarray, shape (p, p)
+        Names of the p fixed effects.
+    estimates : ndarray of shape (p,)
+        Estimates of the fixed effects, in the unit of the response.
+    covariance : ndarray of shape (p, p)
+        Covariance of the estimates.
     variances : dict of str to float
-        Variance of each random effect and of `"residual"`, in the squared unit of the value.
+        Variance of each random effect and of "residual", in the squared unit of the response.
     correlations : dict of str to float
-        Between random effects of one group.
+        Correlation of each pair of random effects.
     deviance : float
         Minus twice the (restricted) log-likelihood.
     deviances : tuple of float
-        The same from each starting point; NaN where the optimiser gave up.
+        The deviance reached from each starting point.
     df : int or None
-        Degrees of freedom of the t and F statistics; None for the normal.
+        Degrees of freedom of t and F statistics; None stands for the normal distribution.
     n, n_groups : int
-        Rows and groups.
+        Numbers of rows and groups.
     warnings : tuple of str
-        What statsmodels said, each message once.
+        Warnings of statsmodels, each message once.
     """
 
     status: str
@@ -68,7 +71,7 @@ class MixedFit:
 
     @property
     def usable(self) -> bool:
-        """Whether there are estimates."""
+        """Whether the fit has estimates."""
         return self.status in ("ok", "singular")
 
     def contrast(self, weights: ArrayLike, *, estimand: str, level: float = 0.95) -> Interval:
@@ -76,16 +79,17 @@ class MixedFit:
 
         Parameters
         ----------
-        weights : array_like, shape (p,)
+        weights : array-like of shape (p,)
+            Weight of each fixed effect.
         estimand : str
-            What the sum means.
+            Name of what is estimated.
         level : float
-            Confidence level.
+            Nominal coverage.
 
         Returns
         -------
         Interval
-            By t(df); by the normal distribution where `df` is None.
+            Based on t(df), or on the normal distribution if `df` is None.
 
         Raises
         ------
@@ -104,17 +108,20 @@ class MixedFit:
         )
 
     def wald(self, weights: ArrayLike) -> tuple[float, float]:
-        """Test that several weighted sums of the fixed effects are 0.
+        """Test that several weighted sums of the fixed effects are all 0.
+
+        ``F = (L b)' (L V L')^-1 (L b) / r`` is referred to F(r, df), and r F to chi-square(r) if
+        `df` is None.
 
         Parameters
         ----------
-        weights : array_like, shape (r, p)
-            Linearly independent rows.
+        weights : array-like of shape (r, p)
+            The matrix L, with linearly independent rows.
 
         Returns
         -------
         statistic, p_value : float
-            ``F = (L b)' (L V L')^-1 (L b) / r`` on (r, df); chi-square / r where `df` is None.
+            F and its p-value.
 
         Raises
         ------
@@ -129,7 +136,18 @@ class MixedFit:
         return statistic, float(stats.f.sf(statistic, len(L), self.df))
 
     def table(self, *, level: float = 0.95) -> pd.DataFrame:
-        """Give one row per fixed effect and per variance, with the status in each."""
+        """Return one row for each fixed effect and each variance.
+
+        Parameters
+        ----------
+        level : float
+            Nominal coverage of the intervals of the fixed effects.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns part, term, estimate, se, low, high, status and reason.
+        """
         rows = []
         for weights, name in zip(np.eye(len(self.names)), self.names, strict=True):
             interval = self.contrast(weights, estimand=name, level=level)
@@ -159,27 +177,28 @@ class MixedFit:
 
 
 def likelihood_ratio(full: MixedFit, reduced: MixedFit) -> tuple[float, int, float]:
-    """Compare two nested mixed models by their deviances.
+    """Compare two nested mixed models by a likelihood-ratio test.
 
     Parameters
     ----------
     full, reduced : MixedFit
-        The same data; `reduced` has fewer fixed effects.
+        Fits to the same data by maximum likelihood; `reduced` has fewer fixed effects.
 
     Returns
     -------
     statistic : float
-        Difference of deviances.
+        ``deviance(reduced) - deviance(full)``.
     df : int
-        Difference of numbers of fixed effects.
+        Difference of the numbers of fixed effects.
     p_value : float
-        By chi-square: too small with few groups, so no primary test here.
+        From chi-square(df). It is too small if there are few groups, so posprobe does not use it
+        as a primary test.
 
     Raises
     ------
     DesignError
-        If a fit has no estimates, was made by REML (restricted likelihoods of different fixed
-        parts are not comparable), or the models are not nested on the same rows.
+        If a fit has no estimates or was made by REML (restricted likelihoods of different fixed
+        parts are not comparable), or if the models are not nested on the same rows.
     """
     for fit in (full, reduced):
         fit._check(())

@@ -1,8 +1,8 @@
-"""A linear mixed model with an honest status: the optimum by statsmodels, everything else checked.
+"""Fit a linear mixed model with statsmodels, and report whether the fit can be relied on.
 
-statsmodels gives an answer to every question. Here a component that the data do not identify, a
-variance on the boundary and an optimum that depends on where the search began are told apart from
-a fit, and are said instead of warned about.
+statsmodels returns estimates for every model. This module detects components that the data do not
+identify, variances on the boundary and optima that depend on the starting point, and reports them
+as the status of the fit instead of as warnings.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from posprobe.errors import DesignError
 
 __all__ = ["fit_mixed"]
 
-# Relative variances from which the optimiser starts; the deviances reached must agree.
+# Relative variances at which the optimiser starts; the best two deviances must agree.
 STARTS = (1.0, 0.05, 20.0)
 SAME_DEVIANCE = 1e-3
-# Answers this close are taken as they are; elsewhere the optimiser stopped short.
+# Optima whose deviances are this close need no refinement.
 CONVERGED = 1e-5
 MOST_ROWS = 5000
 
@@ -47,29 +47,31 @@ def fit_mixed(
     reml: bool = True,
     df: int | None = None,
 ) -> MixedFit:
-    """Fit a linear mixed model and say how far to believe it.
+    """Fit a linear mixed model and report whether the fit can be relied on.
 
-    Identifiability is checked before the fit. statsmodels then looks for the relative variances
-    from several starting points, of which the best two must reach the same deviance; the fixed
-    effects are evaluated at its answer by `posprobe.architectures.components.gls`, which is exact
-    on the boundary too. The result has a status instead of warnings.
+    The equations are in `posprobe.architectures.components`. Identifiability is checked first.
+    statsmodels then searches for the relative variances from several starting points, and the best
+    two must reach the same deviance. The fixed effects are evaluated at the optimum by
+    `posprobe.architectures.components.gls`, which is exact on the boundary too. Problems appear in
+    the status of the result, not as warnings.
 
     Parameters
     ----------
     formula : str
-        Fixed part, such as `"Reaction ~ Days"`.
-    data : DataFrame
-        At most 5,000 rows: average over sequences first.
+        Response and fixed effects, for instance ``"Reaction ~ Days"``.
+    data : pandas.DataFrame
+        At most 5,000 rows. A table with sequences must be averaged over them first.
     groups : str
-        Column whose levels share random effects; a constant column for crossed effects.
+        Column whose levels share random effects. For crossed effects use a constant column.
     re_formula : str or None
-        Correlated random effects, such as `"1 + Days"`; None for none.
+        Correlated random effects, for instance ``"1 + Days"``; None if there are none.
     vc_formula : dict of str to str, optional
-        Independent variance components, such as ``{"plate": "0 + C(plate)"}``.
+        Independent variance components, for instance ``{"plate": "0 + C(plate)"}``.
     reml : bool
-        Restricted likelihood, unbiased for variances; False where fixed parts are compared.
+        Use the restricted likelihood, which reduces the bias of variances. Use False to compare
+        models with different fixed effects.
     df : int, optional
-        Degrees of freedom of the tests of fixed effects; by default the normal distribution.
+        Degrees of freedom for tests of fixed effects; by default the normal distribution is used.
 
     Returns
     -------
@@ -78,8 +80,8 @@ def fit_mixed(
     Raises
     ------
     DesignError
-        If a column is missing, a value is not finite, the table is too long, or the fixed effects
-        are collinear.
+        If a column or a group is missing, a value is not finite, there are fewer than two rows or
+        more than 5,000, or the fixed effects are collinear.
 
     References
     ----------
@@ -115,7 +117,7 @@ def _build(
             "sequences first"
         )
     try:
-        # statsmodels picks the rows of a group by label, so labels must be unique.
+        # statsmodels selects the rows of a group by index label, so labels must be unique.
         model = MixedLM.from_formula(
             formula,
             data.reset_index(drop=True),
@@ -144,7 +146,7 @@ def _build(
 
 
 def _blank(model: MixedLM, formula: str, reml: bool, df: int | None) -> MixedFit:
-    """Give a fit without estimates, to be filled or returned as it is."""
+    """Return a fit without estimates, to be completed or returned as it is."""
     return MixedFit(
         status="failed",
         reason="",
@@ -166,7 +168,7 @@ def _blank(model: MixedLM, formula: str, reml: bool, df: int | None) -> MixedFit
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Relative variance components that one starting point led to."""
+    """Relative variance components reached from one starting point."""
 
     deviance: float
     psi: NDArray[np.float64]
@@ -175,10 +177,10 @@ class _Candidate:
 
 
 def _search(model: MixedLM, parts: Components, reml: bool) -> list[_Candidate]:
-    """Give the answers from two starting points or more, refined where they disagree.
+    """Return the optima from two starting points, or, if these disagree, from three, refined.
 
-    On the boundary statsmodels stops where its own (there inexact) gradient vanishes, and where
-    that is depends on the start; the exact deviance leads on from there.
+    On the boundary the gradient of statsmodels is inexact, so where it vanishes depends on the
+    starting point. Refinement goes on from there with the exact deviance.
     """
     found = [_optimise(model, parts, start, reml) for start in STARTS[:2]]
     if _agree(found, CONVERGED):
@@ -200,14 +202,14 @@ def _optimise(model: MixedLM, parts: Components, start: float, reml: bool) -> _C
             fit = model.fit(start_params=first, reml=reml)
             psi, phi = np.asarray(fit.cov_re) / fit.scale, np.asarray(fit.vcomp) / fit.scale
         except np.linalg.LinAlgError as error:
-            # Its standard errors failed, and took the optimum with them: refine from the start.
+            # statsmodels lost its optimum when standard errors failed, so refine from the start.
             warnings.warn(f"from {start:g}: {error}", RuntimeWarning, stacklevel=1)
     heard = tuple(dict.fromkeys(" ".join(str(one.message).split()) for one in caught))
     return _Candidate(gls(parts, psi, phi, reml=reml).deviance, psi, phi, heard)
 
 
 def _refine(parts: Components, one: _Candidate, reml: bool) -> _Candidate:
-    """Minimise the exact deviance over the Cholesky factor of Psi and the roots of phi."""
+    """Minimise the exact deviance over the Cholesky factor of Psi and the square roots of phi."""
     q = len(parts.effects)
     lower = np.tril_indices(q)
 
@@ -219,11 +221,11 @@ def _refine(parts: Components, one: _Candidate, reml: bool) -> _Candidate:
     def deviance(theta: NDArray[np.float64]) -> float:
         return gls(parts, *unpack(theta), reml=reml).deviance
 
-    # A jitter, since the factor of a singular Psi is wanted too.
+    # The jitter makes a singular Psi factorisable.
     root = np.linalg.cholesky(one.psi + 1e-8 * (1 + np.trace(one.psi)) * np.eye(q))
     theta = np.concatenate([root[lower], np.sqrt(np.clip(one.phi, 0, None))])
-    for _ in range(3):  # Nelder-Mead may collapse; a fresh simplex shows whether it had
-        with np.errstate(invalid="ignore"):  # of two infinite deviances
+    for _ in range(3):  # Nelder-Mead may collapse, so restart it with a fresh simplex
+        with np.errstate(invalid="ignore"):  # from the difference of two infinite deviances
             found = optimize.minimize(
                 deviance,
                 theta,

@@ -1,8 +1,7 @@
-"""Variants of one checkpoint, item by item: what changes with the variant, over other items.
+"""Compare variants of one checkpoint that were run on the same items.
 
-The same weights run on the same items under several variants are one model. Differences between
-variants are then paired over items, and say how this model would differ on other items of the
-same text; they say nothing about models of other architectures.
+All variants have the same weights, so they are one model. Their differences are paired over items
+and generalise to other items of the same kind of text, not to other models of an architecture.
 """
 
 from __future__ import annotations
@@ -29,37 +28,38 @@ def paired_contrasts(
     n: int,
     level: float = 0.95,
 ) -> tuple[ContrastResult, ...]:
-    """Estimate contrasts between variants from bootstrap samples of the items that they share.
+    """Estimate contrasts between variants from bootstrap samples of their common items.
 
-    Each variant is reduced to its mean over layers and its slope over depth (0 the first layer, 1
-    the last), by least squares; a contrast is a weighted sum of these. Limits and p-values are of
-    t(n - 1) with the bootstrap's standard error; because all variants share the resampled items,
-    what items do to all of them cancels.
+    Least squares reduces each variant to its mean over layers and its slope over depth (0 for the
+    first layer, 1 for the last). A contrast is a weighted sum of these. Limits and p-values use
+    t(n - 1) and the bootstrap standard error. All variants share the resampled items, so effects of
+    items that are common to all variants cancel.
 
     Parameters
     ----------
-    estimate : ndarray, shape (V, L)
-        A quantity of each variant and layer.
-    replicates : ndarray, shape (B, V, L)
-        The same in B bootstrap samples, with one set of item weights for all variants.
+    estimate : ndarray of shape (V, L)
+        The quantity to compare, for each of V variants and L layers.
+    replicates : ndarray of shape (B, V, L)
+        The quantity in B bootstrap samples of items, with the same weights for all variants.
     names : sequence of str
-        The V variants.
+        Names of the V variants.
     contrasts : sequence of Contrast
-        Those on the slope are left out where there is one layer.
+        Contrasts between variants. Those on the slope are left out if there is only one layer.
     n : int
-        Items.
+        Number of items.
     level : float
         Nominal coverage of each interval, not adjusted for the other contrasts.
 
     Returns
     -------
     tuple of ContrastResult
-        P-values adjusted over all contrasts given; no mixed model.
+        Intervals in the unit of the quantity, unbounded if all replicates are equal. P-values are
+        adjusted over all estimated contrasts. There is no mixed model.
 
     Raises
     ------
     DesignError
-        If shapes do not agree, or a contrast weighs a variant that is not there.
+        If shapes do not match, or a contrast names a variant that is not there.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def paired_contrasts(
 
 
 def _responses(n_layers: int) -> dict[str, Array]:
-    """Weights over layers that give the mean and the slope over depth."""
+    """Return the weights over layers that give the mean and the slope over depth."""
     if n_layers == 1:
         return {"intercept": np.ones(1)}
     z = np.linspace(0, 1, n_layers) - 0.5

@@ -1,4 +1,4 @@
-"""What a comparison of architectures found: frozen numbers, tidy tables, one plain sentence."""
+"""The result of a comparison of architectures, with its tables and a one-line summary."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class ContrastResult:
     Attributes
     ----------
     contrast : Contrast
+        What was compared.
     interval : Interval
-        Pooled t(M - A), not adjusted for the other contrasts.
+        From `contrast_interval` or `paired_contrasts`, not adjusted for the other contrasts.
     p_value : float
         Two-sided, not adjusted.
     p_holm, p_bh : float
-        Adjusted for all contrasts of the comparison: by Holm (chance of any false positive) and by
-        Benjamini-Hochberg (share of false positives among those found).
+        Adjusted for all contrasts of the comparison, by Holm's method (family-wise error rate) and
+        by that of Benjamini and Hochberg (false discovery rate).
     mixed : Interval or None
-        The same contrast by the mixed model, where it has estimates.
+        The interval of the contrast in the mixed model; None if that has no estimates.
     """
 
     contrast: Contrast
@@ -48,31 +49,37 @@ class ContrastResult:
 
 @dataclass(frozen=True)
 class ArchitectureComparison:
-    """What `compare_architectures` found.
+    """The result of `compare_architectures`.
 
     Attributes
     ----------
     value : str
-        Name of the value compared.
-    status : str
-        `"tested"`, or `"refused"` where the design allows no test; the description is given then.
+        Name of the compared value.
+    status : {"tested", "refused"}
+        "refused" if the design allows no test; the result then only describes the models.
     reason : str
-        Why the test was refused, else empty.
+        Why the test was refused; empty if it was not.
     architectures : dict of str to int
-        Number of models of each.
+        Number of models of each architecture.
     depth : float
-        Depth at which means are taken, 0 the first layer and 1 the last.
+        Depth at which means are taken, from 0 (first layer) to 1 (last layer).
+    level : float
+        Nominal coverage of all intervals.
     test : FTest or None
-        The primary test: equal means at `depth`.
+        The primary test, of equal means at `depth`.
     slope_test : FTest or None
-        Equal slopes over depth.
+        The test of equal slopes over depth.
     means, slopes : dict of str to Interval
-        Per architecture, over its models; no slopes where one layer was measured.
+        Mean value and mean slope of each architecture, with intervals over models. `slopes` is
+        empty if only one layer was measured.
     contrasts : tuple of ContrastResult
+        The planned contrasts.
     models : tuple of ModelSummary
+        The value and slope of each model.
     mixed : MixedFit or None
+        The mixed model, if it was fitted.
     notes : tuple of str
-        What a reader should know before believing the numbers, one line each.
+        Limitations that a reader should know, one line each.
     """
 
     value: str
@@ -91,16 +98,16 @@ class ArchitectureComparison:
     notes: tuple[str, ...]
 
     def table(self, part: str = "estimates") -> pd.DataFrame:
-        """Give one part of the result as a tidy table.
+        """Return one part of the result as a tidy table.
 
         Parameters
         ----------
-        part : str
-            `"estimates"` (per architecture), `"tests"`, `"contrasts"`, `"models"` or `"mixed"`.
+        part : {"estimates", "tests", "contrasts", "models", "mixed"}
+            The part; "estimates" has the means and slopes of the architectures.
 
         Returns
         -------
-        DataFrame
+        pandas.DataFrame
 
         Raises
         ------
@@ -119,7 +126,7 @@ class ArchitectureComparison:
         return makers[part]()
 
     def sentence(self) -> str:
-        """Say the result in one line of plain English."""
+        """Summarise the result in one sentence."""
         counts = f"{_count(len(self.models), 'model')} of {_count(len(self.means), 'architecture')}"
         if self.test is None:
             means = ", ".join(f"{name} {mean.estimate:.3g}" for name, mean in self.means.items())
@@ -208,19 +215,20 @@ class ArchitectureComparison:
 
 
 def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFrame:
-    """Add `p_holm` and `primary` to a table of tests; the primary one is not adjusted.
+    """Add the columns `p_holm` and `primary` to a table of tests.
 
     Parameters
     ----------
-    tests : DataFrame
-        Columns `method` and `p_value`.
-    primary : Series of bool
-        The row of the primary test.
+    tests : pandas.DataFrame
+        One row for each test, with the columns `method` and `p_value`.
+    primary : pandas.Series of bool
+        True in the row of the primary test.
 
     Returns
     -------
-    DataFrame
-        `p_holm` is adjusted over the two-stage F tests that are not primary, NaN elsewhere.
+    pandas.DataFrame
+        The table with both columns. `p_holm` is adjusted over the two-stage F tests that are not
+        primary, and NaN in the other rows.
     """
     secondary = (tests["method"] == "two-stage F") & ~primary
     p_values = tests["p_value"].where(secondary)
@@ -228,19 +236,22 @@ def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFr
 
 
 def fixed_weights(weights: NDArray[np.float64], response: str, size: int) -> NDArray[np.float64]:
-    """Put weights of architectures on the fixed effects, which are all intercepts, then all slopes.
+    """Turn weights of architectures into weights of the fixed effects of the mixed model.
+
+    The fixed effects are the intercepts of all architectures, then their slopes.
 
     Parameters
     ----------
-    weights : ndarray, shape (..., A)
-    response : str
-        `"intercept"` or `"slope"`.
+    weights : ndarray of shape (..., A)
+        Weight of each architecture.
+    response : {"intercept", "slope"}
+        Which fixed effects get the weights; the others get 0.
     size : int
         Number of fixed effects, A or 2 A.
 
     Returns
     -------
-    ndarray, shape (..., size)
+    ndarray of shape (..., size)
     """
     row = np.zeros((*weights.shape[:-1], size))
     start = weights.shape[-1] * RESPONSES.index(response)

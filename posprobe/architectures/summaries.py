@@ -1,7 +1,7 @@
-"""Stage one across architectures: every model becomes one value and one slope over depth.
+"""Stage one across architectures: reduce every model to one value and one slope over depth.
 
-A model has these layers and no others, so they are not replicates of it, and a model with twice
-the layers counts no more than another. `posprobe.architectures.two_stage` compares these summaries.
+The layers of a model are not a sample of it, so they are not replicates, and a model with twice as
+many layers does not count more. `posprobe.architectures.two_stage` compares the summaries.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ KEYS = ("architecture", "model", "layer", "depth")
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What stage one keeps of one model.
+    """The value and the slope of one model.
 
     Attributes
     ----------
     architecture, model : str
-        Names.
+        Names of the architecture and the model.
     n_layers : int
-        Layers measured.
+        Number of measured layers.
     n_sequences : int or None
-        Sequences, where the table told them apart.
+        Number of sequences; None if the table has no column for them.
     intercept : float
         Fitted value at the reference depth, in the unit of the value.
     slope : float or None
-        Change of the value from the first layer to the last; None where one layer was measured.
+        Fitted change of the value from the first layer to the last, in the same unit; None if only
+        one layer was measured.
     intercept_interval, slope_interval : Interval or None
-        Over sequences, for this model only: they say nothing about its architecture.
+        Intervals over sequences. They describe this model, not its architecture.
     """
 
     architecture: str
@@ -53,26 +54,27 @@ class ModelSummary:
 
 
 def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Check a tidy table and give a copy with the columns that count, the value as `value`.
+    """Check a tidy table and return a copy of the columns in use, the value renamed to `value`.
 
     Parameters
     ----------
-    table : DataFrame
-        Columns architecture, model, layer, depth (0 first layer, 1 last), the value, and
-        optionally sequence. One row per model x layer (x sequence).
+    table : pandas.DataFrame
+        One row for each model and layer (and sequence), with the columns architecture, model,
+        layer, depth (0 for the first layer, 1 for the last), the value, and optionally sequence.
     value : str
-        Name of the value's column.
+        Name of the column of the value.
 
     Returns
     -------
-    DataFrame
-        Sorted by model, layer (and sequence).
+    pandas.DataFrame
+        Sorted by model and layer.
 
     Raises
     ------
     DesignError
-        If a column is missing, a number is missing or not finite, a depth lies outside [0, 1], a
-        model is listed under two architectures, or a row is given twice.
+        If the table is empty or lacks a column, a number is missing or not finite, a depth lies
+        outside [0, 1], a layer has two depths, a model has two architectures, or a row is given
+        twice.
     """
     missing = [name for name in (*KEYS, value) if name not in table.columns]
     if missing:
@@ -139,7 +141,7 @@ def _check_replication(clean: pd.DataFrame, keys: list[str]) -> None:
 
 
 def reference_depth(clean: pd.DataFrame) -> float:
-    """Give the depth at which intercepts are taken: the mean over models of their mean depth."""
+    """Return the depth at which intercepts are taken, the mean over models of their mean depth."""
     layers = clean.drop_duplicates(["model", "layer"])
     return float(layers.groupby("model")["depth"].mean().mean())
 
@@ -147,19 +149,20 @@ def reference_depth(clean: pd.DataFrame) -> float:
 def summarise_models(
     clean: pd.DataFrame, *, at: float, level: float = 0.95
 ) -> tuple[ModelSummary, ...]:
-    """Reduce every model to the value at depth `at` and the slope over depth.
+    """Reduce every model to its value at depth `at` and its slope over depth.
 
-    Least squares of the value on (1, depth - `at`) within each model; with sequences, within each
-    (model, sequence), then the mean over sequences with a t(S - 1) interval.
+    The value is regressed on (1, depth - `at`) by least squares within each model. If the table has
+    sequences, each sequence of a model is fitted separately, and the mean over S sequences gets a
+    t(S - 1) interval.
 
     Parameters
     ----------
-    clean : DataFrame
-        From `check_table`.
+    clean : pandas.DataFrame
+        A table from `check_table`.
     at : float
         Reference depth, in [0, 1].
     level : float
-        Confidence level of the intervals over sequences.
+        Nominal coverage of the intervals over sequences.
 
     Returns
     -------
@@ -187,7 +190,7 @@ def _summarise(model: str, rows: pd.DataFrame, at: float, level: float) -> Model
     sloped = np.ptp(depth) > 0
     columns = [np.ones_like(depth), depth - at] if sloped else [np.ones_like(depth)]
     fits = np.linalg.lstsq(np.column_stack(columns), values, rcond=None)[0]
-    # A slope of rounding errors would give the F test a spread of rounding errors.
+    # Set slopes that are only rounding error to 0, or the F test would take them for spread.
     fits[1:][np.abs(fits[1:]) < 1e-12 * np.abs(values).max()] = 0.0
     replicated = "sequence" in rows.columns
     intervals = [
@@ -209,7 +212,7 @@ def _summarise(model: str, rows: pd.DataFrame, at: float, level: float) -> Model
 def _layers_by_sequences(
     model: str, rows: pd.DataFrame
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give the values, shape (layers, sequences), and the depths, shape (layers,)."""
+    """Return the values as (layers, sequences) and the depths as (layers,)."""
     depth = rows.groupby("layer")["depth"].first()
     if "sequence" not in rows.columns:
         values = rows.set_index("layer")["value"].loc[depth.index].to_frame()

@@ -1,7 +1,7 @@
-"""Stage two across architectures: one number per model in, F test out.
+"""Stage two across architectures: F tests on one number for each model.
 
-The numbers come from `posprobe.architectures.summaries`. Architectures are compared by one-way
-analysis of variance, with the spread between models of one architecture as the yardstick.
+The numbers come from `posprobe.architectures.summaries`. A one-way analysis of variance compares
+the differences between architectures with the spread between models of one architecture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,19 @@ __all__ = ["RESPONSES", "FTest", "two_stage_f", "welch_f"]
 
 @dataclass(frozen=True)
 class FTest:
-    """F test that one response has the same mean in every architecture."""
+    """An F test that one response has the same mean in every architecture.
+
+    Attributes
+    ----------
+    response : {"intercept", "slope"}
+        The tested response.
+    statistic : float
+        F.
+    df_between, df_within : int
+        Degrees of freedom, A - 1 and M - A for the two-stage test.
+    p_value : float
+        Probability of a statistic at least as large if the means are equal.
+    """
 
     response: str
     statistic: float
@@ -35,27 +47,28 @@ def two_stage_f(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
     """Test that model-level summaries have the same mean in every architecture.
 
-    ``F = sum_a m_a (ybar_a - ybar)^2 / (A - 1) / s^2`` with the pooled variance s^2, referred to
-    F(A - 1, M - A). Models weigh equally whatever their number of layers.
+    ``F = sum_a m_a (ybar_a - ybar)^2 / (A - 1) / s^2`` is referred to F(A - 1, M - A). m_a is the
+    number of models of architecture a, and s^2 the pooled variance between models of one
+    architecture. All models weigh the same, whatever their number of layers.
 
     Parameters
     ----------
-    summaries : array_like, shape (..., M)
-        One number per model; leading axes are independent studies.
-    labels : array_like, shape (M,)
-        Architecture of each model.
+    summaries : array-like of shape (..., M)
+        One number for each of M models; leading axes are independent studies.
+    labels : array-like of shape (M,)
+        Architecture of each model, A in all.
 
     Returns
     -------
-    statistic, p_value : ndarray, shape (...)
-        NaN where the models of each architecture agree to rounding.
+    statistic, p_value : ndarray of shape (...)
+        F and its p-value; NaN if the models of each architecture are equal up to rounding.
     df_between, df_within : int
         A - 1 and M - A.
 
     Raises
     ------
     DesignError
-        If there is one architecture, or one model per architecture.
+        If there is only one architecture, or only one model of each.
 
     Examples
     --------
@@ -75,20 +88,26 @@ def two_stage_f(
 
 
 def welch_f(summaries: ArrayLike, labels: ArrayLike) -> tuple[float, float, int, float] | None:
-    """Test equal means without assuming equal variances (Welch 1951), by statsmodels.
+    """Test equal means without assuming equal variances, by Welch's F test.
 
-    Weaker than `two_stage_f` with few models, and right where architectures differ in spread.
+    The test is valid if architectures differ in their spread, but has less power than `two_stage_f`
+    if there are few models.
 
     Parameters
     ----------
-    summaries, labels : array_like, shape (M,)
-        One number and one architecture per model.
+    summaries, labels : array-like of shape (M,)
+        The number and the architecture of each model.
 
     Returns
     -------
-    tuple of float, or None
-        Statistic, p-value, and the degrees of freedom between and within; None where an
-        architecture has one model, or models that agree to rounding.
+    tuple of float or None
+        Statistic, p-value, and the degrees of freedom between and within architectures. None if
+        there is only one architecture, or if one has a single model or models that are equal up
+        to rounding.
+
+    References
+    ----------
+    Welch (1951), Biometrika 38, 330; computed by statsmodels.
 
     Examples
     --------
