@@ -1,20 +1,22 @@
-"""Stored files of one model -> tables: everything that claims, figures and report are made of.
+"""Turn the stored files of one model into the tables behind its claims, figures and report.
 
-files          which file answers what
-steps          what a step of an analysis needs, and what it finds
-tables         all tables of one model, and the numbers that claims rest on
-checks, exact  manipulation checks; what must hold exactly
-interventions  which interventions the files hold, each with its table
-probes         absolute position from features, layer by layer
-sinks          attention to key 0, head by head
-position0      whether position 0 is closed, and what fingerprint it leaves
-heads          who reads position 0, chosen on one half and measured on the other
-cuts, masks    key 0 hidden from heads; attention without its mask, or behind a window
-denominator    patterns and forward passes with a fixed denominator
-replacement    position 0 replaced
-specification  how much that removes, over all ways to say it, as one curve
-precision      shifted against natural design
-wording        a stored file in words
+files          sorts files by the question that each answers
+steps          defines one step of an analysis: what it needs and what it finds
+tables         runs all steps that the files allow
+interventions  lists the steps that compare interventions with the native model
+checks         reports what each file says of the model, the mask and the first token
+exact          checks what must hold exactly, at layer 0 and with one token repeated
+probes         predicts absolute position from features, layer by layer
+sinks          measures attention to key 0, head by head
+position0      measures whether position 0 is closed, and how far it differs between inputs
+heads          chooses sink-reading heads on one half of the sequences and measures the other
+cuts           hides key 0 from some heads
+masks          removes the causal mask, or adds a sliding window
+denominator    fixes the softmax denominator, in stored patterns and in forward passes
+replacement    replaces the embedding at position 0
+specification  varies how the effect of a replacement is measured
+precision      compares standard errors of the shifted and the natural design
+wording        describes a stored file in words
 """
 
 from posprobe.analysis.checks import check

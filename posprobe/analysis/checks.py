@@ -1,4 +1,4 @@
-"""Manipulation checks: what each file says of the model, the mask and the first token."""
+"""Manipulation checks: what each file says about the model, the mask and the first token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,20 @@ __all__ = ["check"]
 
 
 def check(store: ActivationStore) -> dict[str, Any]:
-    """Manipulation checks of one file, in words that a table can show."""
+    """Return the manipulation checks of one file, as one row of a table.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Any capture.
+
+    Returns
+    -------
+    dict of str to object
+        Numbers and words by column: the file, its design, variant, treatment of position 0 and
+        interventions, its numbers of sequences, items and tokens, its first and special tokens,
+        its mask and its rotary embedding.
+    """
     header = store.header
     first = np.unique(store.tokens[:, 0])
     windows = [w for w in header.layer_window if w]
@@ -40,19 +53,19 @@ def check(store: ActivationStore) -> dict[str, Any]:
 
 
 def _special_tokens(store: ActivationStore) -> str:
-    """Special tokens inside the text, with their counts."""
+    """List the special tokens in the text, with their counts."""
     found = store.header.stimulus.get("special_tokens") or {}
     return ", ".join(f"{name} {count}" for name, count in found.items()) or "none"
 
 
 def _third_channel(store: ActivationStore) -> str:
-    """By how much scores move with position by themselves, which neither channel explains."""
+    """Say how far scores move with position by themselves, which neither channel explains."""
     own = store.own_position
     return "none" if own is None else f"from layer {own['layer']}, {own['change']:.3g} nats"
 
 
 def _rotations(config: Mapping[str, Any], name: str) -> str:
-    """One value of the rotary embedding, by type of layer where these differ (Gemma 3)."""
+    """Show one parameter of the rotary embedding, by type of layer if these differ (Gemma 3)."""
     rope = config.get("rope_parameters") or {}
     if not any(isinstance(value, dict) for value in rope.values()):
         return _plain(rope.get(name, "none"))

@@ -1,20 +1,20 @@
-r"""How much of the residual channel dies when some heads alone cannot see key 0.
+r"""How much of the residual channel is removed when some heads cannot see key 0.
 
-Hiding key 0 from a head changes that head's own denominators at once, whatever the residual stream
-does: to count that as removal of the residual channel would be to measure the cut by itself. Two
-comparisons are free of it.
+Hiding key 0 from a head ("cutting" it) changes the denominators of that head directly, whatever the
+residual stream does. Counting this as removal of the residual channel would measure the cut itself.
+Two measures avoid this.
 
 heads left whole
-    V_R over the heads from which none of the compared conditions hides key 0. What changes there
-    came through the residual stream. Nothing is left where key 0 is hidden from all heads.
+    V_R over the heads that no compared condition cuts. Changes in these heads came through the
+    residual stream. This measure does not exist if all heads are cut.
 without key 0
-    V_R over all heads, with key 0 left out of every denominator, in the native run too: the effect
-    of position on how attention divides among the *other* keys. Hiding key 0 from a head does not
-    change it by itself, so cut heads can be compared, and all heads cut as well.
+    V_R over all heads, with key 0 left out of every denominator, in the native run too. It is the
+    effect of position on how attention divides among the *other* keys. Cutting a head does not
+    change this directly, so cut heads can be compared, even if all are cut.
 
-One more thing that the cut does: a head from which key 0 is hidden has position 1 as its first
-key, and there that key alone. Where early layers are cut, position 1 may therefore take over the
-part of the sink, and V_R rise instead of dying: windows behind a prefix of 1 then begin with it.
+For a cut head, position 1 is the first key, and the query at position 1 sees no other. If early
+layers are cut, position 1 may therefore become a sink, and V_R may rise instead of falling. Windows
+behind a prefix of 1 then begin with this sink.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ MEASURES = {"heads left whole": False, "without key 0": True}
 
 @dataclass(frozen=True, eq=False)
 class _Condition:
-    """One capture with key 0 hidden from `cut` (L, H); V_R by measure and range: (N, L, H)."""
+    """One capture with key 0 hidden from the heads `cut`, of shape (L, H).
+
+    `variances` has pseudo-values of V_R by measure and range, of shape (N, L, H); `attention` is
+    the mean attention to key 0, of shape (L, H).
+    """
 
     heads: str
     cut: Mask
@@ -58,36 +62,39 @@ def cut_table(
     *,
     inference: Inference = Inference(),
 ) -> pd.DataFrame:
-    """Fraction of V_R removed by hiding key 0 from sink-reading, random and all heads.
+    """Estimate the fraction of V_R removed by hiding key 0 from sink-reading, random or all heads.
+
+    The estimand is ``1 - V_R(cut) / V_R(native)``, by both measures of `MEASURES`.
 
     Parameters
     ----------
     native : ActivationStore
-        The shifted design, nothing hidden.
+        A native capture of the shifted design.
     cuts : iterable of ActivationStore
-        The same stimulus, or its first items, each with key 0 hidden from some heads. The items
-        that all files hold are compared, paired.
+        Captures of the same stimulus, or of its first items, each with key 0 hidden from some
+        heads. They are compared on the items that all files contain.
     sink_reading : sequence of (layer, head)
-        The heads that read the sink, chosen on other data: they say what a file is.
+        The sink-reading heads, chosen on other data. They determine the name of each condition.
     inference : Inference
-        Level of Fieller's intervals on jackknife pseudo-values. They are over items: random draws
-        are the draws that were made.
+        Level of Fieller's intervals, which use jackknife pseudo-values. The intervals are over
+        items; they do not include the variation between random draws of heads.
 
     Returns
     -------
     pandas.DataFrame
-        heads ("sink-reading", "some sink-reading", "random K", "other heads", "all"; or the name
-        of a sink condition "minus random": its fraction less the mean of those of as many random
-        heads), measured (one of `MEASURES`), positions ("early", "all"), up_to (tokens),
-        n_heads_cut, n_heads_measured, V_R_native, V_R_cut (squared nats), fraction_removed, low,
-        high (empty where unbounded), method, n (items), attention_native (mean attention to key 0
-        of the cut heads without the cut), attention_left (the largest, over cut heads, with it: 0,
-        read off the denominators that the forward pass used).
+        heads ("sink-reading", "some sink-reading", "random K", "other heads" or "all"; with "minus
+        random", the fraction removed less the mean of those of as many random heads), measured
+        (one of `MEASURES`), positions ("early", "all"), up_to (tokens), n_heads_cut,
+        n_heads_measured, V_R_native, V_R_cut (squared nats), fraction_removed, low, high (empty if
+        unbounded), method, n (items), attention_native (mean attention of the cut heads to key 0
+        in the native capture), attention_left (the largest with the cut; it must be 0, and is
+        computed from the denominators of the forward pass).
 
     Raises
     ------
     DesignError
-        If a file is not of the same windows behind the same prefixes.
+        If a file does not have the same windows behind the same prefixes, or if fewer than three
+        items are common to all files.
     """
     stores = list(cuts)
     places = _places(native, stores)
@@ -118,7 +125,7 @@ def cut_table(
 
 
 def _places(native: ActivationStore, stores: list[ActivationStore]) -> list[NDArray[np.intp]]:
-    """Places, in each file, of the items that all of them hold."""
+    """Return the indices, in each file, of the items that all files contain."""
     for store in stores:
         common_items(native, store)
     items = [np.unique(store.item) for store in (native, *stores)]
@@ -136,7 +143,7 @@ def _cut(store: ActivationStore) -> Mask:
 
 
 def _names(stores: list[ActivationStore], sink_reading: Sequence[Head]) -> list[str]:
-    """What each file's cut is, by the heads that read the sink."""
+    """Name the cut of each file, by whether it hides key 0 from the sink-reading heads."""
     names: list[str] = []
     for store in stores:
         cut, reading = _cut(store), np.zeros((store.n_layers, store.n_heads), dtype=bool)
@@ -169,14 +176,14 @@ def _condition(
 
 
 def _pseudo_values(residual: Array) -> Array:
-    """Jackknife pseudo-values of V_R, averaged over offsets: (item, head)."""
+    """Compute jackknife pseudo-values of V_R, averaged over offsets: (item, head)."""
     without_one = 1.0 - np.eye(len(residual))
     whole = position_covariance(residual, residual).mean(-1)
     return pseudo_values(whole, position_covariance(residual, residual, without_one).mean(-1))
 
 
 def _attention(store: ActivationStore) -> Array:
-    """Mean attention to key 0, from the denominators with and without it: (layer, head)."""
+    """Compute the mean attention to key 0 from the denominators with and without it: (L, H)."""
     own = np.searchsorted(store.prefixes, store.prefix_length)
     rows = np.arange(store.n_sequences)
     means = []
@@ -187,7 +194,10 @@ def _attention(store: ActivationStore) -> Array:
 
 
 def _measured(measured: str, condition: _Condition, conditions: list[_Condition]) -> Mask:
-    """Heads over which a condition is measured: the same for all that are compared by number."""
+    """Return the heads over which to measure a condition, as (L, H).
+
+    Conditions that cut equally many heads are compared, so they are measured over the same heads.
+    """
     if MEASURES[measured]:
         return np.ones_like(condition.cut)
     draws = [c for c in conditions if c.heads.startswith("random")]
@@ -201,7 +211,7 @@ def _measured(measured: str, condition: _Condition, conditions: list[_Condition]
 
 
 def _matched_draws(condition: _Condition, conditions: list[_Condition]) -> list[_Condition]:
-    """Random draws of as many heads as a sink-reading condition cuts."""
+    """Return the random conditions that cut as many heads as a sink-reading one."""
     if not condition.heads.endswith("sink-reading"):
         return []
     draws = [c for c in conditions if c.heads.startswith("random")]
@@ -228,7 +238,7 @@ def _difference(
     kept: Mask,
     level: float,
 ) -> dict[str, Any]:
-    """Fraction removed less that of random heads: (mean V_R(random) - V_R(cut)) / V_R(native)."""
+    """Compare with random heads: (mean V_R(random) - V_R(cut)) / V_R(native)."""
     at_random = np.mean([draw.variances[key] for draw in draws], axis=0)
     row = {"heads": f"{condition.heads} minus random", "n_heads_cut": int(condition.cut.sum())}
     excess = at_random - condition.variances[key]

@@ -1,7 +1,7 @@
-r"""Position information in attention patterns with the denominator taken out.
+r"""Position information in attention patterns, with and without the softmax denominator.
 
-:math:`a_{ij} = s_{ij} - z_i` holds the log-normalizer of its query; under a fixed denominator
-:math:`a_{ij} = s_{ij} - c` holds none, c being a constant of the head.
+The log attention weight :math:`a_{ij} = s_{ij} - z_i` contains the normalizer of its query. Under a
+fixed denominator it is :math:`a_{ij} = s_{ij} - c`, where c is a constant of the head.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class FixedDenominator(NamedTuple):
     Attributes
     ----------
     table : pandas.DataFrame
-        layer, r2_attention (P), r2_scores (P_fix), each with `_low` and `_high`, difference
-        (P - P_fix) with difference_low, difference_high, p_adjusted (max-T over layers),
-        n_features, n.
+        layer, r2_attention (P), r2_scores (P_fix) and difference (P - P_fix), each with `_low` and
+        `_high`, p_adjusted (of the difference, by max-T over layers), n_features, n (sequences).
     mean : Interval
         Mean difference over layers.
     """
@@ -62,15 +61,16 @@ def fixed_denominator_probes(
 ) -> FixedDenominator:
     """Probe position from log attention weights (P) and from scores alone (P_fix), by layer.
 
-    Both at the same offsets, rows and folds. Intervals are those of the probes as fitted: out-of-
-    fold squared errors per sequence, resampled with one set of weights for both probes and all
-    layers (percentiles, as for every fixed probe).
+    Both probes use the same offsets, rows and folds. Intervals are percentiles of the R2 of the
+    probes as fitted: the out-of-fold squared errors of sequences are resampled, with the same
+    weights for both probes and all layers.
 
     Parameters
     ----------
     store : ActivationStore
         A capture of the natural design.
     inference : Inference
+        Level, number of bootstrap samples and seed.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def fixed_denominator_probes(
     Raises
     ------
     DesignError
-        If the file has fewer than five sequences, the number of folds.
+        If the file has fewer than five sequences, which is the number of folds.
     """
     n_items = store.n_items
     if n_items < 5:
@@ -120,7 +120,7 @@ def fixed_denominator_probes(
 
 
 def _adjusted(differences: Array, n: int) -> Array:
-    """Max-T p-values over layers; 1 where both probes leave all features out and agree exactly."""
+    """Return max-T p-values over layers; 1 where both probes use no feature and agree exactly."""
     draws = differences[1:]
     moves = draws.std(0) > 1e-12
     adjusted = np.ones(len(moves))
@@ -130,27 +130,30 @@ def _adjusted(differences: Array, n: int) -> Array:
 
 
 def _r2(probe: PositionProbe, weights: Array) -> Array:
-    """R2 of a fitted probe under each weighting of its sequences."""
+    """Compute the R2 of a fitted probe under each weighting of its sequences."""
     return 1 - (weights @ probe.sequence_sse_) / (weights @ probe.sequence_sst_)
 
 
 def mean_normalizers(
     store: ActivationStore, layers: Sequence[int] | None = None
 ) -> tuple[tuple[int, int, float], ...]:
-    """Mean log-normalizer of every head after position 0, as `fixed_denominator` takes it.
+    """Compute the mean log-normalizer of every head over the positions after 0.
+
+    The result is the value of the intervention `fixed_denominator`.
 
     Parameters
     ----------
     store : ActivationStore
         A capture of the natural design.
     layers : sequence of int or None
-        None: all. In all layers at once large row sums feed on one another: SmolLM2-135M overflows
-        float32 at layer 18, in its first layer alone it stays near its native scale.
+        Layers to include; by default all. Fixing the denominators of all layers at once lets large
+        row sums amplify each other: SmolLM2-135M overflows float32 at layer 18. With only the
+        first layer fixed, it stays near its native scale.
 
     Returns
     -------
     tuple of (layer, head, c)
-        c in nats, rounded to 1e-4 so that a file can name them all.
+        c is in nats, rounded to 1e-4 because the header of a file lists all constants.
     """
     later = store.positions > 0
     return tuple(
@@ -163,24 +166,26 @@ def mean_normalizers(
 def fixed_forward_table(
     native: ActivationStore, fixed: ActivationStore, *, inference: Inference = Inference()
 ) -> pd.DataFrame:
-    r"""What becomes of V_R when the forward pass runs under fixed denominators.
+    r"""Estimate the fraction of V_R removed by running the forward pass with fixed denominators.
 
-    R is read off s and z as everywhere, as if the rows were normalized: what the residual stream
-    changes in the scores, the sink and the denominator.
+    R is computed from s and z as usual, as if the rows were normalized. It is what the residual
+    stream changes in the scores, the sink and the denominator.
 
     Parameters
     ----------
     native, fixed : ActivationStore
-        The same shifted stimulus, or its first items, without and with `fixed_denominator`.
+        Captures of the same shifted stimulus, or its first items, without and with
+        `fixed_denominator`.
     inference : Inference
+        Level of Fieller's intervals.
 
     Returns
     -------
     pandas.DataFrame
-        layers (whose denominators were fixed), positions, up_to (tokens), V_R_native, V_R_fixed
-        (squared nats, over all layers), fraction_removed, low, high (empty where unbounded),
-        method, n, log_row_sum_first, log_row_sum_last (mean over the fixed heads of z - c behind
-        the shortest and the longest prefix, nats), caveat.
+        layers (those with fixed denominators), positions, up_to (tokens), V_R_native, V_R_fixed
+        (squared nats, over all layers), fraction_removed, low, high (empty if unbounded), method,
+        n (items), log_row_sum_first, log_row_sum_last (mean of z - c over the fixed heads behind
+        the shortest and the longest prefix, in nats), caveat.
     """
     rows = []
     constants = [c for change in fixed.header.interventions for c in change["fixed_denominator"]]
@@ -209,7 +214,7 @@ def fixed_forward_table(
 def _log_row_sums(
     store: ActivationStore, constants: Sequence[tuple[int, int, float]]
 ) -> tuple[float, float]:
-    """Mean of z - c behind the shortest and the longest prefix."""
+    """Return the mean of z - c behind the shortest and behind the longest prefix, in nats."""
     ends = [store.prefix_length == p for p in (store.prefixes[0], store.prefixes[-1])]
     sums = [
         [store.normalizer(layer)[end, :, head].mean(dtype=np.float64) - c for end in ends]

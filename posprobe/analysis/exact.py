@@ -1,4 +1,4 @@
-"""What must hold exactly: layer 0, and one token repeated."""
+"""Check what must hold exactly, at layer 0 and with one token repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ __all__ = ["layer_0_table", "repeated_table"]
 def layer_0_table(
     store: ActivationStore, inference: Inference = Inference()
 ) -> tuple[pd.DataFrame, dict[str, Interval]]:
-    """What must be 0 where the residual stream is the embedding: largest values, item by item."""
+    """Estimate the effects that must be 0 at layer 0, where the residual stream is the embedding.
+
+    Each is the largest absolute value of an item, averaged over items. The intervals are keyed by
+    the names in the table.
+    """
     effects = channel_effects(store, 0)
     largest = {
         "layer_0_rest": np.abs(effects.residual - effects.sink).max((1, 2, 3)),
@@ -40,7 +44,10 @@ def layer_0_table(
 def repeated_table(
     store: ActivationStore, inference: Inference = Inference()
 ) -> tuple[pd.DataFrame, Interval]:
-    """Largest absolute residual and mask effect at each layer and position, over all items."""
+    """Find the largest absolute residual and mask effect at each layer and position, in nats.
+
+    The interval is that of the largest |R| of an item, averaged over items.
+    """
     rows, largest = [], []
     for layer in range(store.n_layers):
         effects = channel_effects(store, layer)

@@ -1,4 +1,4 @@
-"""Which question each stored file answers, by its header."""
+"""Sort stored files by the question that each answers, which follows from its header."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from posprobe.store import ActivationStore
 
 __all__ = ["INTERVENTIONS", "Files", "sort_files"]
 
-# Fields of an intervention, and the field of `Files` for captures under it.
+# The field of `Files` for captures under each kind of intervention.
 INTERVENTIONS = {
     "cut_sink": "cut_sink",
     "fixed_denominator": "fixed_denominator",
     "causal": "masks",
     "window": "masks",
 }
-SEVERAL = ("replaced", "cut_sink", "masks")  # files may answer these questions
+SEVERAL = ("replaced", "cut_sink", "masks")  # fields of `Files` that hold several captures
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,18 @@ class Files:
     Attributes
     ----------
     natural, shifted : ActivationStore or None
-        Native position 0.
+        The native captures of both designs.
     repeated, bos_repeated : ActivationStore or None
-        One token all along; the same behind a BOS.
+        Captures of one repeated token, without and with a BOS in front.
     replaced : list of ActivationStore
-        The shifted stimulus with another embedding at position 0.
+        Captures of the shifted stimulus with another embedding at position 0.
     cut_sink : list of ActivationStore
-        The shifted stimulus with key 0 hidden from some heads.
+        Captures of the shifted stimulus with key 0 hidden from some heads.
     fixed_denominator : ActivationStore or None
-        The shifted stimulus under fixed denominators.
+        The capture of the shifted stimulus with fixed denominators.
     masks : list of ActivationStore
-        The shifted stimulus under another mask, none or a window; the natural one under none.
+        Captures of the shifted stimulus without causal mask or with a sliding window, and of the
+        natural stimulus without causal mask.
     """
 
     natural: ActivationStore | None = None
@@ -51,29 +52,38 @@ class Files:
     masks: list[ActivationStore] = field(default_factory=list)
 
     def all(self) -> list[ActivationStore]:
-        """Every file there is."""
+        """Return all files in one list."""
         one = (self.natural, self.shifted, self.repeated, self.bos_repeated, self.fixed_denominator)
         there = [store for store in one if store is not None]
         return there + self.replaced + self.cut_sink + self.masks
 
     def intervened(self) -> list[ActivationStore]:
-        """The files under a change of attention that the others are without."""
+        """Return the files that were captured under an intervention."""
         fixed = [] if self.fixed_denominator is None else [self.fixed_denominator]
         return [*self.cut_sink, *fixed, *self.masks]
 
 
 def sort_files(stores: Iterable[ActivationStore]) -> Files:
-    """Recognise each file by its header.
+    """Sort files by the question that each answers, which follows from its header.
 
-    A cut sink, fixed denominators, no causal mask or a smaller window make a file answer a question
-    of its own; where all files have the same change of attention, it belongs to the model, as a
-    variant does.
+    A file whose attention was changed (key 0 hidden from heads, fixed denominators, no causal mask
+    or a smaller window) answers a question of its own. A change that all files have in common
+    counts as part of the model, as a variant does.
+
+    Parameters
+    ----------
+    stores : iterable of ActivationStore
+        Captures of one model, in any order.
+
+    Returns
+    -------
+    Files
 
     Raises
     ------
     DesignError
-        If files are of different models, variants or other changes of attention, or two answer the
-        same question.
+        If there is no file, if files differ in their weights, variant or other changes of
+        attention, if two files answer the same question, or if no analysis uses a file.
     """
     stores = list(stores)
     if not stores:
@@ -93,7 +103,7 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
             )
         else:
             found[role] = store
-    for role in SEVERAL:  # the same report, in whatever order files were given
+    for role in SEVERAL:  # so the report does not depend on the order of the files
         found[role].sort(key=lambda store: store.path.name)
     return Files(**found)
 
@@ -128,7 +138,7 @@ def _check_new(store: ActivationStore, others: list[ActivationStore]) -> None:
 
 
 def _changes(store: ActivationStore) -> dict[str, Any]:
-    """What a file says of its attention, field by field of `INTERVENTIONS`."""
+    """Return what a file says about its attention, for each field of `INTERVENTIONS`."""
     values: dict[str, Any] = dict.fromkeys(INTERVENTIONS) | {"causal": True}
     for change in store.header.interventions:
         values |= {k: v for k, v in change.items() if k in INTERVENTIONS and v not in (None, [])}
@@ -136,7 +146,7 @@ def _changes(store: ActivationStore) -> dict[str, Any]:
 
 
 def _weakest(stores: list[ActivationStore]) -> dict[str, Any]:
-    """The attention of the model itself: what all files share, or the least change of any."""
+    """Return the attention of the model itself: what all files share, or the smallest change."""
     found = [_changes(store) for store in stores]
     weakest: dict[str, Any] = {}
     for name in INTERVENTIONS:
@@ -151,7 +161,7 @@ def _weakest(stores: list[ActivationStore]) -> dict[str, Any]:
 
 
 def _intervention(store: ActivationStore, weakest: dict[str, Any]) -> str | None:
-    """The kind of change that a file's interventions make to what the model has."""
+    """Return how a file changes the attention of the model; None if it does not."""
     kinds = [name for name, value in _changes(store).items() if value != weakest[name]]
     if len(kinds) > 1:
         raise DesignError(

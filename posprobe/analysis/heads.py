@@ -1,8 +1,8 @@
-"""Sink-reading heads: which they are, and what they write into the residual stream.
+"""Find sink-reading heads, and measure what they write into the residual stream.
 
-A head's sink rate is the share of sequences in which its attention to key 0, averaged over queries,
-is above 0.3. Heads are chosen by it on one half of the sequences and reported on the other: the
-same data would make every chosen head look more extreme than it is.
+The sink rate of a head is the share of sequences in which its attention to key 0, averaged over
+queries, is above 0.3. Heads are chosen on one half of the sequences and reported on the other.
+Reporting them on the same half would make every chosen head look more extreme than it is.
 """
 
 from __future__ import annotations
@@ -37,14 +37,25 @@ TRIES = 20
 
 
 def held_back_half(store: ActivationStore) -> NDArray[np.bool_]:
-    """Which sequences serve to choose heads: half of the items, drawn by the stimulus's seed: (S,).
+    """Return which sequences are used to choose heads.
 
-    The same for the same file, whoever asks.
+    They are those of half of the items, drawn with the seed of the stimulus, so they are always
+    the same for a file.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Any capture.
+
+    Returns
+    -------
+    ndarray of bool of shape (S,)
+        True for each of the S sequences that is used to choose heads.
 
     Raises
     ------
     DesignError
-        With fewer than four items: each half needs two.
+        If there are fewer than four items, since each half needs two.
     """
     items = np.unique(store.item)
     if len(items) < 4:
@@ -59,24 +70,24 @@ def held_back_half(store: ActivationStore) -> NDArray[np.bool_]:
 def sink_head_table(
     store: ActivationStore, *, threshold: float = SINK_RATE, inference: Inference = Inference()
 ) -> pd.DataFrame:
-    """Sink rate of every head in the half that chooses and in the half that reports.
+    """Estimate the sink rate of every head, in the half that chooses heads and in the other.
 
     Parameters
     ----------
     store : ActivationStore
         A capture of the natural design.
     threshold : float
-        A head is sink-reading if its sink rate in the held-back half is above this.
+        A head is sink-reading if its sink rate in the choosing half is above this.
     inference : Inference
-        Level of Wilson's interval, head by head and not adjusted for their number: no head is
-        tested.
+        Level of Wilson's intervals. They are not adjusted for the number of heads, since no head
+        is tested.
 
     Returns
     -------
     pandas.DataFrame
-        layer, head, sink_reading, rate_chosen, rate_chosen_low, rate_chosen_high (held-back half),
-        sink_rate, sink_rate_low, sink_rate_high, attention (mean to key 0; other half),
-        attention_chosen, n_chosen, n (sequences).
+        layer, head, sink_reading; rate_chosen with `_low` and `_high`, attention_chosen (mean
+        attention to key 0) and n_chosen (sequences) of the choosing half; sink_rate with `_low`
+        and `_high`, attention and n of the other half.
 
     References
     ----------
@@ -103,9 +114,25 @@ def sink_head_table(
 
 
 def sink_reading_heads(store: ActivationStore, *, threshold: float = SINK_RATE) -> list[Head]:
-    """Heads whose sink rate in the held-back half is above `threshold`, strongest first.
+    """Return the heads whose sink rate in the choosing half is above `threshold`.
 
-    Ties, of which a rate of 1 makes many, are broken by mean attention to key 0 in that half.
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture of the natural design.
+    threshold : float
+        Sink rate above which a head is sink-reading.
+
+    Returns
+    -------
+    list of (layer, head)
+        By descending sink rate. Many heads tie at a rate of 1, so ties are broken by their mean
+        attention to key 0 in the same half.
+
+    Raises
+    ------
+    DesignError
+        If the file has fewer than four items.
     """
     table = sink_head_table(store, threshold=threshold)
     table = table[table["sink_reading"]].sort_values(
@@ -115,10 +142,21 @@ def sink_reading_heads(store: ActivationStore, *, threshold: float = SINK_RATE) 
 
 
 def strongest(heads: Sequence[Head], n_layers: int, n_heads: int) -> list[Head]:
-    """The first of `heads` that can be compared with as many others: a quarter of all at most.
+    """Return the first of `heads`, as many as can be compared with random draws of other heads.
 
-    In a model where half of the heads read the sink, as many others are all the others there are,
-    and several random draws would be one and the same.
+    At most a quarter of all heads are returned. If half of the heads were cut, each random draw
+    would have to consist of all other heads, and the draws would not differ.
+
+    Parameters
+    ----------
+    heads : sequence of (layer, head)
+        Sink-reading heads, strongest first.
+    n_layers, n_heads : int
+        Numbers of layers, and of heads in each layer.
+
+    Returns
+    -------
+    list of (layer, head)
     """
     total = n_layers * n_heads
     return list(heads[: min(total // 4, total - len(heads))])
@@ -132,29 +170,33 @@ def random_heads(
     draws: int = 2,
     seed: int = 0,
 ) -> list[list[Head]]:
-    """As many random other heads, several times; from the same layers as far as these have any.
+    """Draw random heads that match given heads in number and, if possible, in layer.
+
+    If a layer has too few other heads, the missing ones are drawn from all layers.
 
     Parameters
     ----------
     like : sequence of (layer, head)
-        Heads to match in number and layer.
+        Heads to match; they are never drawn themselves.
     exclude : sequence of (layer, head)
-        Heads never drawn, `like` among them or not.
+        Further heads that are never drawn.
     shape : (int, int)
-        Layers, and heads per layer.
+        Numbers of layers, and of heads in each layer.
     draws : int
+        Number of draws.
     seed : int
+        Seed of the draws.
 
     Returns
     -------
     list of list of (layer, head)
-        Each sorted, no two the same: fewer than asked for where there are no more. Where a layer
-        has too few others, those missing come from all layers.
+        Each draw is sorted, and no two draws are equal. There may be fewer than `draws` if not
+        enough different ones are found.
 
     Raises
     ------
     DesignError
-        If there are fewer other heads than are to be matched.
+        If there are fewer other heads than heads to match.
     """
     taken = {*like, *exclude}
     others = [head for head in np.ndindex(*shape) if head not in taken]
@@ -184,12 +226,13 @@ def _draw(like: Sequence[Head], others: list[Head], rng: np.random.Generator) ->
 def writing_table(
     store: ActivationStore, *, threshold: float = SINK_RATE, inference: Inference = Inference()
 ) -> pd.DataFrame:
-    r"""What sink-reading heads and all others write of position 0 into the residual stream.
+    r"""Estimate what sink-reading and other heads write of position 0 into the residual stream.
 
-    Head by head the norm of :math:`A_{i0} v_0 W_O`, averaged over queries; then over the heads of a
-    group, chosen on one half of the sequences and measured on the other. Also relative to the norm
-    of the residual stream that enters the layer (mean over queries after position 0), where the
-    file holds it.
+    For each head this is the norm of :math:`A_{i0} v_0 W_O`, averaged over queries i. It is then
+    averaged over the sink-reading heads and over the others. The groups are chosen on one half of
+    the sequences and measured on the other. If the file contains the residual stream, the norm is
+    also given relative to that of the stream that enters the layer (its mean over the positions
+    after 0).
 
     Parameters
     ----------
@@ -198,19 +241,20 @@ def writing_table(
     threshold : float
         Sink rate above which a head is sink-reading.
     inference : Inference
+        Level of the intervals.
 
     Returns
     -------
     pandas.DataFrame
         quantity ("written", "relative to the residual stream"), heads ("sink-reading", "other",
-        "ratio"), n_heads, estimate, low, high (empty where unbounded), method, n (sequences).
-        Means by Student's t over sequences, their ratio by Fieller's method.
+        "ratio"), n_heads, estimate, low, high (empty if unbounded), method, n (sequences). Means
+        have Student's intervals over sequences, and their ratio has Fieller's.
 
     Raises
     ------
     DesignError
-        If the file has no `sink_value`, the model's output projection is not known, or all heads
-        are in one group.
+        If the file has no `sink_value`, the output projection of the model is not known, or all
+        heads are in one group.
     """
     if "sink_value" not in store.header.quantities:
         raise DesignError(f"{store.path.name} has no 'sink_value'; capture it again")
@@ -247,14 +291,14 @@ def writing_table(
 
 
 def _written(store: ActivationStore, half: NDArray[np.bool_]) -> Array:
-    """Mean over queries of the norm of A_i0 v_0 W_O: (sequence, layer, head)."""
+    """Average the norm of A_i0 v_0 W_O over queries: (sequence, layer, head)."""
     attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
     values = store.read("sink_value").transpose(1, 0, 2)
     return (attention[half] * values[half]).astype(float)
 
 
 def _later_norm(store: ActivationStore, half: NDArray[np.bool_]) -> Array:
-    """Mean norm of the residual stream after position 0, entering each layer: (sequence, L, 1)."""
+    """Average the norm of the stream entering each layer, after position 0: (sequence, L, 1)."""
     later = store.residual_positions[half] > 0
     norms = []
     for layer in range(store.n_layers):
@@ -265,7 +309,7 @@ def _later_norm(store: ActivationStore, half: NDArray[np.bool_]) -> Array:
 
 
 def _wilson(counts: NDArray[np.int64], n: int, level: float) -> tuple[Array, Array]:
-    """Wilson's limits of binomial shares."""
+    """Return Wilson's limits of binomial proportions."""
     limits = {
         int(k): stats.binomtest(int(k), n).proportion_ci(level, method="wilson")
         for k in np.unique(counts)

@@ -1,4 +1,4 @@
-"""What the files allow beyond the split itself: one step for each intervention, in order."""
+"""The steps of an analysis that go beyond the split into channels, in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEAST_ITEMS = {"heads": 4, "probes": 5}
 
 
 def _has(store: ActivationStore | None, purpose: str, quantity: str) -> bool:
-    """Whether a file keeps the quantity, of enough items for the purpose."""
+    """Return whether a file contains the quantity, for enough items for the purpose."""
     if store is None:
         return False
     return store.n_items >= LEAST_ITEMS[purpose] and quantity in store.header.quantities
@@ -40,7 +40,7 @@ def _unmasked_naturals(files: Files) -> list[ActivationStore]:
 
 
 def _sink_reading(files: Files) -> list[Head]:
-    """The sink-reading heads, chosen on the natural file; none without one."""
+    """Choose the sink-reading heads on the natural file; without one, there are none."""
     if not _has(files.natural, "heads", "sink_score"):
         return []
     return sink_reading_heads(given(files.natural))
