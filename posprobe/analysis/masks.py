@@ -1,17 +1,17 @@
-r"""What is left of the channels when the model runs under another mask.
+r"""What remains of the channels when the model runs under another mask.
 
 no causal mask
-    Every query sees all keys of its sequence, whatever its position: M = 0. In the shifted design a
-    window behind a prefix of p tokens is the end of a sequence of p + W tokens, so the number of
-    keys changes with p all the same: R then reflects the length of the sequence too, and is no
-    longer the residual stream alone. In the natural design all queries see equally many keys, and
-    probes can be asked whether normalizers still tell their position.
+    Every query sees all keys of its sequence, so M = 0. In the shifted design a window behind a
+    prefix of p tokens is the end of a sequence of p + W tokens, so the number of keys still
+    changes with p. R then also reflects the length of the sequence, not only the residual stream.
+    In the natural design all queries see equally many keys, and probes show whether normalizers
+    still tell position.
 window
-    A sliding window of w tokens, in a model that was not trained with it. A row behind w tokens or
-    more sees its w nearest keys and no key 0, at every such position: there M = 0, and T = R.
+    A sliding window of w tokens, in a model that was not trained with one. A row behind w tokens
+    or more sees its w nearest keys and not key 0. Among these positions M = 0, and T = R.
 
-Each comes with its check: the normalizers that the forward pass used are those of a row that sees
-exactly the keys that the mask is said to show, summed up one by one.
+A check accompanies both: the normalizers of the forward pass must equal those obtained by summing
+over exactly the keys that the mask shows.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class Masks(NamedTuple):
     Attributes
     ----------
     table : pandas.DataFrame
-        mask, positions ("all", "behind the window"), quantity ("V_T", "V_M", "V_R", mean over
-        layers, heads and offsets, squared nats), native, changed, changed_low, changed_high
-        (bootstrap t), fraction_removed, low, high (Fieller, paired; empty where unbounded), method,
-        largest_M (over items, rows averaged, of all layers, heads and offsets; nats), mismatch
-        (largest difference between a normalizer of the forward pass and that of the keys shown;
-        nats), n.
+        mask, positions ("all", "behind the window"), quantity ("V_T", "V_M", "V_R"), native and
+        changed (means over layers, heads and offsets in squared nats), changed_low, changed_high
+        (bootstrap t), fraction_removed, low, high (Fieller, paired by item; empty if unbounded),
+        method, largest_M (the largest |M| of all items, positions, layers, heads and offsets, in
+        nats), mismatch (the largest difference between a normalizer of the forward pass and that
+        of the keys shown, in nats), n (items).
     layers : pandas.DataFrame
-        mask (`NATIVE` among them), layer, quantity, estimate, low, high; all positions, mean over
-        heads; not adjusted for the number of layers.
+        mask (`NATIVE` among them), layer, quantity, estimate, low, high. Variances are means over
+        heads and use all positions. Limits are not adjusted for the number of layers.
     intervals : dict of str to Interval
-        `NAME_closed`: largest of |M| and mismatch, item by item; `window_left`: V_T behind the
-        window; `window_growth`: by how much V_R of the last third of layers exceeds that of the
-        first, more than natively.
+        `mask_closed` and `window_closed`: the larger of the largest |M| and the largest mismatch
+        of an item, averaged over items. `window_left`: V_T behind the window. `window_growth`: V_R
+        of the last third of layers less that of the first, compared with the native run.
     """
 
     table: pd.DataFrame
@@ -68,7 +68,7 @@ class Masks(NamedTuple):
 
 
 def mask_name(store: ActivationStore) -> str:
-    """The mask of a file in words, by its header."""
+    """Describe the mask of a file in words, from its header."""
     changes = store.header.interventions
     if any(change.get("causal") is False for change in changes):
         return "no causal mask"
@@ -82,16 +82,17 @@ def mask_tables(
     *,
     inference: Inference = Inference(),
 ) -> Masks:
-    """Compare the channels under other masks with the native ones, items paired.
+    """Compare the channels under other masks with the native ones, paired by item.
 
     Parameters
     ----------
     native : ActivationStore
-        The shifted design.
+        A native capture of the shifted design.
     masked : sequence of ActivationStore
-        The same stimulus, or its first items, without causal mask or with a window. Offsets that a
-        window hides are left out of both.
+        Captures of the same stimulus, or of its first items, without causal mask or with a window.
+        Offsets that a window hides are left out of both files.
     inference : Inference
+        Level, number of bootstrap samples and seed.
 
     Returns
     -------
@@ -100,7 +101,7 @@ def mask_tables(
     Raises
     ------
     DesignError
-        If the files are not of the same windows, or have fewer than three items in common.
+        If the files do not have the same windows, or have fewer than three items in common.
     """
     found = [_under_mask(native, store, inference) for store in masked]
     layers = pd.concat([one.layers for one in found], ignore_index=True)
@@ -114,7 +115,7 @@ def mask_tables(
 class _Range(NamedTuple):
     """Both channels over one range of positions, natively and under another mask.
 
-    `largest` is the largest of |M| and of the mismatch of normalizers, item by item, in nats.
+    `largest` is the larger of the largest |M| and the largest mismatch of each item, in nats.
     """
 
     positions: str
@@ -125,7 +126,7 @@ class _Range(NamedTuple):
 
 
 def _under_mask(native: ActivationStore, store: ActivationStore, inference: Inference) -> Masks:
-    """The tables and intervals of one other mask."""
+    """Return the tables and intervals of one other mask."""
     name, window, level = mask_name(store), _window(store), inference.level
     pairs = _pairs(native, store)
     mismatch = _mismatch(store)[common_items(native, store)[1]]
@@ -166,7 +167,7 @@ def _range(
 
 
 def _closed(part: _Range, level: float) -> Interval:
-    """What must be 0 where the mask channel is closed: the largest |M| and mismatch of an item."""
+    """Estimate what must be 0 if the mask channel is closed: the largest |M| or mismatch."""
     return mean_interval(part.largest, estimand="largest |M| and mismatch", level=level)
 
 
@@ -178,7 +179,7 @@ def _window(store: ActivationStore) -> int | None:
 def _pairs(
     native: ActivationStore, store: ActivationStore
 ) -> list[tuple[ChannelEffects, ChannelEffects]]:
-    """Effects of the common items at the common offsets, layer by layer."""
+    """Read the effects of the common items at the common offsets, layer by layer."""
     places = common_items(native, store)
     pairs = []
     for layer in range(store.n_layers):
@@ -189,7 +190,7 @@ def _pairs(
 
 
 def _mismatch(store: ActivationStore) -> Array:
-    """Largest |z - z of the keys shown| over rows, heads and layers, latest window: (item,)."""
+    """Find the largest |z - z of the keys shown| of each item, in the latest window: (item,)."""
     late = np.flatnonzero(store.prefix_length == store.prefixes[-1])
     late = late[np.argsort(store.item[late])]
     largest = np.zeros(len(late))
@@ -214,7 +215,7 @@ def _compared(before: Variances, after: Variances, quantity: str, level: float) 
 
 
 def _overall(variances: Variances, quantity: str, level: float) -> Interval:
-    """One variance over all layers and heads, bootstrap t."""
+    """Average one variance over all layers and heads, with bootstrap t limits."""
     mean = variances.mean((0, 1))
     return bootstrap_interval(
         mean.bootstrap[quantity][:, 0, 0],
@@ -226,7 +227,10 @@ def _overall(variances: Variances, quantity: str, level: float) -> Interval:
 
 
 def _growth(before: Variances, after: Variances, level: float) -> Interval:
-    """V_R of the last third of layers less that of the first, under the mask less natively."""
+    """Estimate how much more V_R grows with depth under the mask than natively.
+
+    The growth is the mean V_R of the last third of layers less that of the first third.
+    """
 
     def rise(variances: Variances, of: str) -> Array:
         values = getattr(variances, of)["V_R"].mean(-1)
@@ -259,22 +263,23 @@ def _by_layer(variances: Variances, name: str, level: float) -> pd.DataFrame:
 def mask_probes(
     native: ActivationStore, masked: ActivationStore, *, inference: Inference = Inference()
 ) -> tuple[pd.DataFrame, dict[str, Interval]]:
-    """Probe position from the normalizers of each layer, with the causal mask and without.
+    """Probe position from the normalizers of each layer, with and without the causal mask.
 
     Parameters
     ----------
     native, masked : ActivationStore
-        The natural design, the same sequences; those that both hold are compared.
+        Captures of the natural design with and without causal mask. They are compared on the
+        sequences that both contain.
     inference : Inference
-        How intervals are made: of probes as fitted, from the out-of-fold scores of each sequence,
-        percentiles.
+        Level, number of bootstrap samples and seed. Intervals are percentiles of the R2 of the
+        probes as fitted, from the out-of-fold squared errors of sequences.
 
     Returns
     -------
     table : pandas.DataFrame
-        layer, r2_native, r2_masked, each with `_low` and `_high`, n_features, n.
+        layer, r2_native and r2_masked, each with `_low` and `_high`, n_features, n (sequences).
     intervals : dict of str to Interval
-        `normalizer_unmasked`: R2 at layer 0 without the mask; `normalizer_masked`: with it.
+        R2 at layer 0: `normalizer_unmasked` without the mask, `normalizer_masked` with it.
     """
     items = np.intersect1d(native.item, masked.item)
     weights = np.vstack([np.ones(len(items)), inference.weights(len(items))])

@@ -1,4 +1,4 @@
-"""Position 0: whether it is a closed system, and what fingerprint its token leaves."""
+"""Measure whether position 0 is closed, and how much it differs between inputs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ __all__ = ["closed_system_table", "closure", "fingerprint_spread"]
 def closed_system_table(store: ActivationStore) -> pd.DataFrame:
     r"""Compare the trajectory of position 0 with that of a run on its token alone.
 
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture with the residual stream :math:`h_0` at position 0 and that of the run alone.
+
     Returns
     -------
     pandas.DataFrame
-        Per layer: `norm` of :math:`h_0` (median over sequences), `norm_later` of the other stored
-        positions (NaN where they were not kept), `difference`, the largest over sequences of
-        :math:`\lVert h_0 - h_0^{alone}\rVert / \lVert h_0^{alone}\rVert`, `cosine` with the
-        layer before (median; NaN at the first), and `dimensions`, the fewest that hold 99% of the
-        squared norm (median): very few where activations are massive.
+        One row for each layer, and one for the output of the last. `norm` is the median of
+        :math:`\lVert h_0 \rVert` over sequences, and `norm_later` the median norm at the other
+        stored positions (NaN if there are none). `difference` is the largest
+        :math:`\lVert h_0 - h_0^{alone}\rVert / \lVert h_0^{alone}\rVert` of a sequence. `cosine`
+        is the median cosine with the layer before (NaN at the first). `dimensions` is the smallest
+        number of dimensions with 99% of the squared norm (median), which is very small if
+        activations are massive.
     """
     rows = []
     before = None
@@ -45,13 +52,13 @@ def closed_system_table(store: ActivationStore) -> pd.DataFrame:
 
 
 def _dimensions(vectors: Array, part: float = 0.99) -> float:
-    """Fewest dimensions that hold `part` of the squared norm, median over rows."""
+    """Count the dimensions needed for `part` of the squared norm; median over rows."""
     held = np.cumsum(np.sort(vectors**2, axis=-1)[:, ::-1], axis=-1)
     return float(np.median((held < part * held[:, -1:]).sum(-1) + 1))
 
 
 def _cosine(a: Array, b: Array) -> float:
-    """Median cosine of paired rows; NaN where one of them is 0."""
+    """Return the median cosine of paired rows; NaN if a row is 0."""
     sizes = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     if (sizes == 0).any():
         return float("nan")
@@ -59,9 +66,10 @@ def _cosine(a: Array, b: Array) -> float:
 
 
 def closure(store: ActivationStore, *, inference: Inference = Inference()) -> Interval:
-    """Largest relative difference over layers between position 0 and a length-1 run, per sequence.
+    """Estimate how far position 0 differs from a run on its token alone.
 
-    The mean over sequences with its t interval; 0 if position 0 is a closed system.
+    The estimand is the mean over sequences of the largest relative difference over layers, which is
+    0 if position 0 is closed. The interval is Student's.
     """
     pairs = ((store.read("position0", k), store.read("position0_alone", k)) for k in _layers(store))
     worst = np.max([_relative(a.astype(float) - b, b.astype(float)) for a, b in pairs], axis=0)
@@ -73,14 +81,21 @@ def closure(store: ActivationStore, *, inference: Inference = Inference()) -> In
 def fingerprint_spread(
     store: ActivationStore, *, inference: Inference = Inference()
 ) -> tuple[Interval, pd.DataFrame]:
-    """How much the trajectory of position 0 differs between inputs, relative to its norm.
+    """Estimate how much position 0 differs between inputs, relative to its norm.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture with the residual stream at position 0.
+    inference : Inference
+        Level of the interval.
 
     Returns
     -------
     interval : Interval
         Mean over inputs of the largest distance over layers to the mean input.
     table : pandas.DataFrame
-        layer, spread: the mean distance at each layer.
+        layer and spread, the mean distance at that layer.
     """
     first = np.unique(store.item, return_index=True)[1]
     distances = []
@@ -102,7 +117,7 @@ def _layers(store: ActivationStore) -> range:
 
 def _relative(difference: Array, reference: Array) -> Array:
     size = np.linalg.norm(reference, axis=-1)
-    if (size == 0).any():  # the zero embedding entering the first block
+    if (size == 0).any():  # a zero embedding enters the first block
         return np.linalg.norm(difference, axis=-1)
     return np.linalg.norm(difference, axis=-1) / size
 

@@ -1,4 +1,4 @@
-"""How much more precisely the shifted design measures position effects than natural text does."""
+"""Compare how precisely the shifted and the natural design measure position effects."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ SCOPES = {
 def precision_table(
     natural: ActivationStore, shifted: ActivationStore, *, inference: Inference = Inference()
 ) -> pd.DataFrame:
-    r"""Standard errors of T(p) in the natural and in the shifted design, at equal n.
+    r"""Compare standard errors of T(p) in the natural and the shifted design, at equal n.
 
     .. math:: SE(p) = \sqrt{\mathrm{Var}_n\, T_n(p) / n}
 
-    over the first n items of each, n being the smaller number of items. In the natural design
-    content differs between positions of one sequence; in the shifted design it is the same.
+    Both use their first n items, where n is the smaller number of items. In the natural design the
+    content differs between positions of a sequence; in the shifted design it is the same.
 
     Parameters
     ----------
     natural, shifted : ActivationStore
-        With the same window and offsets; positions that both have are compared.
+        Captures with the same window and offsets. They are compared at the positions that both
+        contain.
     inference : Inference
-        How intervals are made: bootstrap t of the log ratio, with the items of both designs drawn
-        independently.
+        Level, number of bootstrap samples and seed. Intervals are bootstrap t intervals of the log
+        ratio, for which the items of both designs are drawn independently.
 
     Returns
     -------
     pandas.DataFrame
-        position (tokens), scope (one of "each head", "mean over heads"), se_natural, se_shifted
-        (nats), ratio (natural to shifted), low, high, n (items of each).
+        position (tokens), scope ("each head" or "mean over heads"), se_natural, se_shifted (nats),
+        ratio (natural to shifted), low, high, n (items of each design).
 
     Raises
     ------
     DesignError
-        If windows or offsets differ, or no position but the reference is in both.
+        If windows or offsets differ, or the files have no position in common but the reference.
     """
     same = natural.window == shifted.window and natural.offsets == shifted.offsets
     n = min(store.n_items for store in (natural, shifted))
@@ -90,7 +91,7 @@ def precision_table(
 def _standard_errors(
     store: ActivationStore, positions: NDArray[np.int64], n: int, weights: Array
 ) -> dict[str, Array]:
-    """Standard errors under each weighting of the items: (weighting, position) by scope."""
+    """Compute standard errors under each weighting of the items: (weighting, position)."""
     columns = np.flatnonzero(np.isin(store.prefixes, positions))
     each = np.zeros((len(weights), len(columns)))
     overall = np.zeros((n, len(columns)))
@@ -110,7 +111,7 @@ def _totals(store: ActivationStore, columns: NDArray[np.intp], n: int) -> Iterat
 
 
 def _variance(values: Array, weights: Array) -> Array:
-    """Unbiased variance over items under each weighting: (weighting, ...)."""
+    """Compute the unbiased variance over items under each weighting: (weighting, ...)."""
     n = len(values)
     values = values - values.mean(0)
     mean = np.tensordot(weights, values, 1) / n

@@ -1,4 +1,4 @@
-"""Position probes and variance partitions of every layer of a stored file, as tables."""
+"""Tables of position probes and variance partitions, for every layer of a stored file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIXED: Estimand = "fixed_probe"
 
 
 def spread_layers(n_layers: int, count: int) -> list[int]:
-    """`count` layers spread evenly from the first to the last."""
+    """Return `count` layers, spread evenly from the first to the last."""
     return sorted({int(x) for x in np.linspace(0, n_layers - 1, count).round()})
 
 
@@ -39,11 +39,12 @@ class Probes(NamedTuple):
     Attributes
     ----------
     probes : pandas.DataFrame
-        layer, features, n_features, r2, low, high, estimand, method, mae, mae_guess (tokens), n.
+        layer, features, n_features, r2, low, high, estimand, method, mae and mae_guess (mean
+        absolute errors of the probe and of a constant guess, in tokens), n (units).
     partition : pandas.DataFrame
-        layer, quantity, group, estimate, low, high, estimand, method, n_features, n.
+        layer, quantity, group, estimate, low, high (parts of R2), estimand, method, n_features, n.
     mean : dict of str to Interval
-        Mean R2 over layers by features, of the probes as fitted.
+        Mean R2 over layers of the probes as fitted, by features.
     """
 
     probes: pd.DataFrame
@@ -60,22 +61,24 @@ def probe_layers(
 ) -> Probes:
     """Probe position from normalizers (N), residual stream (R) and both (J), layer by layer.
 
-    Ridge of position, folds by sequence, position 0 left out. At every layer the
-    interval is that of the probe as fitted (`fixed_probe`); at `refit_layers` also that of the
-    average probe at this number of sequences (`refit`), which costs a hundred times as much.
+    The probes are ridge regressions with folds by sequence; position 0 is left out. Every layer
+    gets an interval of the R2 of the probe as fitted (`fixed_probe`). The layers in `refit_layers`
+    also get one of the mean R2 of probes fitted to this number of sequences (`refit`), which costs
+    a hundred times as much.
 
-    More than 200 sequences are pooled into 200 units of neighbouring ones, which folds and
-    bootstrap then take as a whole; memory does not grow beyond that.
+    To bound memory, neighbouring sequences are pooled into 200 units if there are more than 200.
+    Folds and bootstrap then treat each unit as a whole.
 
     Parameters
     ----------
     store : ActivationStore
         A capture of the natural design with normalizers and residual stream.
     layers : iterable of int or None
-        None: all layers whose residual stream was kept.
+        Layers to probe; by default all whose residual stream was kept.
     refit_layers : iterable of int or None
-        None: five, spread evenly.
+        Layers with a `refit` interval; by default five, spread evenly.
     inference : Inference
+        Level, numbers of bootstrap samples, seed and number of processes.
 
     Returns
     -------
@@ -84,7 +87,8 @@ def probe_layers(
     Raises
     ------
     DesignError
-        If the file has fewer than five sequences, the number of folds, or there is no layer.
+        If the file has fewer than five sequences, which is the number of folds, or if it keeps the
+        residual stream of no requested layer.
     """
     if store.n_items < 5:
         raise DesignError(
@@ -117,7 +121,7 @@ def probe_layers(
                 )
                 for kind in kinds
             ]
-        ).drop(columns="mc_se")  # 0: with two groups nothing is sampled
+        ).drop(columns="mc_se")  # always 0, since two groups need no sampling of orders
         table.insert(0, "layer", layer)
         partitions.append(table[table["quantity"] != "R2"])
         r2 = table[table["quantity"] == "R2"].rename(
@@ -138,7 +142,7 @@ def probe_layers(
 
 
 def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
-    """The fitted models of a layer, and the positions that they were fitted to."""
+    """Fit the models of a layer; return them and the positions that they were fitted to."""
     items = np.unique(store.item)
     if len(items) <= MAX_UNITS:
         X, y, groups, feature_groups = features(store, layer)
@@ -158,7 +162,7 @@ def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
 def _mean_r2(
     probes: pd.DataFrame, features: str, replicates: list[np.ndarray], level: float
 ) -> Interval:
-    """Mean R2 over layers; the replicates of all layers share their weights."""
+    """Average R2 over layers; the replicates of all layers share their weights."""
     rows = probes[(probes["features"] == features) & (probes["estimand"] == FIXED)]
     return bootstrap_interval(
         np.mean(replicates, axis=0),

@@ -1,4 +1,4 @@
-"""How much of the residual channel goes when the embedding at position 0 is replaced."""
+"""How much of the residual channel is removed by replacing the embedding at position 0."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ PRIMARY_TREATMENT = "mean"
 def fraction_removed(
     native: ActivationStore, replaced: ActivationStore, *, up_to: int, level: float = 0.95
 ) -> tuple[Interval, float, float]:
-    r"""Fraction of the residual channel that a replacement removes, at early queries.
+    r"""Estimate the fraction of the residual channel that a replacement removes.
 
     .. math:: 1 - V_R(\mathrm{replaced}) / V_R(\mathrm{native})
 
-    with V_R averaged over layers, heads and offsets, over the positions up to `up_to` and the
-    reference. Items are paired: the same windows and prefixes, another embedding at position 0.
-    Where one file has more items than the other, those that both have are compared.
+    V_R is averaged over layers, heads and offsets, and uses the positions up to `up_to` and the
+    reference. Items are paired: they have the same windows and prefixes, and differ in the
+    embedding at position 0. Only the items that both files contain are used.
 
     Parameters
     ----------
     native, replaced : ActivationStore
         Two captures of the same shifted stimulus.
     up_to : int
-        The largest early prefix, in tokens.
+        The largest prefix to use, in tokens.
     level : float
+        Nominal coverage.
 
     Returns
     -------
     interval : Interval
-        Fieller's, on the jackknife pseudo-values of the two U-statistics; unbounded where the
-        native V_R is not distinguishable from 0, or not above it.
+        Fieller's interval, from the jackknife pseudo-values of both U-statistics. It is unbounded
+        if the native V_R is not distinguishable from 0, or is estimated below 0.
     native_variance, replaced_variance : float
-        V_R under each, in squared nats.
+        V_R in each file, in squared nats.
 
     Raises
     ------
     DesignError
-        If the files are not of the same windows behind the same prefixes.
+        If the files do not have the same windows behind the same prefixes.
     """
     overall = []
     for store, items in zip((native, replaced), common_items(native, replaced), strict=True):
@@ -77,20 +78,21 @@ def ratio_of_variances(
     level: float = 0.95,
     estimand: str = "fraction removed",
 ) -> Interval:
-    """Fieller's interval of 1 - changed/native, or of changed/native, that knows a variance.
+    """Fieller's interval of 1 - changed/native, or of changed/native, for two variances.
 
     Parameters
     ----------
     native, changed : ndarray of shape (N,)
-        Jackknife pseudo-values of two variances, paired by item; the mean of `native` is not 0.
+        Jackknife pseudo-values of two variances, paired by item. The mean of `native` must not be
+        0.
     quantity, level, estimand
         As in `posprobe.intervals.fieller_ratio`.
 
     Returns
     -------
     Interval
-        Unbounded also where the mean of `native` is below 0: noise can put the estimate of a
-        variance significantly there, where Fieller's method has limits that mean nothing.
+        Unbounded also if the mean of `native` is below 0. Noise can make the estimate of a variance
+        significantly negative, and Fieller's limits are then meaningless.
     """
     interval = fieller_ratio(native, changed, quantity=quantity, level=level, estimand=estimand)
     if native.mean() < 0:
@@ -101,14 +103,30 @@ def ratio_of_variances(
 def replacement_table(
     native: ActivationStore, replaced: list[ActivationStore], *, inference: Inference = Inference()
 ) -> pd.DataFrame:
-    """One row per treatment of position 0 and range of queries.
+    """Estimate the fraction of V_R that each treatment of position 0 removes.
+
+    Parameters
+    ----------
+    native : ActivationStore
+        A native capture of the shifted design.
+    replaced : list of ActivationStore
+        Captures of the same stimulus, or of its first items, with position 0 replaced.
+    inference : Inference
+        Level of Fieller's intervals.
 
     Returns
     -------
     pandas.DataFrame
-        treatment, positions ("early" or "all"), up_to (tokens), primary, fraction_removed, low,
-        high (empty where unbounded), method, n, V_R_native, V_R_replaced, sink_rate_native,
-        sink_rate_replaced (share of sequences and heads with mean attention to key 0 > 0.3).
+        One row for each treatment and range of queries: treatment, positions ("early" or "all"),
+        up_to (tokens), primary, fraction_removed, low, high (empty if unbounded), method, n
+        (items), V_R_native, V_R_replaced (squared nats), sink_rate_native, sink_rate_replaced (the
+        share of pairs of sequence and head with mean attention to key 0 above 0.3).
+
+    Raises
+    ------
+    DesignError
+        If a file does not have the same windows behind the same prefixes, or fewer than three
+        items in common with the native one.
     """
     rows = []
     for store in replaced:
@@ -141,15 +159,15 @@ def _sink_rate(store: ActivationStore) -> float:
 def common_items(
     native: ActivationStore, other: ActivationStore
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Places, among the sorted items of each file, of those that both hold.
+    """Return the indices, among the sorted items of each file, of the items that both contain.
 
-    Items stay as they are when more of them are drawn, so a capture of the first 16 pairs with
-    one of 32.
+    An item does not depend on how many others are drawn, so a capture of 16 items can be paired
+    with one of 32.
 
     Raises
     ------
     DesignError
-        If the files are of different models, or their common items are not the same windows
+        If the files are of different models, or their common items do not have the same windows
         behind the same prefixes.
     """
     if native.header.weights_digest != other.header.weights_digest:

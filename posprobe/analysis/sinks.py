@@ -1,4 +1,4 @@
-"""Attention to key 0, head by head."""
+"""Measure attention to key 0, head by head."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SINK_THRESHOLD = 0.3
 
 
 def sink_attention(store: ActivationStore, layer: int) -> Array:
-    """Attention to key 0, averaged over the stored queries: (sequence, head), from 0 to 1.
+    """Average attention to key 0 over the stored queries: (sequence, head), from 0 to 1.
 
-    In the shifted design only the sequences with the longest prefix are taken. Queries from whose
-    sight a window or an intervention hides key 0 count as 0.
+    In the shifted design only the sequences with the longest prefix are used. A query from which a
+    window or an intervention hides key 0 counts as 0.
     """
     late = store.prefix_length == store.prefix_length.max()
     weight = store.read("sink_score", layer)[late] - store.normalizer(layer)[late]
     limit = store.layer_window[layer] or np.inf
-    # hidden before exp: the score of a hidden key may exceed the normalizer by any amount
+    # Hide before exp, since the score of a hidden key may exceed the normalizer by any amount.
     seen = (store.positions[late, :, None] < limit) & ~cut_heads(store, layer)
     return np.exp(np.where(seen, weight, -np.inf), dtype=np.float64).mean(1)
 
@@ -40,12 +40,24 @@ def sink_table(
     threshold: float = SINK_THRESHOLD,
     inference: Inference = Inference(),
 ) -> pd.DataFrame:
-    """Sink rate of every head: share of sequences whose mean attention to key 0 is > threshold.
+    """Estimate the sink rate of every head and its mean attention to key 0.
+
+    The sink rate is the share of sequences whose mean attention to key 0 is above the threshold.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture with sink scores and normalizers.
+    threshold : float
+        Attention above which a head counts as attending to the sink in a sequence.
+    inference : Inference
+        Level, number of bootstrap samples and seed.
 
     Returns
     -------
     pandas.DataFrame
-        layer, head, sink_rate, attention (mean over sequences) with cluster bootstrap limits.
+        layer, head, sink_rate, attention (mean over sequences), attention_low, attention_high
+        (cluster bootstrap).
 
     References
     ----------
@@ -72,7 +84,22 @@ def sink_table(
 def share_of_sink_heads(
     store: ActivationStore, *, threshold: float = SINK_THRESHOLD, inference: Inference = Inference()
 ) -> Interval:
-    """Share of heads whose mean attention to key 0 is > threshold, by cluster bootstrap."""
+    """Estimate the share of heads whose mean attention to key 0 is above a threshold.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture with sink scores and normalizers.
+    threshold : float
+        Mean attention over sequences above which a head counts.
+    inference : Inference
+        Level, number of bootstrap samples of sequences, and seed.
+
+    Returns
+    -------
+    Interval
+        Without unit, from 0 to 1.
+    """
     attention = np.stack([sink_attention(store, layer) for layer in range(store.n_layers)], 1)
     estimate = float((attention.mean(0) > threshold).mean())
     replicates = (_means(attention, inference) > threshold).mean((1, 2))
@@ -86,5 +113,5 @@ def share_of_sink_heads(
 
 
 def _means(values: Array, inference: Inference) -> Array:
-    """Bootstrap means over sequences: (B, ...)."""
+    """Return bootstrap means over sequences: (B, ...)."""
     return np.tensordot(inference.weights(len(values)), values, 1) / len(values)

@@ -1,12 +1,12 @@
-r"""The specification curve: how much of a result hangs on how it was measured.
+r"""The specification curve: how much a result depends on how it was measured.
 
 The study says that replacing the BOS embedding removes 40% of the residual component at early
-queries, and not how that was measured. So the fraction removed is computed under every combination
-of treatment, range of queries, offset, layers and measure of the component, with the one that was
-fixed beforehand marked.
+queries, but not how this was measured. The fraction removed is therefore computed under every
+combination of treatment, range of queries, offset, layers and measure. The specification that was
+fixed beforehand is marked.
 
-All measures are means over heads, offsets and layers, and so are their jackknife pseudo-values:
-each file is read once, and a specification is a mean of numbers already there.
+All measures are means over heads, offsets and layers, and so are their jackknife pseudo-values.
+Each file is therefore read only once, and specifications are averages of the stored pseudo-values.
 """
 
 from __future__ import annotations
@@ -39,37 +39,39 @@ def specification_curve(
     sink_reading: Sequence[tuple[int, int]] = (),
     inference: Inference = Inference(),
 ) -> pd.DataFrame:
-    r"""Fraction removed, 1 - metric(replaced)/metric(native), under every specification.
+    r"""Estimate the fraction removed under every specification.
 
-    Treatment x range of queries (up to each prefix, and all) x offset (each, and all) x layers
-    (all, thirds, those that read the sink) x metric. V_R and V_S are U-statistics over pairs of
-    different items; mean \|R\| is :math:`|E_n R[n, p]|` averaged over the positions of the range
-    without the reference, its bias reduced by the jackknife.
+    The estimand is :math:`1 - m(\mathrm{replaced}) / m(\mathrm{native})` for a metric m of
+    `METRICS`. The specifications are all combinations of treatment, range of queries (up to each
+    prefix, and all), offset (each, and all), layers (all, each third, and the sink-reading ones)
+    and metric. V_R and V_S are U-statistics over pairs of different items. Mean \|R\| is
+    :math:`|E_n R_n(p)|`, averaged over the positions of the range except the reference; the
+    jackknife reduces its bias.
 
     Parameters
     ----------
     native : ActivationStore
-        The shifted design with native position 0.
+        A native capture of the shifted design.
     replaced : iterable of ActivationStore
-        The same stimulus, or its first items, with other treatments of position 0.
+        Captures of the same stimulus, or of its first items, with position 0 replaced.
     sink_reading : sequence of (layer, head)
-        Layers where at least half of the heads are among these are the sink-reading layers; none:
-        that choice of layers is left out.
+        The sink-reading heads. A layer is sink-reading if at least half of its heads are. If there
+        is no such layer, this choice of layers is left out.
     inference : Inference
-        Level of each interval. They are not adjusted for their number: the curve shows how much the
-        choice matters, and only the primary specification is a test.
+        Level of each interval. The intervals are not adjusted for their number: the curve shows how
+        much the choice matters, and only the primary specification is a test.
 
     Returns
     -------
     pandas.DataFrame
         treatment, positions ("early", "up to P", "all"), up_to (tokens), offsets, layers, metric,
-        primary, fraction_removed, low, high (empty where unbounded), method ("fieller", "fieller:
-        unbounded", or "undefined" where there is nothing to remove), n (items).
+        primary, fraction_removed, low, high (empty if unbounded), method ("fieller", "fieller:
+        unbounded", or "undefined" if there is nothing to remove), n (items).
 
     Raises
     ------
     DesignError
-        If a file is not of the same windows behind the same prefixes.
+        If a file does not have the same windows behind the same prefixes.
     """
     ranges = _ranges(native)
     choices = _layer_choices(native, sink_reading)
@@ -90,7 +92,10 @@ def specification_curve(
 
 
 def _ranges(store: ActivationStore) -> dict[int, str]:
-    """Ranges of queries by their largest prefix; the one before the reference leaves none out."""
+    """Name the ranges of queries by their largest prefix.
+
+    The last prefix before the reference is left out, since up to it the range is "all".
+    """
     early = early_limit(store)
     names = {p: "early" if p == early else f"up to {p}" for p in store.prefixes[:-2]}
     return names | {store.prefixes[-1]: "all"}
@@ -114,7 +119,10 @@ def _layer_choices(
 def _all_pseudo_values(
     store: ActivationStore, items: NDArray[np.intp], ranges: dict[int, str]
 ) -> dict[str, Array]:
-    """Pseudo-values of each metric: (item, range, layer, offset); NaN where a window hides one."""
+    """Compute the pseudo-values of each metric: (item, range, layer, offset).
+
+    They are NaN at offsets that a window hides.
+    """
     shape = len(items), len(ranges), store.n_layers, len(store.offsets)
     values = {metric: np.full(shape, np.nan) for metric in METRICS}
     for layer in range(store.n_layers):
@@ -127,7 +135,7 @@ def _all_pseudo_values(
 
 
 def _pseudo_values(effects: ChannelEffects) -> dict[str, Array]:
-    """Pseudo-values of each metric for one layer and range, averaged over heads: (item, offset)."""
+    """Compute the pseudo-values of each metric, averaged over heads: (item, offset)."""
     without_one = 1.0 - np.eye(effects.n_items)
     found = {}
     for metric, part in (("V_R", effects.residual), ("V_S", effects.sink)):
@@ -147,7 +155,7 @@ def _specifications(
     offsets: tuple[int, ...],
     level: float,
 ) -> Iterable[dict[str, Any]]:
-    """Every specification of one treatment, from the pseudo-values with and without it."""
+    """Yield the rows of one treatment, from the pseudo-values without and with it."""
     columns = {str(offset): [d] for d, offset in enumerate(offsets)}
     columns["all"] = list(range(len(offsets)))
     for metric in METRICS:
@@ -166,7 +174,7 @@ def _specifications(
 
 
 def _mean(values: Array) -> Array:
-    """Mean by item over the offsets that a layer has, then over the layers that have any."""
+    """Average each item over the offsets that a layer has, then over the layers that have any."""
     there = ~np.isnan(values)
     count = there.sum(-1)
     by_layer = np.where(there, values, 0.0).sum(-1) / np.maximum(count, 1)
@@ -175,7 +183,7 @@ def _mean(values: Array) -> Array:
 
 
 def _removed(before: Array, after: Array, level: float) -> dict[str, Any]:
-    """Fraction removed with Fieller's limits, or the word that there is nothing to remove."""
+    """Return the fraction removed with Fieller's limits; NaN if there is nothing to remove."""
     if np.isnan(before).any() or before.mean() == 0:
         unknown = dict.fromkeys(("fraction_removed", "low", "high"), np.nan)
         return unknown | {"method": "undefined", "n": len(before)}
@@ -184,7 +192,7 @@ def _removed(before: Array, after: Array, level: float) -> dict[str, Any]:
 
 
 def _is_primary(table: pd.DataFrame, early: int) -> pd.Series:
-    """The specification that was fixed beforehand."""
+    """Mark the specification that was fixed beforehand."""
     return (
         (table["treatment"] == PRIMARY_TREATMENT)
         & (table["up_to"] == early)

@@ -1,4 +1,4 @@
-"""One step of an analysis: what it needs of the files, and the tables that it finds."""
+"""Define one step of an analysis: what it needs from the files, and what it finds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Found", "Step", "given", "is_split", "titled"]
 
 
 class Found(NamedTuple):
-    """Tables by file name, and the single numbers that claims rest on."""
+    """Tables by file name, and the single numbers on which claims are based."""
 
     tables: dict[str, pd.DataFrame] = {}  # noqa: RUF012 - a default of a NamedTuple is never changed
     intervals: dict[str, Interval] = {}  # noqa: RUF012
 
     def joined(self, other: Found) -> Found:
-        """Both; a table that both have gets the rows of both."""
+        """Combine two results; a table that is in both gets the rows of both."""
         tables = dict(self.tables)
         for name, table in other.tables.items():
             tables[name] = pd.concat([tables[name], table]) if name in tables else table
@@ -30,16 +30,16 @@ class Found(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One kind of table.
+    """One step of an analysis.
 
     Attributes
     ----------
     name : str
-        What a progress bar says meanwhile.
+        Name of the step, as a progress bar shows it.
     possible : callable
-        Whether the files hold what it needs.
+        Takes the files, and returns whether they contain what the step needs.
     make : callable
-        Files and inference to what was found.
+        Takes the files and the inference settings, and returns what was found.
     """
 
     name: str
@@ -48,18 +48,18 @@ class Step(NamedTuple):
 
 
 def given(store: ActivationStore | None) -> ActivationStore:
-    """The file that `Step.possible` has found to be there."""
+    """Return a file that `Step.possible` has found to exist."""
     assert store is not None
     return store
 
 
 def is_split(store: ActivationStore | None) -> bool:
-    """Whether a file is there whose effects can be split into two channels."""
+    """Return whether there is a file, and its effects can be split into two channels."""
     return store is not None and why_not_split(store) is None
 
 
 def titled(table: pd.DataFrame, stimulus: str) -> pd.DataFrame:
-    """The table with a first column that says which stimulus its rows are of."""
+    """Return the table with a first column that names the stimulus of its rows."""
     table = table.copy()
     table.insert(0, "stimulus", stimulus)
     return table

@@ -1,4 +1,4 @@
-"""All tables of one model, and the single numbers that its claims rest on."""
+"""Compute all tables of one model, and the single numbers on which its claims are based."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ __all__ = ["Analysis", "analyze_files", "possible_steps"]
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found.
+    """The result of `analyze_files`.
 
     Attributes
     ----------
     files : Files
+        The analysed files.
     tables : dict of str to pandas.DataFrame
-        By file name, without extension.
+        Tables by file name, without extension.
     intervals : dict of str to Interval
-        Single numbers that claims rest on.
+        The single numbers on which claims are based.
     inference : Inference
-        How every interval was made.
+        The settings of every interval.
     """
 
     files: Files
@@ -47,12 +48,22 @@ class Analysis:
 
     @property
     def level(self) -> float:
-        """Nominal coverage of every interval."""
+        """The nominal coverage of every interval."""
         return self.inference.level
 
 
 def possible_steps(files: Files) -> list[Step]:
-    """The steps of an analysis that the files have what it takes for, in order."""
+    """Return the steps of an analysis for which the files suffice, in order.
+
+    Parameters
+    ----------
+    files : Files
+        Captures of one model.
+
+    Returns
+    -------
+    list of Step
+    """
     return [step for step in STEPS if step.possible(files)]
 
 
@@ -67,14 +78,20 @@ def analyze_files(
     Parameters
     ----------
     files : Files
+        Captures of one model, from `sort_files`.
     inference : Inference
-        How intervals are made.
+        The settings of every interval.
     step : callable
-        Told what comes next, once for each of `possible_steps`, for a progress bar.
+        Called with the name of each of the `possible_steps` before it runs, for a progress bar.
 
     Returns
     -------
     Analysis
+
+    Raises
+    ------
+    DesignError
+        If a file does not match the others, or has too few items for a step.
     """
     found = Found()
     for one in possible_steps(files):
@@ -118,7 +135,7 @@ def _channels(files: Files, inference: Inference, *, design: str) -> Found:
         "channels_by_layer": result.by_layer,
         "channels": result.overall,
         "position_effects": result.positions,
-        "channels_by_offset": result.by_offset.astype(each),  # long, and scores are float32
+        "channels_by_offset": result.by_offset.astype(each),  # a long table of float32 scores
     }
     return Found({name: titled(table, design) for name, table in tables.items()})
 
@@ -155,7 +172,7 @@ def _has_residual(files: Files) -> bool:
 
 
 def _first_token(store: ActivationStore) -> str:
-    """Say whether all inputs begin with the same token."""
+    """Describe whether all inputs begin with the same token."""
     return "one first token" if len(np.unique(store.tokens[:, 0])) == 1 else "many first tokens"
 
 
