@@ -1,11 +1,11 @@
-"""Position from features, as scikit-learn estimators.
+"""Predict position from features, with scikit-learn estimators.
 
-feature_matrix  a stored file as X, y, groups, feature_groups
-accumulation    Grams gathered while a capture runs
-gram/           sufficient statistics per sequence: every linear fit from one pass over the data
-ridge/          ridge regression by feature group, scored by sequence
-partition       unique, shared and Shapley R2
-controls        permuted and shifted positions
+feature_matrix  turns a stored file into X, y, groups and feature_groups
+accumulation    gathers Gram matrices while a capture runs
+gram/           holds sufficient statistics of each sequence, from one pass over the data
+ridge/          fits ridge regressions by feature group, scored by sequence
+partition       divides R2 between feature groups: unique, shared and Shapley parts
+controls        scores probes on permuted and shifted positions
 """
 
 from posprobe.probes.accumulation import GramAccumulator

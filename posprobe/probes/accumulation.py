@@ -1,4 +1,4 @@
-"""Statistics that are gathered while a capture runs, so nothing large needs to be stored."""
+"""Gather statistics while a capture runs, so nothing large needs to be stored."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ NEEDED = {
 
 
 class GramAccumulator:
-    r"""Gram matrices of features and position, layer by layer, from a capture as it runs.
+    r"""Accumulate Gram matrices of features and position, layer by layer, while a capture runs.
+
+    For every item s, with X and y as in `posprobe.probes.features`,
 
     .. math:: G_s = Z_s^\top Z_s, \qquad Z_s = [X_s - c_x, 1, y_s - c_y]
 
-    with X and y as in `posprobe.probes.features`, for every item s (see
-    `posprobe.probes.gram.ClusterGram`). Pass it to a capture as one of its ``consumers``; the file
-    need not keep the quantities.
+    (see `posprobe.probes.ClusterGram`). Pass the accumulator to a capture as one of its
+    ``consumers``. The file need not store the quantities.
 
     Parameters
     ----------
-    which : str
-        One of `posprobe.probes.feature_matrix.FEATURES`.
+    which : {"joint", "normalizer", "residual", "attention", "scores"}
+        The features, as in `posprobe.probes.features`.
     layers : collection of int or None
-        None: all whose quantities the capture shows.
+        Layers to accumulate; by default all layers whose quantities the capture emits.
     n_groups : int or None
-        Sum the items into so many groups (item modulo `n_groups`), folds for instance: memory is
-        then ``8 n_groups (p + 2)^2`` bytes per layer for p features, however many items there are.
-        None: every item is a group of its own.
+        Sum the items into this many groups (item modulo `n_groups`), for instance into folds.
+        Memory is then ``8 n_groups (p + 2)^2`` bytes per layer for p features, however many items
+        there are. By default every item is a group of its own.
 
     Attributes
     ----------
     grams : dict of int to ClusterGram
-        By layer; complete once the capture is.
+        The statistics of each layer, complete when the capture is.
 
     Raises
     ------
@@ -54,8 +55,8 @@ class GramAccumulator:
 
     Notes
     -----
-    For float32 files the Grams equal those of the stored file to the last bit, if those are taken
-    from blocks of the same sequences about the same shift:
+    For float32 files the Grams are bit-identical to those of the stored file, if these are computed
+    from blocks of the same sequences with the same shift:
     ``ClusterGram.from_blocks(feature_blocks(store, layer), shift=grams[layer].shift)``.
 
     Examples
@@ -84,14 +85,14 @@ class GramAccumulator:
         self.grams: dict[int, ClusterGram] = {}
 
     def begin(self, header: Header, index: Mapping[str, np.ndarray]) -> None:
-        """Start anew, for a capture with this header and index."""
+        """Start again, for a capture with this header and index."""
         self.grams = {}
         self._header, self._index = header, index
         self._waiting: dict[int, HeldStore] = {}
         self._missing: dict[int, set[str]] = {}
 
     def consume(self, quantity: str, layer: int, sequences: slice, values: np.ndarray) -> None:
-        """Take one quantity of one layer; add to its Gram once it has all that it needs."""
+        """Take one quantity of one layer, and update its Gram once all quantities have arrived."""
         if layer >= self._header.n_layers or (self.layers is not None and layer not in self.layers):
             return
         if layer not in self._waiting:
@@ -105,7 +106,7 @@ class GramAccumulator:
             self._add(layer, part)
 
     def _part(self, layer: int, sequences: slice, n_sequences: int) -> HeldStore:
-        """Room for one layer of some sequences, as a store of a single layer."""
+        """Make room for one layer of some sequences, as a store with a single layer."""
         part = HeldStore(self.quantities)
         header = self._header.with_layer(layer).with_sequences(n_sequences)
         part.begin(header, {name: rows[sequences] for name, rows in self._index.items()})

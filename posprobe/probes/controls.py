@@ -1,10 +1,10 @@
-"""Control tasks: what a probe scores where there is nothing to find, or only memory to use.
+"""Control tasks, which show what a probe scores by memorising or by chance.
 
-Two controls with different questions. One fixed permutation of the positions, the same in every
-sequence, keeps the mapping from position to label learnable by heart: what a probe loses is its
-*selectivity* (Hewitt and Liang 2019). An independent circular shift of each sequence keeps the
-autocorrelation of labels within sequences and breaks their tie to the features: the score at
-chance.
+The *permuted* control relabels the positions by one permutation for all sequences, so a probe can
+still memorise the label of each position. What a probe loses against this control is its
+*selectivity* (Hewitt and Liang 2019). The *shifted* control rotates the positions of each sequence
+independently. It keeps the autocorrelation of labels within sequences but breaks their relation to
+the features, so it shows the score at chance.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ def permute_positions(y: ArrayLike, random_state: Any = 0) -> NDArray[Any]:
     y : array-like of shape (n,)
         Positions.
     random_state : int or Generator, default=0
-        Seed.
+        Seed of the permutation, or a random generator.
 
     Returns
     -------
     ndarray of shape (n,)
+        The permuted positions.
 
     Examples
     --------
@@ -56,15 +57,21 @@ def shift_positions(y: ArrayLike, groups: ArrayLike, random_state: Any = 0) -> N
     Parameters
     ----------
     y : array-like of shape (n,)
-        Positions; each sequence's rows in their order.
+        Positions; the rows of each sequence must be in order.
     groups : array-like of shape (n,)
         Sequence of every row.
     random_state : int or Generator, default=0
-        Seed.
+        Seed of the shifts, or a random generator.
 
     Returns
     -------
     ndarray of shape (n,)
+        The rotated positions.
+
+    Raises
+    ------
+    DesignError
+        If `groups` does not have one label for each row.
 
     Examples
     --------
@@ -91,26 +98,32 @@ def with_controls(
     Parameters
     ----------
     probe : estimator
-        `PositionProbe` or another `GroupRidgeCV` (scored by its own folds, with intervals of this
-        probe; of a `VariancePartition`, the joint model), or any scikit-learn regressor (scored by
-        sequence folds). It is cloned, never fitted itself.
+        A `GroupRidgeCV`, such as `PositionProbe`, which is scored out of fold with its own folds
+        (for a `VariancePartition`, the joint model is scored); or any other scikit-learn
+        regressor. The probe is cloned and not changed.
     X : array-like of shape (n, p)
         Features.
     y : array-like of shape (n,)
-        Positions.
+        Positions, in tokens.
     groups : array-like of shape (n,)
         Sequence of every row.
     cv : int, default=5
-        Sequence folds for other regressors.
+        Number of folds of sequences for other regressors.
     random_state : int or Generator, default=0
-        Seed of both controls.
+        Seed of both controls, or a random generator.
 
     Returns
     -------
-    DataFrame
-        Rows ``position``, ``permuted``, ``shifted`` (column ``control``); columns ``r2``, ``mae``
-        (tokens), ``selectivity`` (the probe's r2 less the control's; 0 for the probe), and for a
-        `GroupRidgeCV` ``low`` and ``high`` of the 95% interval of r2 for the fixed probe.
+    pandas.DataFrame
+        One row for each ``control``: "position" (the probe itself), "permuted" and "shifted". The
+        columns are ``r2``, ``mae`` (tokens), ``selectivity`` (r2 of the probe less that of the
+        control) and, for a `GroupRidgeCV`, ``low`` and ``high``, the 95% interval of r2 with the
+        estimand "fixed_probe".
+
+    Raises
+    ------
+    DesignError
+        If `groups` does not have one label for each row.
     """
     y, groups = np.asarray(y, dtype=np.float64), np.asarray(groups)
     if groups.shape != y.shape:

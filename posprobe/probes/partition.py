@@ -1,7 +1,7 @@
-r"""How much of position each feature group carries alone, and how much the groups share.
+r"""Partition of R2 between feature groups: what each predicts alone, and what they share.
 
-Every set U of groups is one model, all on the same sequence folds, with one penalty per group.
-With out-of-fold :math:`R^2_U`, J all groups and k their number,
+Every set U of groups is one model. All models use the same folds of sequences, and each has one
+penalty per group. With the out-of-fold :math:`R^2_U`, k groups and J the set of all of them,
 
 .. math::
 
@@ -10,9 +10,9 @@ With out-of-fold :math:`R^2_U`, J all groups and k their number,
     \text{Shapley}_g &= \sum_{U \not\ni g} \frac{|U|!\,(k - |U| - 1)!}{k!}
         \left(R^2_{U \cup g} - R^2_U\right)
 
-For two groups shared is :math:`R^2_N + R^2_R - R^2_J`. Nothing is clipped: a negative shared part
-is suppression, a negative unique part a joint model that overfits more. All are linear contrasts
-of the models' R2.
+For two groups N and R, the shared part is :math:`R^2_N + R^2_R - R^2_J`. Values are not clipped: a
+negative shared part means suppression, and a negative unique part means that the joint model
+overfits more. All parts are linear contrasts of the R2 of the models.
 """
 
 from __future__ import annotations
@@ -45,58 +45,76 @@ MIN_ORDERS = 16
 
 
 class VariancePartition(SequenceScoredRidge):
-    """Partition of out-of-fold R2 between feature groups.
+    r"""Partition of out-of-fold R2 between feature groups.
+
+    With :math:`R^2_U` that of the model of the groups U, J all groups and k their number,
+
+    .. math::
+
+        \text{unique}_g &= R^2_J - R^2_{J \setminus g} \\
+        \text{shared} &= R^2_J - \sum_g \text{unique}_g \\
+        \text{Shapley}_g &= \sum_{U \not\ni g} \frac{|U|!\,(k - |U| - 1)!}{k!}
+            \left(R^2_{U \cup g} - R^2_U\right)
+
+    All models are ridge regressions on the same folds of sequences, with one penalty per group.
 
     Parameters
     ----------
     feature_groups : dict, list, or array of int, default=None
-        Names of the groups to their columns (numbers, a slice, or names of DataFrame columns); a
-        list of columns per group; or one integer label per column. None is a single group.
+        A dictionary from names to columns (indices, a slice, or names of DataFrame columns), a
+        list with the columns of each group, or one integer label for each column. By default all
+        columns are one group.
     alphas : None, array-like, or list of array-like, default=None
-        As in `posprobe.probes.ridge.GroupRidgeCV`.
+        As in `posprobe.probes.GroupRidgeCV`.
     cv : int, splitter, iterable of (train, test), or "in-sample", default=5
-        As in `posprobe.probes.ridge.GroupRidgeCV`.
+        As in `posprobe.probes.GroupRidgeCV`.
     max_exact : int, default=4
-        Up to so many groups every set of groups is fitted; with more, Shapley values are averages
-        over sampled orders of the groups.
+        Largest number of groups for which every set of groups is fitted. With more groups, Shapley
+        values are averages over sampled orders of the groups.
     n_orders : int, default=128
-        Sampled orders: random ones, each with its reverse; rounded up to whole pairs.
+        Number of sampled orders, rounded up to an even number. Each random order is followed by its
+        reverse.
     random_state : int or Generator, default=0
-        Seed of the orders.
+        Seed of the orders, or a random generator.
     keep_gram : bool, default=True
-        Keep one Gram per sequence, 8 S (p + 2)^2 bytes, which refit intervals need.
+        Keep the Gram of each of S sequences, 8 S (p + 2)^2 bytes for p features, which refit
+        intervals need.
 
     Attributes
     ----------
-    table_ : DataFrame
-        One row per quantity: ``quantity`` (``"R2"``, ``"unique"``, ``"shared"``, ``"shapley"``),
-        ``group`` (group names joined by ``+``), ``estimate``, ``n_features`` (the dimension of
-        these groups), ``mc_se`` (Monte Carlo standard error of a sampled Shapley value, else 0).
+    table_ : pandas.DataFrame
+        One row for each quantity, with the columns ``quantity`` ("R2", "unique", "shared",
+        "shapley"), ``group`` (names joined by ``+``), ``estimate`` (part of R2, without unit),
+        ``n_features`` (number of columns of these groups) and ``mc_se`` (Monte Carlo standard
+        error of a sampled Shapley value; 0 for other quantities).
     models_ : list of tuple of str
-        Groups of each fitted model; the last one has all.
+        Groups of each of the M fitted models; the last model has all groups.
     r2_ : ndarray of shape (M,)
         Out-of-fold R2 of each model.
     mae_ : ndarray of shape (M,)
-        Out-of-fold mean absolute error of each model, in the unit of y; only after `fit`.
-    penalties_ : DataFrame of shape (M, k)
-        Chosen penalties, infinite where a group is left out.
+        Out-of-fold mean absolute error of each model, in the unit of y. It exists only after `fit`,
+        and after `fit_gram` with ``verify``.
+    penalties_ : pandas.DataFrame of shape (M, k)
+        Chosen penalty of each group in each model; infinite if the group is left out.
     sequence_sse_ : ndarray of shape (S, M)
-        Out-of-fold squared error of each sequence under each model.
+        Out-of-fold sum of squared errors of each sequence under each model.
     sequence_sst_ : ndarray of shape (S,)
-        Squared deviation of each sequence from the mean over all sequences.
+        Sum of squared deviations of each sequence from the mean over all sequences.
     sequence_scores_ : ndarray of shape (S, M)
-        ``1 - sequence_sse_ / mean(sequence_sst_)``: column means are ``r2_``, and every quantity
-        is a linear contrast of the columns.
+        ``1 - sequence_sse_ / mean(sequence_sst_)``. The means of its columns are ``r2_``, and every
+        quantity is a linear contrast of the columns.
     coef_, intercept_, alpha_, feature_groups_, group_dims_, ...
-        Those of the joint model, as in `posprobe.probes.ridge.GroupRidgeCV`.
+        Attributes of the joint model, as in `posprobe.probes.GroupRidgeCV`.
 
     Notes
     -----
-    ``groups`` are sequences; without them every row is a sequence of its own.
+    ``groups`` are sequences. Without them every row is a sequence of its own, and `intervals` is
+    not available.
 
     References
     ----------
-    Lindeman, Merenda and Gold (1980): the Shapley value of R2 is their LMG.
+    Lindeman, Merenda and Gold (1980), Introduction to Bivariate and Multivariate Analysis, whose
+    LMG measure is the Shapley value of R2.
 
     Examples
     --------
@@ -137,19 +155,20 @@ class VariancePartition(SequenceScoredRidge):
         X : array-like of shape (n, p)
             Features of all groups.
         y : array-like of shape (n,)
-            Target: position, or any other.
+            Target, for instance position in tokens.
         groups : array-like of shape (n,), optional
             Sequence of every row; by default every row is a sequence of its own.
 
         Returns
         -------
         VariancePartition
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
         DesignError
-            As `posprobe.probes.ridge.GroupRidgeCV.fit`; also if y is constant.
+            If y is constant, if there are too few orders to sample, or for the reasons given in
+            `posprobe.probes.GroupRidgeCV.fit`.
         """
         X, y, names = self._validate(X, y, groups)
         y = column_or_1d(y, dtype=np.float64, warn=True)
@@ -158,12 +177,12 @@ class VariancePartition(SequenceScoredRidge):
         return self
 
     def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
-        """Fit on statistics, which know no absolute errors."""
+        """Fit on statistics, from which absolute errors cannot be computed."""
         self.__dict__.pop("mae_", None)
         super()._fit_clusters(gram, folds)
 
     def _verify(self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array) -> None:
-        """Score by residuals over the data, which know absolute errors too."""
+        """Score by residuals over the data, which give absolute errors too."""
         sse, self.mae_ = self._residual_sums(rows, folds, weights)
         self._set_sequences(sse, self.sequence_sst_)
 
@@ -177,36 +196,42 @@ class VariancePartition(SequenceScoredRidge):
         weights: ArrayLike | None = None,
         n_jobs: int | None = None,
     ) -> pd.DataFrame:
-        """Confidence intervals of every quantity, over sequences.
+        """Compute confidence intervals of every quantity, over sequences.
 
-        All quantities come from the same replicates.
+        All quantities use the same replicates.
 
         Parameters
         ----------
         estimand : {"refit", "fixed_probe"} or several of them
             See `posprobe.PositionProbe.interval`.
         level : float, default=0.95
-            Confidence level.
+            Nominal coverage.
         n_resamples : int, optional
-            Replicates: by default 200 for ``"refit"``, 2000 for ``"fixed_probe"``.
+            Number of replicates; by default 200 for "refit" and 2000 for "fixed_probe".
         random_state : int or Generator, default=0
-            Seed.
+            Seed of the replicates, or a random generator.
         weights : array-like of shape (B, S), optional
-            Sequence weights of the replicates instead, to share them with other layers.
+            Weights of the sequences in each replicate, if they are to be shared, for instance
+            with other layers. They replace `n_resamples` and `random_state`.
         n_jobs : int, optional
-            Processes for ``"refit"``.
+            Number of processes for "refit", as in joblib.
 
         Returns
         -------
-        DataFrame
+        pandas.DataFrame
             Columns quantity, group, n_features, mc_se, estimate, low, high, level, method,
-            estimand, n.
+            estimand, n (sequences).
+
+        Raises
+        ------
+        DesignError
+            As in `posprobe.PositionProbe.interval`.
 
         Notes
         -----
-        Where Shapley values rest on sampled orders, their limits cover the sampling too: to every
-        replicate is added independent noise, ``mc_se`` times Student's t with one degree of
-        freedom less than there are pairs of orders.
+        The limits of sampled Shapley values include the error of sampling the orders. For this,
+        independent noise is added to every replicate: ``mc_se`` times Student's t, whose degrees of
+        freedom are the number of pairs of orders less one.
         """
         check_is_fitted(self)
         rng, orders = np.random.default_rng(0), self._models.orders
@@ -235,16 +260,17 @@ class VariancePartition(SequenceScoredRidge):
         weights: ArrayLike | None = None,
         n_jobs: int | None = None,
     ) -> Array:
-        """Bootstrap replicates of every row of ``table_``, for intervals over many layers.
+        """Compute bootstrap replicates of every row of ``table_``, for intervals over many layers.
 
         Parameters
         ----------
         estimand, n_resamples, random_state, weights, n_jobs
-            As in `intervals`.
+            As in `intervals`, for a single estimand.
 
         Returns
         -------
         ndarray of shape (B, len(table_))
+            NaN where a replicate has no fit.
         """
         check_is_fitted(self)
         draws = self._replicates(estimand, n_resamples, random_state, weights, n_jobs)
@@ -299,10 +325,10 @@ class VariancePartition(SequenceScoredRidge):
         )
 
     def _gains(self, place: dict[Subset, int], k: int, g: int) -> Array:
-        """Contrasts (orders, M) whose mean over rows is the Shapley value of group g.
+        """Return contrasts (orders, M) whose mean over rows is the Shapley value of group g.
 
-        In every sampled order, what the group adds to those before it; one row where none is
-        sampled.
+        The row of a sampled order is what the group adds to the groups before it. There is a single
+        row if no orders are sampled.
         """
         if self._models.orders is None:
             return _shapley(place, k, g)[None]
@@ -313,7 +339,7 @@ class VariancePartition(SequenceScoredRidge):
         return np.array(rows)
 
     def _sampling_error(self, place: dict[Subset, int], k: int, g: int) -> float:
-        """Monte Carlo standard error of the Shapley value of group g; 0 if it is exact."""
+        """Return the Monte Carlo standard error of the Shapley value of group g; 0 if exact."""
         gains = self._gains(place, k, g) @ self.r2_
         if len(gains) == 1:
             return 0.0
@@ -322,17 +348,17 @@ class VariancePartition(SequenceScoredRidge):
 
 
 def _every_subset(n_groups: int) -> list[Subset]:
-    """Every set of groups but the empty one, small ones first."""
+    """Return every set of groups except the empty one, in order of size."""
     return [
         subset for size in range(1, n_groups + 1) for subset in combinations(range(n_groups), size)
     ]
 
 
 def _draw_orders(n_groups: int, n_orders: int, random_state: Any) -> NDArray[np.intp]:
-    """Random orders of the groups, each followed by its reverse: (n_orders, k), rounded up.
+    """Draw random orders of the groups, each followed by its reverse, as (n_orders, k).
 
-    What is late in one is early in the other, so the means of pairs vary less, and are close to
-    normal even where one group repeats another.
+    A group that is late in one order is early in its reverse. The means of pairs therefore vary
+    less, and are close to normal even if one group repeats another.
     """
     rng = np.random.default_rng(random_state)
     drawn = [rng.permutation(n_groups) for _ in range(-(-n_orders // 2))]
@@ -340,7 +366,7 @@ def _draw_orders(n_groups: int, n_orders: int, random_state: Any) -> NDArray[np.
 
 
 def _subsets_along(orders: NDArray[np.intp]) -> list[Subset]:
-    """Beginnings of every order, every group alone, all but one, and all; small ones first."""
+    """Return the beginnings of all orders, single groups, all but one, and all, by size."""
     n_groups = orders.shape[1]
     everything = frozenset(range(n_groups))
     wanted = {everything} | {everything - {g} for g in everything}
@@ -350,7 +376,7 @@ def _subsets_along(orders: NDArray[np.intp]) -> list[Subset]:
 
 
 def _unit(place: dict[Subset, int], subset: Iterable[int]) -> Array:
-    """Contrast that reads the R2 of one model; the model without groups has R2 = 0."""
+    """Return the contrast that picks the R2 of one model; the empty model has R2 = 0."""
     row, key = np.zeros(len(place)), tuple(sorted(subset))
     if key:
         row[place[key]] = 1.0

@@ -1,12 +1,13 @@
-r"""Sufficient statistics per sequence: every linear fit from one pass over the data.
+r"""Sufficient statistics of each sequence, which allow any linear fit after one pass over the data.
 
 For sequence :math:`s` with rows :math:`Z_s = [X_s - c_x, 1, y_s - c_y]` the statistic is
 
 .. math:: G_s = Z_s^\top Z_s ,
 
-in float64 whatever the input's type, after one shift :math:`c` common to all sequences (a shift
-close to the mean keeps the later centring from cancelling). A fit, a fold, a bootstrap replicate
-or a jackknife is a weighted sum of the :math:`G_s`; a squared error is :math:`v^\top G_s v`.
+in float64 for inputs of any type. The shift :math:`c` is common to all sequences and close to the
+mean, which avoids cancellation when the sums are centred later. Fits, folds, bootstrap replicates
+and the jackknife need only weighted sums of the :math:`G_s`; a sum of squared errors is
+:math:`v^\top G_s v`.
 """
 
 from __future__ import annotations
@@ -38,21 +39,20 @@ _VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class ClusterGram:
-    r"""Gram matrices :math:`[X, 1, y]^\top [X, 1, y]`, one per sequence (S of them).
+    r"""Gram matrices :math:`[X, 1, y]^\top [X, 1, y]` of S sequences with p features and t targets.
 
-    Build it with :meth:`from_arrays` or :meth:`from_blocks`. Sequences are kept in the sorted
-    order of their labels, so the order in which data arrive changes nothing. Memory is
-    ``8 S (p + 1 + t)^2`` bytes, independent of the number of rows; where that is too much, merge
-    sequences with :meth:`merge`.
+    Build one with :meth:`from_arrays` or :meth:`from_blocks`. Sequences are sorted by their labels,
+    so the order in which the data arrive has no effect. Memory is ``8 S (p + 1 + t)^2`` bytes,
+    whatever the number of rows. If that is too much, merge sequences with :meth:`merge`.
 
     Parameters
     ----------
     grams : ndarray of shape (S, p + 1 + t, p + 1 + t)
-        Symmetric products, columns in the order features, ones, targets.
+        Symmetric matrices, with columns in the order features, ones, targets.
     groups : ndarray of shape (S,)
-        Sorted, distinct sequence labels.
+        Distinct sequence labels, sorted.
     shift : ndarray of shape (p + t,)
-        What was subtracted from the features and targets before the products were taken.
+        The values that were subtracted from features and targets.
     n_targets : int
         Number t of targets.
 
@@ -81,21 +81,21 @@ class ClusterGram:
         shift: ArrayLike | None = None,
         names: ArrayLike | None = None,
     ) -> ClusterGram:
-        """Accumulate from arrays held in memory.
+        """Compute the statistics of arrays in memory.
 
         Parameters
         ----------
         X : array-like of shape (n, p)
-            Features, of any real type; products are taken in float64.
+            Features of any real type; products are computed in float64.
         y : array-like of shape (n,) or (n, t)
             Targets.
         groups : array-like of shape (n,)
-            Sequence label of every row; rows of one sequence need not be adjacent.
+            Sequence label of every row. The rows of a sequence need not be adjacent.
         shift : array-like of shape (p + t,), optional
-            Common shift; by default the mean over about 64 rows.
+            Common shift; by default the mean of about 64 rows.
         names : array-like of shape (n,), optional
-            Labels that messages use for rows, where ``groups`` are not the sequences themselves
-            (folds, for instance).
+            Sequence labels for error messages, if ``groups`` are not sequences but, for instance,
+            folds.
 
         Returns
         -------
@@ -104,12 +104,12 @@ class ClusterGram:
         Raises
         ------
         DesignError
-            If lengths differ, nothing was given, or a value is NaN or infinite (the message names
+            If lengths differ, an array is empty, or a value is NaN or infinite (the message names
             its sequence and column).
         """
         X, y, groups = as_block(X, y, groups)
         if shift is None:
-            # Any vector near the mean serves; a sample of rows spares a pass over the data.
+            # Any vector near the mean will do, and a sample of rows saves a pass over the data.
             step = max(1, len(X) // 64)
             c = np.concatenate([column_means(X[::step]), column_means(y[::step])])
         else:
@@ -124,14 +124,14 @@ class ClusterGram:
 
     @classmethod
     def from_blocks(cls, blocks: Iterable[Block], *, shift: ArrayLike | None = None) -> ClusterGram:
-        """Accumulate from a stream, holding one block of rows at a time.
+        """Compute the statistics of a stream of blocks, with one block in memory at a time.
 
         Parameters
         ----------
         blocks : iterable of (X, y, groups, ...)
-            As in :meth:`from_arrays`; ``groups`` may be a single label for the whole block. A
-            sequence may come in several blocks. What follows is left alone, so a file is
-            read with ``from_blocks(posprobe.probes.feature_matrix.feature_blocks(store, layer))``.
+            Arrays as in :meth:`from_arrays`. ``groups`` may be a single label for the whole block,
+            and a sequence may be spread over several blocks. Further elements are ignored, so a
+            file is read with ``from_blocks(posprobe.probes.feature_blocks(store, layer))``.
         shift : array-like of shape (p + t,), optional
             Common shift; by default the mean of the first block.
 
@@ -142,7 +142,8 @@ class ClusterGram:
         Raises
         ------
         DesignError
-            As in :meth:`from_arrays`, or if blocks differ in their number of columns.
+            If there is no block or blocks differ in their number of columns, or for the reasons
+            given in :meth:`from_arrays`.
         """
         sums: dict[Any, Array] = {}
         c: Array | None = None
@@ -174,16 +175,16 @@ class ClusterGram:
 
     @property
     def n_features(self) -> int:
-        """Number p of features."""
+        """The number p of features."""
         return self.grams.shape[1] - 1 - self.n_targets
 
     @property
     def n_rows(self) -> NDArray[np.int64]:
-        """Rows of each sequence, shape (S,)."""
+        """The number of rows of each sequence, of shape (S,)."""
         return np.rint(self.grams[:, self.n_features, self.n_features]).astype(np.int64)
 
     def __add__(self, other: ClusterGram) -> ClusterGram:
-        """Merge two statistics; a sequence found in both gets the sum of its parts."""
+        """Combine two sets of statistics; a sequence in both gets the sum of its parts."""
         if not isinstance(other, ClusterGram):
             return NotImplemented
         mine, theirs = (self.n_features, self.n_targets), (other.n_features, other.n_targets)
@@ -199,7 +200,7 @@ class ClusterGram:
         return _stack(sums, self.shift, self.n_targets)
 
     def rebase(self, shift: ArrayLike) -> ClusterGram:
-        r"""Return the same statistics about another shift, :math:`G \mapsto T^\top G T`.
+        r"""Return the same statistics with another shift, :math:`G \mapsto T^\top G T`.
 
         Parameters
         ----------
@@ -209,13 +210,18 @@ class ClusterGram:
         Returns
         -------
         ClusterGram
+
+        Raises
+        ------
+        DesignError
+            If the shift has another shape, or is not finite and real.
         """
         c = _shift(shift, len(self.shift))
         if np.array_equal(c, self.shift):
             return self
         p = self.n_features
         move = np.insert(self.shift - c, p, 0.0)
-        # [x - c', 1, y - c'] = [x - c, 1, y - c] + move: rank-two change of each Gram.
+        # [x - c', 1, y - c'] = [x - c, 1, y - c] + move, a rank-two change of each Gram.
         edge = self.grams[:, p, :]
         count = edge[:, p][:, None, None]
         change = edge[:, :, None] * move
@@ -228,7 +234,7 @@ class ClusterGram:
         Parameters
         ----------
         columns : array-like of int
-            Features to keep, in the order wanted.
+            Indices of the features to keep, in the desired order.
 
         Returns
         -------
@@ -237,7 +243,7 @@ class ClusterGram:
         Raises
         ------
         DesignError
-            If a column is not the number of a feature.
+            If a column is not the index of a feature.
         """
         chosen = np.asarray(columns)
         if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
@@ -256,7 +262,7 @@ class ClusterGram:
         )
 
     def merge(self, labels: ArrayLike) -> ClusterGram:
-        """Return coarser clusters: blocks of sequences, or folds.
+        """Merge sequences into coarser clusters, such as folds.
 
         Parameters
         ----------
@@ -266,6 +272,11 @@ class ClusterGram:
         Returns
         -------
         ClusterGram
+
+        Raises
+        ------
+        DesignError
+            If there is not one label for each sequence.
         """
         found = np.asarray(labels)
         if found.shape != (len(self),):
@@ -276,17 +287,22 @@ class ClusterGram:
         return ClusterGram(grams, coarse, self.shift, self.n_targets)
 
     def sum(self, weights: ArrayLike | None = None) -> Array:
-        r"""Weighted sums :math:`\sum_s w_s G_s`.
+        r"""Compute weighted sums :math:`\sum_s w_s G_s`.
 
         Parameters
         ----------
         weights : array-like of shape (S,) or (B, S), optional
-            Sequence weights, or B sets of them at once (one matrix product for all); ones by
-            default.
+            Sequence weights, or B sets of them, which take a single matrix product. By default
+            all weights are 1.
 
         Returns
         -------
         ndarray of shape (p + 1 + t, p + 1 + t) or (B, p + 1 + t, p + 1 + t)
+
+        Raises
+        ------
+        DesignError
+            If there is not one weight for each sequence.
         """
         w = np.ones(len(self)) if weights is None else np.asarray(weights, dtype=float)
         if w.shape[-1:] != (len(self),):
@@ -297,21 +313,27 @@ class ClusterGram:
         return np.asarray((w @ flat).reshape(*w.shape[:-1], *self.grams.shape[1:]))
 
     def sse(self, coef: ArrayLike, intercept: ArrayLike) -> Array:
-        r"""Squared error of a linear predictor in each sequence, :math:`v^\top G_s v`.
+        r"""Sum the squared errors of a linear predictor in each sequence, :math:`v^\top G_s v`.
 
         The quadratic form loses digits as R2 approaches 1: its relative error is about
-        ``1e-16 / (1 - R2)``. With data at hand, sum squared residuals instead.
+        ``1e-16 / (1 - R2)``. If the data are available, sum squared residuals instead.
 
         Parameters
         ----------
         coef : array-like of shape (p, t)
-            Coefficients in the units of the data.
+            Coefficients, in the units of the data.
         intercept : array-like of shape (t,)
-            Intercepts in the units of the data.
+            Intercepts, in the units of the targets.
 
         Returns
         -------
         ndarray of shape (S, t)
+            In squared units of the targets.
+
+        Raises
+        ------
+        DesignError
+            If the coefficients or intercepts have another shape.
         """
         p, t = self.n_features, self.n_targets
         b = np.asarray(coef, dtype=float)
@@ -326,13 +348,14 @@ class ClusterGram:
         return np.asarray(np.maximum(np.einsum("qt,sqt->st", v, products), 0.0))
 
     def to_hdf5(self, group: Any) -> None:
-        """Write into an open, empty HDF5 group (anything with h5py's group interface).
+        """Write the statistics into an open, empty HDF5 group.
 
         Parameters
         ----------
         group : h5py.Group
-            Receives datasets ``grams``, ``groups``, ``shift`` and the attributes ``format``,
-            ``version``, ``n_targets``. Text labels are stored as UTF-8.
+            The group, or any object with its interface. It receives the data sets ``grams``,
+            ``groups`` and ``shift``, and the attributes ``format``, ``version`` and ``n_targets``.
+            Text labels are stored as UTF-8.
         """
         text = self.groups.dtype.kind == "U"
         group.create_dataset("grams", data=self.grams)
@@ -344,7 +367,7 @@ class ClusterGram:
 
     @classmethod
     def from_hdf5(cls, group: Any) -> ClusterGram:
-        """Read what :meth:`to_hdf5` wrote.
+        """Read statistics that :meth:`to_hdf5` wrote.
 
         Parameters
         ----------
@@ -358,7 +381,8 @@ class ClusterGram:
         Raises
         ------
         StoreError
-            If the group is of another format or version, or its arrays do not fit together.
+            If the group has another format or version, lacks a data set, or its arrays do not match
+            in shape.
         """
         found = (group.attrs.get("format"), group.attrs.get("version"))
         if found != (_FORMAT, _VERSION):

@@ -1,4 +1,4 @@
-"""Rows as they come from a caller: checked, grouped by sequence, and multiplied."""
+"""Check rows of data, group them by sequence, and compute their products."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Rows = slice | NDArray[np.intp]
 
 
 def column_means(values: NDArray[Any]) -> Array:
-    """Return the mean of every column in float64; what overflows is refused later, by name."""
+    """Return the mean of every column in float64; overflow is reported later, by column."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(values.mean(axis=0, dtype=float))
 
 
 def as_block(X: Any, y: Any, groups: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return the arrays of a block with y as a matrix and one label per row."""
+    """Return the checked arrays of a block, with y as a matrix and one label for each row."""
     X, y, groups = _numbers("X", X), _numbers("y", y), np.asarray(groups)
     y = y[:, None] if y.ndim == 1 else y
     groups = np.broadcast_to(groups, len(X)) if groups.ndim == 0 else groups
@@ -67,7 +67,7 @@ def _numbers(what: str, values: Any) -> NDArray[Any]:
 
 
 def distinct(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Return the sorted distinct labels, and the number of the label of every row."""
+    """Return the sorted distinct labels, and the index of the label of every row."""
     if groups.dtype.kind == "O" and len({_kind(label) for label in groups.tolist()}) > 1:
         raise DesignError(
             "groups mix labels of several types: use only integers, or only strings, for all rows"
@@ -86,12 +86,12 @@ def distinct(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
 
 
 def _kind(label: Any) -> type:
-    """Return one type for all numbers and one for all text, since these sort among themselves."""
+    """Return the type of a label; all numbers count as one type, since they can be sorted."""
     return next((kind for kind in (str, Real) if isinstance(label, kind)), type(label))
 
 
 def clusters(groups: NDArray[Any]) -> tuple[NDArray[Any], list[Rows]]:
-    """Return the sorted labels and the rows of each, as slices where rows already are in order."""
+    """Return the sorted labels and the rows of each, as slices if rows are already in order."""
     if groups.dtype.kind in "iu" and (groups[1:] >= groups[:-1]).all():
         starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
         return groups[starts], _slices([*starts.tolist(), len(groups)])
@@ -111,13 +111,13 @@ def _count(rows: Rows) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
-# Values that are not finite are found on the diagonal afterwards, and then named.
+# Warnings are off because values that are not finite are found on the diagonal afterwards.
 @np.errstate(over="ignore", invalid="ignore")
 def products(X: NDArray[Any], y: NDArray[Any], shift: Array, rows: list[Rows]) -> Array:
-    """Return [X, 1, y]' [X, 1, y] about the shift for each set of rows."""
+    """Return the shifted [X, 1, y]' [X, 1, y] of each set of rows, as (S, p + 1 + t, p + 1 + t)."""
     n, p, q = max(map(_count, rows)), X.shape[1], len(shift) + 1
     out = np.empty((len(rows), q, q))
-    # Contiguous operands throughout; the border [1, y] apart keeps the columns of X aligned.
+    # All operands are contiguous; a separate border [1, y] keeps the columns of X aligned.
     features, border = np.empty((n, p)), np.ones((n, q - p))
     level = np.tile(shift[:p], (n, 1))
     upper = np.zeros((p, p), order="F")
@@ -130,14 +130,14 @@ def products(X: NDArray[Any], y: NDArray[Any], shift: Array, rows: list[Rows]) -
         np.add(upper, upper.T, out=product[:p, :p])
         np.matmul(B.T, Z, out=product[p:, :p])
         np.matmul(B.T, B, out=product[p:, p:])
-    # Both triangles hold the diagonal; halving it is exact.
+    # Both triangles contain the diagonal, and halving it is exact.
     np.einsum("sqq->sq", out[:, :p, :p])[:] *= 0.5
     out[:, :p, p:] = out[:, p:, :p].transpose(0, 2, 1)
     return out
 
 
 def refuse_nonfinite(X: NDArray[Any], y: NDArray[Any], names: NDArray[Any]) -> None:
-    """Say which sequence and column hold a value that is not finite."""
+    """Raise an error that names the sequence and column of a value that is not finite."""
     for what, values, remedy in (
         ("X", X, "drop the sequence, or capture in a wider float type"),
         ("y", y, "give every row a finite target, or drop the sequence"),
