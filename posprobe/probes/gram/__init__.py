@@ -1,4 +1,8 @@
-"""Sufficient statistics per sequence: every linear fit from one pass over the data."""
+"""Sufficient statistics of each sequence, which allow any linear fit after one pass over the data.
+
+cluster_gram  holds the Gram matrices of all sequences
+rows          checks rows of data and computes their products
+"""
 
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.gram.rows import Block

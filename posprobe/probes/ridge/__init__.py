@@ -1,11 +1,12 @@
 """Ridge regression from sufficient statistics, as scikit-learn estimators.
 
-banded   pure solvers: moments in, coefficients and errors out
-search   choosing penalties
-design   feature groups, penalty grids, folds
-refit    bootstrap over sequences with everything redone
-group    GroupRidgeCV
-probe    PositionProbe
+banded   computes coefficients and errors from moments
+search   chooses penalties
+design   resolves feature groups, penalty grids and folds
+refit    bootstraps sequences, and fits and chooses penalties again in every replicate
+group    defines GroupRidgeCV
+scored   adds the errors of each sequence, and their bootstrap
+probe    defines PositionProbe
 """
 
 from posprobe.probes.ridge.group import GroupRidgeCV

@@ -1,19 +1,18 @@
-r"""Banded ridge from moments: pure solvers, no estimators and no data.
+r"""Solvers of banded ridge regression, which work on moments rather than on data.
 
 For feature groups :math:`g = 1..k` with penalties :math:`\alpha_g` the fit minimises
 
 .. math:: \|y - b_0 - \sum_g X_g b_g\|^2 + \sum_g \alpha_g \|b_g\|^2 ,
 
-with :math:`b_0` free. Everything is computed from centred training moments and from an
-uncentred test Gram. The one primitive is a *line*: all penalties of one (inner) group for
-given penalties of the others (outer). With the Cholesky factor :math:`LL^\top = G_{oo} + D_o`
-and :math:`W = L^{-1} G_{oi}`,
+with :math:`b_0` not penalised. Everything is computed from centred training moments and an
+uncentred test Gram. The basic operation evaluates a *line*: all penalties of one (inner) group
+at given penalties of the other (outer) groups. With the Cholesky factor
+:math:`LL^\top = G_{oo} + D_o` and :math:`W = L^{-1} G_{oi}`,
 
 .. math:: (S + \alpha I)\, b_i = r_i - W^\top L^{-1} r_o, \qquad S = G_{ii} - W^\top W ,
 
-so a line costs one factorisation of the outer block and one of the inner. A grid over two
-groups is one line per penalty of the larger; its ends (an infinite penalty) are the models that
-leave a group out.
+so a line costs one factorisation of the outer block and one of the inner block. A grid over two
+groups has one line for each penalty of the larger group. An infinite penalty leaves a group out.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ __all__ = [
 ]
 
 Columns = slice | NDArray[np.intp]
-# Below this share of a column's own (penalised) sum of squares that the other columns leave
-# unexplained, the solution of the normal equations has fewer than about four good digits.
+# If the other columns leave less than this share of a column's (penalised) sum of squares
+# unexplained, the solution of the normal equations has fewer than about four correct digits.
 PIVOT_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Centred training moments of p features and t targets, about the Gram's shift.
+    """Centred training moments of p features and t targets.
 
     Attributes
     ----------
@@ -57,7 +56,7 @@ class Moments:
     rhs : ndarray of shape (p, t)
         Centred sums of products of features and targets.
     x_mean, y_mean : ndarray of shape (p,), (t,)
-        Means less the shift.
+        Means less the shift of the Gram.
     """
 
     gram: Array
@@ -68,7 +67,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Split:
-    """Fold number, its training moments, its test rows' Gram (p + 1 + t, p + 1 + t)."""
+    """A fold, its training moments and the Gram (p + 1 + t, p + 1 + t) of its test rows."""
 
     fold: int
     train: Moments
@@ -85,8 +84,8 @@ def centre(total: Array, n_features: int, floor: Array | float = 0.0) -> Moments
     n_features : int
         Number p of features.
     floor : float or ndarray of shape (p,)
-        A feature whose centred sum of squares is at most this is taken as constant: it gets
-        coefficient zero.
+        A feature whose centred sum of squares is at most this counts as constant, and its
+        coefficient is zero.
 
     Returns
     -------
@@ -108,7 +107,7 @@ def centre(total: Array, n_features: int, floor: Array | float = 0.0) -> Moments
 def make_splits(
     folds: Array, n_features: int, floor: Array | float = 0.0, in_sample: bool = False
 ) -> list[Split]:
-    """Turn summed Grams of K folds into K splits, training = total - test.
+    """Turn summed Grams of K folds into K splits, where training = total - test.
 
     Parameters
     ----------
@@ -119,7 +118,7 @@ def make_splits(
     floor : float or ndarray of shape (p,)
         As in :func:`centre`.
     in_sample : bool
-        Train and test on everything instead: one split.
+        Return a single split that trains and tests on all rows.
 
     Returns
     -------
@@ -136,8 +135,8 @@ def make_splits(
     full = [k for k, fold in enumerate(folds) if fold[n_features, n_features] > 0]
     if len(full) < 2:
         raise DesignError("fewer than two folds have rows: use more sequences, or fewer folds")
-    # What centring leaves of a feature that is constant in the training rows but not elsewhere is
-    # the rounding error of total - test.
+    # If a feature is constant in the training rows but not in the others, centring leaves the
+    # rounding error of total - test.
     level = total[n_features, :n_features] ** 2 / total[n_features, n_features]
     floors = np.maximum(floor, 1e-13 * (total.diagonal()[:n_features] - level))
     return [Split(k, centre(total - folds[k], n_features, floors), folds[k]) for k in full]
@@ -149,15 +148,16 @@ def solve(train: Moments, sizes: Sequence[int], penalties: Array) -> Array:
     Parameters
     ----------
     train : Moments
-        Training moments, features ordered by group.
+        Training moments, with features ordered by group.
     sizes : sequence of int
         Number of features of each group.
     penalties : ndarray of shape (k,)
-        Penalty of each group; infinite leaves it out.
+        Penalty of each group; an infinite one leaves the group out.
 
     Returns
     -------
     ndarray of shape (p, t)
+        Coefficients.
 
     Raises
     ------
@@ -180,9 +180,10 @@ def solve(train: Moments, sizes: Sequence[int], penalties: Array) -> Array:
 
 
 def many_penalties(n_features: int) -> int:
-    """Return from how many penalties one eigendecomposition beats a Cholesky factor for each.
+    """Return the number of penalties from which an eigendecomposition is faster than Cholesky.
 
-    Measured on one thread: 7 at 9 features, 10 at 32, 16 at 64, 18 at 96, 15 to 29 above.
+    One eigendecomposition serves all penalties, while Cholesky needs a factor for each. Measured on
+    one thread: 7 penalties at 9 features, 10 at 32, 16 at 64, 18 at 96, and 15 to 29 above.
     """
     return 8 if n_features <= 32 else 18
 
@@ -190,7 +191,7 @@ def many_penalties(n_features: int) -> int:
 def line_errors(
     split: Split, outer: Columns, inner: Columns, penalty: Array | float, alphas: Array
 ) -> Array:
-    """Test errors (inner penalties, t) along a line; infinite where refused."""
+    """Return the test errors (inner penalties, t) along a line; infinite where refused."""
     coefs, good = _line(split.train, outer, inner, penalty, alphas)
     errors = _test_errors(split, coefs)
     errors[~good] = np.inf
@@ -200,7 +201,7 @@ def line_errors(
 def _line(
     train: Moments, outer: Columns, inner: Columns, penalty: Array | float, alphas: Array
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Coefficients (inner penalties, p, t) and which of them are to be trusted."""
+    """Return coefficients (inner penalties, p, t), and which of them are accurate."""
     gram, rhs = train.gram, train.rhs
     coefs = np.zeros((len(alphas), *rhs.shape))
     g_oo, g_ii = _block(gram, outer, outer), _block(gram, inner, inner)
@@ -228,12 +229,12 @@ def _line(
 def _shifted_solves(
     gram: Array, rhs: Array, alphas: Array, reference: Array
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Solve (gram + alpha I) b = rhs for all alphas: (A, p, t), and which to trust."""
+    """Solve (gram + alpha I) b = rhs for all alphas, as (A, p, t); say which are accurate."""
     out, good = np.zeros((len(alphas), *rhs.shape)), np.ones(len(alphas), dtype=bool)
     if len(gram) == 0:
         return out, good
     todo = np.flatnonzero(np.isfinite(alphas))
-    # An eigenvalue is known to about 1e-16 of the largest: small penalties need Cholesky.
+    # Eigenvalues are accurate to about 1e-16 of the largest, so small penalties need Cholesky.
     easy = todo[alphas[todo] >= 1e-10 * reference.max()]
     if len(easy) >= many_penalties(len(gram)):
         values, vectors = np.linalg.eigh(gram)
@@ -250,11 +251,11 @@ def _shifted_solves(
 
 
 def _factor(gram: Array, penalty: Array | float, reference: Array) -> Array | None:
-    """Cholesky factor (lower, Fortran order) of gram + penalty, None if nearly singular."""
+    """Return the lower Cholesky factor of gram + penalty; None if that is nearly singular."""
     matrix = np.array(gram)
     diagonal = matrix.diagonal() + penalty
     scale = reference + penalty
-    # A constant feature without penalty: nothing couples to it, so any pivot gives it zero.
+    # A constant feature without penalty has zero products, so any pivot makes its coefficient 0.
     empty = scale == 0
     matrix.flat[:: len(matrix) + 1] = np.where(empty, 1.0, diagonal)
     factor, info = lapack.dpotrf(matrix.T, lower=1, clean=0, overwrite_a=1)
@@ -266,7 +267,7 @@ def _factor(gram: Array, penalty: Array | float, reference: Array) -> Array | No
 
 
 def _test_errors(split: Split, coefs: Array) -> Array:
-    """Squared errors (A, t) of coefficients (A, p, t) on the test rows."""
+    """Return the squared errors (A, t) of coefficients (A, p, t) on the test rows."""
     n_models, p, t = coefs.shape
     train, test = split.train, split.test
     flat = np.concatenate([coefs.transpose(1, 0, 2).reshape(p, -1), np.empty((1, n_models * t))])
@@ -282,7 +283,7 @@ def _block(matrix: Array, rows: Columns, columns: Columns) -> Array:
 
 
 def near_singular(penalties: Array) -> DesignError:
-    """The refusal of a Gram matrix that no penalty tried makes safe to solve."""
+    """Return the error for a Gram matrix that is nearly singular at every penalty."""
     return DesignError(
         f"the Gram matrix is nearly singular at every penalty tried (largest "
         f"{np.max(penalties):.3g}): use larger alphas, or drop collinear features"

@@ -1,4 +1,4 @@
-"""What a cross-validated ridge needs in addition to data: feature groups, penalty grids, folds."""
+"""Resolve feature groups, penalty grids and folds for a cross-validated ridge."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
     "sequence_folds",
 ]
 
-# In units of a group's mean sum of squares per feature, so rescaling the data changes
-# nothing; the last entry leaves the group out.
+# In units of a group's mean sum of squares per feature, so rescaling the data has no effect. The
+# last entry leaves the group out.
 DEFAULT_ALPHAS = np.append(np.logspace(-8, 2, 16), np.inf)
 
 
 @dataclass(frozen=True)
 class Design:
-    """Feature groups with their penalties, ready for summed Grams.
+    """Feature groups with their penalties, to be applied to summed Grams.
 
     Attributes
     ----------
@@ -42,13 +42,14 @@ class Design:
     columns : tuple of ndarray of int
         Columns of each group.
     grids : tuple of ndarray
-        Absolute penalties to try, per group.
+        Penalties to try for each group.
     shift : ndarray of shape (p + t,)
         Shift of the Grams.
     floor : ndarray of shape (p,)
-        Centred sums of squares up to which a feature counts as constant, ordered by group.
+        Centred sum of squares up to which a feature counts as constant; features are ordered by
+        group.
     in_sample : bool
-        Score on the training rows.
+        Whether models are scored on the training rows.
     """
 
     names: tuple[str, ...]
@@ -60,12 +61,12 @@ class Design:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of features of each group."""
+        """The number of features of each group."""
         return [len(c) for c in self.columns]
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """The number of features."""
         return sum(self.sizes)
 
     def sort(self, gram: Array) -> Array:
@@ -86,15 +87,15 @@ class Design:
         subsets: Sequence[tuple[int, ...]],
         start: Sequence[tuple[int, ...]] | None = None,
     ) -> list[Choice]:
-        """Choose the penalties of each subset of groups; see `posprobe.probes.ridge.search`."""
+        """Choose penalties for each subset of groups; see `posprobe.probes.ridge.search.search`."""
         return search(splits, self.sizes, self.grids, subsets, start)
 
     def fit(self, total: Array, penalties: Array) -> tuple[Array, Array]:
-        """Fit a summed Gram: coefficients (p, t) and intercepts (t,) in the data's units."""
+        """Fit a summed Gram; return coefficients (p, t) and intercepts (t,) in data units."""
         return self.coefficients(centre(self.sort(total), self.n_features, self.floor), penalties)
 
     def coefficients(self, train: Moments, penalties: Array) -> tuple[Array, Array]:
-        """Fit training moments: coefficients (p, t) and intercepts (t,) in the data's units."""
+        """Fit training moments; return coefficients (p, t) and intercepts (t,) in data units."""
         sorted_coef = solve(train, self.sizes, penalties)
         coef = np.empty_like(sorted_coef)
         coef[np.concatenate(self.columns)] = sorted_coef
@@ -110,21 +111,21 @@ def make_design(
     alphas: Any,
     in_sample: bool = False,
 ) -> Design:
-    """Combine groups and penalties with the scale of the data.
+    """Combine feature groups and penalties, scaled to the data.
 
     Parameters
     ----------
     total : ndarray of shape (p + 1 + t, p + 1 + t)
         Summed Gram of all rows.
     shift : ndarray of shape (p + t,)
-        Its shift.
+        Shift of the Gram.
     groups : mapping of str to ndarray of int
         Columns of each feature group.
     alphas : None, array-like, or one array-like per group
-        Penalties; None takes `DEFAULT_ALPHAS` times the group's centred sum of squares per
-        feature.
+        Penalties to try. None means `DEFAULT_ALPHAS` times the mean centred sum of squares of the
+        features of each group.
     in_sample : bool
-        Score on the training rows.
+        Whether to score on the training rows.
 
     Returns
     -------
@@ -133,7 +134,8 @@ def make_design(
     Raises
     ------
     DesignError
-        If a penalty is negative or not a number, or the number of grids is not that of groups.
+        If a penalty is negative or not a number, a grid is empty, or there are neither one grid
+        nor as many grids as groups.
     """
     columns = tuple(groups.values())
     p = sum(len(c) for c in columns)
@@ -143,7 +145,7 @@ def make_design(
     if grids is None:
         scales = [squares[c].mean() for c in columns]
         grids = [DEFAULT_ALPHAS * (scale if scale > 0 else 1.0) for scale in scales]
-    # Rounding of the raw values and of the shift: relative 1e-16 of the column's level.
+    # Raw values and the shift are rounded at a relative 1e-16 of the level of the column.
     floor = 1e-29 * n * shift[:p] ** 2
     return Design(
         tuple(groups), columns, tuple(grids), shift, floor[np.concatenate(columns)], in_sample
@@ -179,16 +181,17 @@ def resolve_columns(
     Parameters
     ----------
     feature_groups : None, mapping, list, or array of int
-        None: one group, ``"all"``. A mapping from names to columns; a list of columns per group
-        (columns as indices, a slice, or names); or an integer label per column.
+        A mapping from names to columns (indices, a slice, or names), a list with the columns of
+        each group, or one integer label for each column. None means a single group "all".
     n_features : int
         Number of columns.
     feature_names : sequence of str, optional
-        Column names.
+        Names of the columns.
 
     Returns
     -------
     dict of str to ndarray of int
+        Indices of the columns of each group.
 
     Raises
     ------
@@ -253,19 +256,20 @@ def _columns(name: str, chosen: Any, n_features: int, names: list[str] | None) -
 
 
 def fold_labels(cv: Any, groups: NDArray[Any]) -> NDArray[np.intp]:
-    """Fold of every row, whole sequences at a time.
+    """Assign rows to folds, keeping sequences whole.
 
     Parameters
     ----------
     cv : int, splitter, or iterable of (train, test)
-        An integer is :class:`sklearn.model_selection.GroupKFold`. Test sets must partition the
-        rows and keep sequences whole.
+        An integer is the number of folds of :class:`sklearn.model_selection.GroupKFold`. Test sets
+        must partition the rows and keep sequences whole.
     groups : ndarray of shape (n,)
         Sequence of every row.
 
     Returns
     -------
     ndarray of shape (n,)
+        Fold of every row, from 0 to K - 1.
 
     Raises
     ------
@@ -285,7 +289,7 @@ def fold_labels(cv: Any, groups: NDArray[Any]) -> NDArray[np.intp]:
         splitter = check_cv(cv)
     folds = np.full(len(groups), -1, dtype=np.intp)
     with warnings.catch_warnings():
-        # Whether a splitter heeds groups is checked below, by what it did.
+        # The result is checked below, so a splitter may ignore the groups.
         warnings.filterwarnings("ignore", "The groups parameter is ignored")
         tests = [test for _, test in splitter.split(np.zeros(len(groups)), groups=sequence)]
     for k, test in enumerate(tests):
@@ -301,23 +305,24 @@ def fold_labels(cv: Any, groups: NDArray[Any]) -> NDArray[np.intp]:
         raise DesignError(
             f"cv splits sequence {groups[split[0]]!s} between folds: use GroupKFold, or cv=5"
         )
-    # Folds without rows have no number.
+    # Number only folds that have rows.
     return np.unique(folds, return_inverse=True)[1]
 
 
 def sequence_folds(cv: Any, n_rows: ArrayLike) -> NDArray[np.intp]:
-    """Fold of every sequence, the same as :func:`fold_labels` gives to its rows.
+    """Assign sequences to folds, as :func:`fold_labels` assigns their rows.
 
     Parameters
     ----------
     cv : int, splitter, or iterable of (train, test)
         As in :func:`fold_labels`.
     n_rows : array-like of shape (S,)
-        Rows of each sequence.
+        Number of rows of each sequence.
 
     Returns
     -------
     ndarray of shape (S,)
+        Fold of every sequence.
     """
     counts = np.asarray(n_rows)
     rows = np.repeat(np.arange(len(counts)), counts)

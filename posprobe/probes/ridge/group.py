@@ -1,4 +1,4 @@
-"""Ridge with one penalty per feature group, and the position probe built on it."""
+"""Ridge regression with one penalty per feature group."""
 
 from __future__ import annotations
 
@@ -28,57 +28,59 @@ from posprobe.probes.ridge.search import Choice
 
 __all__ = ["GroupRidgeCV", "Rows"]
 
-# X, targets (n, t), number of the sequence of every row.
+# X, targets (n, t), and the index of the sequence of every row.
 Rows = tuple[NDArray[Any], Array, NDArray[np.intp]]
 
 
 class GroupRidgeCV(RegressorMixin, BaseEstimator):
-    r"""Linear regression with one ridge penalty per feature group, chosen over sequence folds.
+    r"""Linear regression with one ridge penalty per feature group, chosen by cross-validation.
 
-    Minimises
+    The coefficients minimise
 
     .. math:: \|y - b_0 - \sum_g X_g b_g\|^2 + \sum_g \alpha_g \|b_g\|^2
 
-    with a free intercept; the penalties minimise the squared error pooled over the test rows of
-    all folds (averaged over targets). Everything is computed in float64 from one pass over the
-    data; for two groups the grid is the full product, for more it is searched one group at a
-    time.
+    and the intercept is not penalised. The penalties minimise the squared error pooled over the
+    test rows of all folds of sequences, averaged over targets. Everything is computed in float64
+    from one pass over the data. For one or two groups the whole grid is searched; for more, one
+    group is searched at a time.
 
     Parameters
     ----------
     alphas : None, array-like, or list of array-like, default=None
-        Penalties to try: one grid for all groups, or one per group; ``np.inf`` leaves a group
-        out. None takes `posprobe.probes.ridge.design.DEFAULT_ALPHAS` times each group's centred
-        sum of squares per feature.
+        Penalties to try: one grid for all groups, or one grid for each; ``np.inf`` leaves a group
+        out. None means 16 penalties and infinity, scaled by the mean centred sum of squares of the
+        features of each group (see `posprobe.probes.ridge.design.DEFAULT_ALPHAS`).
     feature_groups : None, dict, list, or array of int, default=None
-        None gives one penalty to all columns. Otherwise names to columns; a list of columns per
-        group (indices, a slice, or names of DataFrame columns); or one integer label per column.
+        A dictionary from names to columns (indices, a slice, or names of DataFrame columns), a
+        list with the columns of each group, or one integer label for each column. By default all
+        columns have one penalty.
     cv : int, splitter, iterable of (train, test), or "in-sample", default=5
-        An integer is that many folds by `sklearn.model_selection.GroupKFold`. ``"in-sample"``
-        scores on the training rows: only to reproduce classical, optimistic figures.
+        An integer is the number of folds of `sklearn.model_selection.GroupKFold`. "in-sample"
+        scores on the training rows, which is optimistic and serves only to reproduce such figures.
 
     Attributes
     ----------
     coef_ : ndarray of shape (p,) or (t, p)
-        Coefficients of the fit on all rows.
+        Coefficients of the fit to all rows.
     intercept_ : float or ndarray of shape (t,)
-        Intercept.
+        Intercept of the fit to all rows.
     alpha_ : ndarray of shape (k,)
         Chosen penalty of each feature group.
     alphas_ : list of ndarray
-        Penalties that were tried, per group.
+        Penalties that were tried for each group.
     cv_mse_ : ndarray of shape (len(alphas_[0]), ..., len(alphas_[k - 1]))
-        Pooled out-of-fold mean squared error over the grid, infinite where a training Gram is
-        nearly singular. Three groups or more: of the chosen point alone.
-    cv_scores_ : ndarray
-        Out-of-fold R2 over the grid: 1 - squared error / squared deviation from the overall mean,
-        averaged over targets.
+        Pooled out-of-fold mean squared error over the grid, averaged over targets; infinite where
+        a training Gram is nearly singular. With three groups or more, only that of the chosen
+        penalties.
+    cv_scores_ : ndarray of the same shape
+        Out-of-fold R2 over the grid, averaged over targets. R2 is 1 less the ratio of the squared
+        error to the squared deviation from the overall mean.
     best_score_ : float
         Out-of-fold R2 at the chosen penalties.
     fold_mse_ : ndarray of shape (K, t)
-        Mean squared error of each fold at the chosen penalties.
+        Mean squared error in each of K folds at the chosen penalties.
     fold_coef_, fold_intercept_ : ndarray of shape (K, p, t), (K, t)
-        Fit of each fold's training rows at the chosen penalties.
+        Fits to the training rows of each fold at the chosen penalties.
     feature_groups_ : dict of str to ndarray of int
         Columns of each feature group.
     group_dims_ : dict of str to int
@@ -88,12 +90,12 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of str
-        Names of the features, where X had them.
+        Names of the features, if X has them.
 
     Notes
     -----
-    ``groups`` are sequences. Without them every row is taken as a sequence of its own, which is
-    right for independent rows only.
+    ``groups`` are sequences. Without them every row counts as a sequence of its own, which is
+    correct only if rows are independent.
 
     Examples
     --------
@@ -128,13 +130,14 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         Returns
         -------
         GroupRidgeCV
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
         DesignError
-            One sequence, fewer sequences than folds, NaN or infinity (naming the sequence and
-            column), a nearly singular Gram at every penalty.
+            If there are fewer sequences than folds, a value is NaN or infinite (the message names
+            its sequence and column), the parameters do not match the data, or a training Gram is
+            nearly singular at every penalty.
         """
         X, y, names = self._validate(X, y, groups)
         folds = self._row_folds(names)
@@ -157,25 +160,25 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         Parameters
         ----------
         gram : ClusterGram
-            One Gram per sequence.
+            The Gram matrices of S sequences.
         weights : array-like of shape (S,), optional
-            Weight of each sequence; zero leaves it out.
+            Weight of each sequence; a weight of 0 leaves it out.
         folds : array-like of shape (S,), optional
-            Fold of each sequence; by default from ``cv``, the same as :meth:`fit` gives.
+            Fold of each sequence; by default from ``cv``, as in :meth:`fit`.
         verify : iterable of (X, y, groups, ...), optional
-            All rows of the data once more: ``best_score_`` and ``fold_mse_`` are then summed from
-            residuals, where the quadratic form would cancel (R2 close to 1).
+            All rows of the data once more. Scores are then computed from residuals instead of
+            quadratic forms, which lose digits if R2 is close to 1.
 
         Returns
         -------
         GroupRidgeCV
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
         DesignError
-            Weights or folds that are not one per sequence, as :meth:`fit`, or rows of ``verify``
-            that are missing or not finite.
+            If there is not one weight and one fold for each sequence, if rows of ``verify`` are
+            missing or not finite, or for the reasons given in :meth:`fit`.
         """
         if not isinstance(gram, ClusterGram):
             raise DesignError(
@@ -216,13 +219,14 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n,) or (n, t)
+            Predictions, in the units of the targets.
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         return np.asarray(X @ self.coef_.T + self.intercept_)
 
     def __sklearn_tags__(self) -> Tags:
-        """Tell scikit-learn that several targets are fine."""
+        """Tell scikit-learn that several targets are allowed."""
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
@@ -230,7 +234,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     def _validate(
         self, X: Any, y: Any, groups: ArrayLike | None
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Check inputs; NaN and infinity are named by their sequence, those of X later."""
+        """Check inputs, except for values of X that are not finite, which are found later."""
         any_value = {"ensure_all_finite": False, "ensure_min_samples": 2}
         X, y = validate_data(
             self, X, y,
@@ -247,7 +251,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
                     f"groups {names.shape}: give one sequence label per row, ({len(X)},)"
                 )
             if names.dtype.kind == "O":
-                distinct(names)  # refuses labels that do not sort
+                distinct(names)  # raises an error if labels cannot be sorted
         check_consistent_length(X, y, names)
         if not np.isfinite(y).all():
             refuse_nonfinite(X, y.reshape(len(y), -1), names)
@@ -275,7 +279,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         groups: dict[str, NDArray[np.intp]],
         subsets: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
-        """Choose penalties and fit, from one Gram per fold; of several models keep the last."""
+        """Choose penalties and fit all models, from one Gram per fold; report the last model."""
         total = gram.sum()
         design = make_design(total, gram.shift, groups, self.alphas, self._in_sample())
         splits = design.splits(gram.grams)
@@ -291,7 +295,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self._set_scores(choice, total[p, p])
 
     def _set_folds(self, splits: list[Split]) -> None:
-        """Fit every fold's training rows, for every model."""
+        """Fit every model to the training rows of every fold."""
         p = self._design.n_features
         self._fold_ids = [s.fold for s in splits]
         self._fold_rows = np.array([s.test[p, p] for s in splits])
@@ -308,14 +312,14 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self.cv_scores_ = np.mean(1 - choice.table * n / self._sst, axis=-1)
 
     def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
-        """Fit on one Gram per sequence, given each one's fold."""
+        """Fit on one Gram per sequence, given the fold of each."""
         columns = resolve_columns(self.feature_groups, gram.n_features)
         self._fit_folds(gram.merge(folds), columns)
         self.n_sequences_ = len(gram)
         self._set_coef(1 if gram.n_targets == 1 else 2)
 
     def _verify(self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array) -> None:
-        """Sum squared residuals over the data instead of quadratic forms."""
+        """Score by residuals over the data instead of quadratic forms."""
         sse = np.zeros_like(self._choices[-1].sse)
         for X, z, sequence in rows:
             squares = (z - self._out_of_fold(X, folds[sequence])) ** 2
@@ -327,7 +331,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     def _known_rows(
         blocks: Iterable[Block], sequences: NDArray[Any], n_rows: NDArray[np.int64]
     ) -> Iterator[Rows]:
-        """Yield all rows whose sequence was fitted, and refuse to have seen fewer or more."""
+        """Yield the rows of fitted sequences; raise an error if rows are missing or surplus."""
         number = {label: s for s, label in enumerate(sequences.tolist())}
         seen = np.zeros(len(sequences), dtype=np.int64)
         for block in blocks:
@@ -347,7 +351,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
             )
 
     def _out_of_fold(self, X: NDArray[Any], folds: NDArray[np.intp], model: int = -1) -> Array:
-        """Predict each row (n, t) by the fit that did not train on it."""
+        """Predict each row by the fit that was not trained on it, as (n, t)."""
         coef, intercept = self._fold_fits[model]
         out = np.full((len(X), coef.shape[2]), np.nan)
         for row, k in enumerate(self._fold_ids):

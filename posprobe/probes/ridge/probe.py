@@ -1,4 +1,4 @@
-"""How well a linear probe tells position, and how sure that is."""
+"""A linear probe of absolute position, with intervals over sequences."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ __all__ = ["PositionProbe", "guess_error"]
 
 
 def guess_error(positions: ArrayLike) -> float:
-    r"""Mean absolute error of guessing a position at random, in tokens.
+    r"""Compute the mean absolute error of guessing a position at random.
 
     Guess and truth are independent and uniform over the distinct positions. For n consecutive
-    ones this is :math:`(n^2 - 1) / (3 n)`.
+    positions the error is :math:`(n^2 - 1) / (3 n)`.
 
     Parameters
     ----------
-    positions : array-like
-        Positions; repetitions count once.
+    positions : array-like of shape (n,)
+        Positions; repeated ones count once.
 
     Returns
     -------
     float
+        In tokens.
 
     Examples
     --------
@@ -39,47 +40,48 @@ def guess_error(positions: ArrayLike) -> float:
     """
     distinct = np.unique(np.asarray(positions, dtype=float))
     n = len(distinct)
-    # Sum over pairs of the absolute difference, from the sorted values.
+    # The sum of absolute differences over all pairs, from the sorted values.
     return float(2 * (distinct @ (2 * np.arange(n) - n + 1.0)) / n**2)
 
 
 class PositionProbe(SequenceScoredRidge):
-    r"""Ridge probe of absolute position, scored on sequences that it has not seen.
+    r"""Ridge probe of absolute position, scored on sequences that it was not trained on.
 
-    .. math:: R^2 = 1 - \sum_s \mathrm{SSE}_s / \sum_s \mathrm{SST}_s ,
+    .. math:: R^2 = 1 - \sum_s \mathrm{SSE}_s / \sum_s \mathrm{SST}_s
 
-    with the squared error :math:`\mathrm{SSE}_s` of sequence s under the fit of the folds that do
-    not hold s, and deviations :math:`\mathrm{SST}_s` from the mean over all sequences. With equal
-    lengths and the same positions in each sequence this is a mean of scores per sequence.
+    :math:`\mathrm{SSE}_s` is the sum of squared errors in sequence s under the fit to the folds
+    without s, and :math:`\mathrm{SST}_s` the sum of squared deviations from the mean over all
+    sequences. If all sequences have the same positions, R2 is a mean of scores of sequences.
 
     Parameters
     ----------
     target : {"position", "log_position"}, default="position"
-        What is regressed: the position, or log(1 + position). `predict` gives positions for both.
+        The regression target: the position, or log(1 + position). `predict` returns positions in
+        both cases.
     alphas, feature_groups, cv
         As in `GroupRidgeCV`.
     keep_gram : bool, default=True
-        Keep one Gram per sequence, 8 S (p + 2)^2 bytes, which ``interval(estimand="refit")``
-        needs.
+        Keep the Gram of each of S sequences, 8 S (p + 2)^2 bytes for p features, which
+        ``interval(estimand="refit")`` needs.
 
     Attributes
     ----------
     r2_ : float
-        Out-of-fold R2 of the target (of log(1 + position) with ``target="log_position"``, where
-        `score` is the R2 of positions in tokens, and differs).
+        Out-of-fold R2 of the target. With ``target="log_position"`` it is the R2 of
+        log(1 + position), while `score` returns that of the position.
     mae_ : float
-        Out-of-fold mean absolute error, in tokens; NaN after `fit_gram`, since no quadratic form
-        gives it.
+        Out-of-fold mean absolute error, in tokens; NaN after `fit_gram`, since statistics do not
+        determine it.
     mae_guess_ : float
-        The same of a random guess; see `guess_error`.
+        Mean absolute error of a random guess, in tokens (see `guess_error`); NaN after `fit_gram`.
     sequences_ : ndarray of shape (S,)
         Sequence labels, sorted.
     sequence_sse_, sequence_sst_ : ndarray of shape (S,)
-        Out-of-fold squared error and squared deviation of each sequence.
+        Out-of-fold sum of squared errors, and sum of squared deviations, of each sequence.
     sequence_scores_ : ndarray of shape (S,)
         ``1 - sequence_sse_ / mean(sequence_sst_)``, whose mean is ``r2_``.
     gram_ : ClusterGram or None
-        Statistics per sequence.
+        The statistics of each sequence, if they were kept.
     fold_of_sequence_ : ndarray of shape (S,)
         Fold of each sequence.
     coef_, intercept_, alpha_, cv_mse_, cv_scores_, ...
@@ -87,9 +89,9 @@ class PositionProbe(SequenceScoredRidge):
 
     Notes
     -----
-    `fit_gram` takes statistics whose target already is position, or log(1 + position).
-    ``groups`` are sequences. Without them every row is a sequence of its own; then nothing is kept
-    for `interval`, since positions within a sequence are not independent.
+    ``groups`` are sequences. Without them every row counts as a sequence of its own, and `interval`
+    is not available, because rows of one sequence are not independent. The target of the statistics
+    that `fit_gram` takes must already be transformed as `target` says.
 
     Examples
     --------
@@ -131,13 +133,13 @@ class PositionProbe(SequenceScoredRidge):
         Returns
         -------
         PositionProbe
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
         DesignError
-            As `GroupRidgeCV.fit`; also an unknown target, positions below 0 for
-            ``"log_position"``, or all positions equal.
+            If the target is unknown, a position is below 0 with "log_position", or all positions
+            are equal, or for the reasons given in `GroupRidgeCV.fit`.
         """
         X, y, names = self._validate(X, y, groups)
         y = column_or_1d(y, dtype=np.float64, warn=True)
@@ -148,7 +150,7 @@ class PositionProbe(SequenceScoredRidge):
         return self
 
     def predict(self, X: Any) -> Array:
-        """Predict positions, in tokens.
+        """Predict positions.
 
         Parameters
         ----------
@@ -158,6 +160,7 @@ class PositionProbe(SequenceScoredRidge):
         Returns
         -------
         ndarray of shape (n,)
+            In tokens, for both targets.
         """
         return self._to_position(super().predict(X))
 
@@ -171,35 +174,39 @@ class PositionProbe(SequenceScoredRidge):
         weights: ArrayLike | None = None,
         n_jobs: int | None = None,
     ) -> Interval:
-        """Confidence interval of ``r2_`` over sequences.
+        """Compute a confidence interval of ``r2_`` over sequences.
 
         Parameters
         ----------
         estimand : {"refit", "fixed_probe"}, default="refit"
-            ``"refit"``: the average probe at this number of sequences; every replicate fits and
-            chooses penalties anew, and the interval is estimate +- t(S - 1) x bootstrap standard
-            error. ``"fixed_probe"``: this probe; only scores are resampled (percentiles).
+            "refit" is the mean R2 of probes fitted to this number of sequences. Every replicate
+            fits and chooses penalties again, and the interval is ``estimate ± t(S - 1) x bootstrap
+            standard error``. "fixed_probe" is the R2 of this probe on new sequences. Only its
+            scores are resampled, and the interval is that of percentiles.
         level : float, default=0.95
-            Confidence level.
+            Nominal coverage.
         n_resamples : int, optional
-            Replicates: by default 200 for ``"refit"`` (its standard error is then known to 5%),
-            2000 for ``"fixed_probe"``.
+            Number of replicates; by default 200 for "refit", which gives its standard error to
+            about 5%, and 2000 for "fixed_probe".
         random_state : int or Generator, default=0
-            Seed.
+            Seed of the replicates, or a random generator.
         weights : array-like of shape (B, S), optional
-            Sequence weights of the replicates instead: the same for several probes makes their
-            replicates comparable.
+            Weights of the sequences in each replicate, for instance the same for several probes to
+            make their replicates comparable. They replace `n_resamples` and `random_state`.
         n_jobs : int, optional
-            Processes for ``"refit"``.
+            Number of processes for "refit", as in joblib.
 
         Returns
         -------
         Interval
+            Unbounded if more than a twentieth of the replicates have no fit, or if all replicates
+            are equal.
 
         Raises
         ------
         DesignError
-            If fitted without ``groups``, or for ``"refit"`` with ``keep_gram=False``.
+            If the probe was fitted without ``groups``, or with ``keep_gram=False`` for "refit", or
+            if the estimand or the weights are not valid.
         """
         check_is_fitted(self)
         draws = self._replicates(estimand, n_resamples, random_state, weights, n_jobs)

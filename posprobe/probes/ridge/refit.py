@@ -1,9 +1,9 @@
-"""Bootstrap over sequences with everything redone: the fits, and the choice of penalties.
+"""The refit bootstrap over sequences, which fits and chooses penalties again in every replicate.
 
-A replicate weighs the sequences; fold labels stay with the original sequences, so all copies
-of one share a fold (otherwise copies of a training sequence would be tested on). Replicates cost
-one matrix product per batch and some Cholesky factors each; their cost does not depend on the
-number of tokens.
+A replicate is a set of sequence weights. Sequences keep their folds, so all copies of a sequence
+share one; otherwise probes would be tested on copies of their training sequences. A batch of
+replicates costs one matrix product, and each replicate a few Cholesky factors. The cost does not
+depend on the number of tokens.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from posprobe.probes.ridge.design import Design
 
 __all__ = ["refit_scores", "weighted_fits"]
 
-# Summed Grams of one batch of replicates stay below this many bytes.
+# Largest size in bytes of the summed Grams of one batch of replicates.
 BATCH_BYTES = 1 << 27
 
 
 def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[Array, Array]:
-    r"""Ridge fits at one penalty under many sets of sequence weights.
+    r"""Fit ridge regressions at one penalty under many sets of sequence weights.
 
-    One Cholesky factor of :math:`[X, 1]^\top [X, 1]`, penalty added to the features, is a fit with
-    its intercept. Of the weighted sums only the upper triangle is taken.
+    Each fit, with its intercept, takes one Cholesky factor of :math:`[X, 1]^\top [X, 1]`, with the
+    penalty added to the diagonal of the features. Only the upper triangles of the weighted sums
+    are computed.
 
     Parameters
     ----------
     gram : ClusterGram
-        One Gram per sequence (S of them).
+        The Gram matrices of S sequences.
     weights : array-like of shape (B, S)
-        Sequence weights.
+        Sets of sequence weights.
     alpha : float
-        Penalty.
+        Penalty of all features.
 
     Returns
     -------
@@ -62,7 +63,7 @@ def weighted_fits(gram: ClusterGram, weights: ArrayLike, alpha: float) -> tuple[
 
 
 def _fits(gram: ClusterGram, weights: Array, alpha: float) -> Array:
-    """Coefficients and intercepts (B, p + 1, t) about the shift."""
+    """Return coefficients and intercepts of the shifted data, as (B, p + 1, t)."""
     p = gram.n_features
     factors, fits = _normal_equations(gram, weights)
     diagonals = np.einsum("bqq->bq", factors)
@@ -78,7 +79,7 @@ def _fits(gram: ClusterGram, weights: Array, alpha: float) -> Array:
 
 
 def _normal_equations(gram: ClusterGram, weights: Array) -> tuple[Array, Array]:
-    """Upper triangles (B, p + 1, p + 1) and right-hand sides (B, t, p + 1) of weighted sums."""
+    """Return upper triangles (B, p + 1, p + 1) and right-hand sides (B, t, p + 1) of the sums."""
     q = gram.n_features + 1
     matrices = np.empty((len(weights), q, q))
     for i in range(q):
@@ -88,7 +89,7 @@ def _normal_equations(gram: ClusterGram, weights: Array) -> tuple[Array, Array]:
 
 
 def _careful_fit(total: Array, p: int, alpha: float) -> Array:
-    """The fit that knows constant features, and says what is wrong otherwise."""
+    """Fit one set of sums, allowing for constant features; raise an error if it is singular."""
     train = centre(total, p)
     coef = solve(train, [p], np.array([alpha]))
     return np.vstack([coef, train.y_mean - train.x_mean @ coef])
@@ -103,32 +104,32 @@ def refit_scores(
     weights: Array,
     n_jobs: int | None = None,
 ) -> Array:
-    """Cross-validated R2 of refitted models under each set of sequence weights.
+    """Compute the cross-validated R2 of refitted models under each set of sequence weights.
 
-    Penalties are chosen again in every replicate, by walking over the grid from the position
-    ``start`` as long as a neighbour is better.
+    Penalties are chosen again in every replicate. The search starts from the grid position
+    ``start`` and moves to a neighbour as long as that is better.
 
     Parameters
     ----------
     gram : ClusterGram
-        One Gram per sequence (S of them).
+        The Gram matrices of S sequences.
     folds : ndarray of shape (S,)
-        Fold of each sequence, 0 to K - 1.
+        Fold of each sequence, from 0 to K - 1.
     design : Design
         Feature groups and penalties.
     subsets : sequence of tuple of int
-        Feature groups of each model (M of them).
+        Feature groups of each of M models.
     start : sequence of tuple of int
         Grid position of each model in the original data.
     weights : ndarray of shape (B, S)
         Sequence weights of each replicate.
     n_jobs : int, optional
-        Processes, as everywhere in joblib.
+        Number of processes, as in joblib.
 
     Returns
     -------
     ndarray of shape (B, M)
-        R2 averaged over targets; NaN where fewer than two folds have weight, or no penalty has a
+        R2 averaged over targets; NaN if fewer than two folds have weight, or if no penalty gives a
         fit.
     """
     size = max(1, BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
@@ -165,7 +166,7 @@ def _replicate(
         return np.full(len(subsets), np.nan)
     try:
         choices = design.search(design.splits(fold_sums), subsets, start)
-    except DesignError:  # the sequences that were drawn are collinear at every penalty
+    except DesignError:  # the drawn sequences are nearly singular at every penalty
         return np.full(len(subsets), np.nan)
     total = fold_sums.sum(axis=0)
     sst = total.diagonal()[p + 1 :] - total[p, p + 1 :] ** 2 / total[p, p]

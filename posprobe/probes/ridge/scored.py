@@ -1,4 +1,4 @@
-"""Ridge scored sequence by sequence, for several models on the same folds."""
+"""Ridge regressions scored by sequence, for several models on the same folds."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Models:
     Attributes
     ----------
     subsets : list of tuple of int
-        Feature groups of each model, ascending; the last one has all.
-    orders : ndarray of shape (O, k), or None
-        Sampled orders of the groups whose beginnings are among the models, each followed by its
-        reverse; None where no order was sampled.
+        Feature groups of each model, in ascending order; the last model has all groups.
+    orders : ndarray of shape (O, k) or None
+        Sampled orders of the k groups, each followed by its reverse. All their beginnings are among
+        the models. None if no orders were sampled.
     """
 
     subsets: list[tuple[int, ...]]
@@ -43,13 +43,15 @@ class Models:
 
 
 class SequenceScoredRidge(GroupRidgeCV):
-    r"""Ridge that keeps the out-of-fold squared error of every sequence and model.
+    r"""Ridge regression that keeps the out-of-fold squared error of every sequence and model.
 
-    The base of `PositionProbe` (one model) and `VariancePartition` (one model per set of feature
-    groups). With squared errors :math:`\mathrm{SSE}_{sm}` of sequence s under model m and
-    deviations :math:`\mathrm{SST}_s` from the mean over all sequences,
+    This is the base class of `PositionProbe`, which has one model, and `VariancePartition`, which
+    has one model for each set of feature groups. The R2 of model m is
 
-    .. math:: R^2_m = 1 - \sum_s \mathrm{SSE}_{sm} / \sum_s \mathrm{SST}_s .
+    .. math:: R^2_m = 1 - \sum_s \mathrm{SSE}_{sm} / \sum_s \mathrm{SST}_s
+
+    with the sum of squared errors :math:`\mathrm{SSE}_{sm}` of sequence s under model m, and its
+    sum of squared deviations :math:`\mathrm{SST}_s` from the mean over all sequences.
 
     Attributes
     ----------
@@ -58,7 +60,7 @@ class SequenceScoredRidge(GroupRidgeCV):
     fold_of_sequence_ : ndarray of shape (S,)
         Fold of each sequence.
     gram_ : ClusterGram or None
-        Statistics per sequence.
+        The statistics of each sequence, if they were kept.
     """
 
     keep_gram: bool
@@ -70,7 +72,7 @@ class SequenceScoredRidge(GroupRidgeCV):
         names: NDArray[Any],
         grouped: bool,
     ) -> list[Array]:
-        """Fit all models; return their out-of-fold predictions (n,), the joint model's last."""
+        """Fit all models; return their out-of-fold predictions (n,), the joint model last."""
         if np.ptp(z) == 0:
             raise DesignError(f"y is {z[0]:g} in every row: give rows that differ")
         folds = self._row_folds(names)
@@ -84,14 +86,14 @@ class SequenceScoredRidge(GroupRidgeCV):
         folded = gram.merge(self.fold_of_sequence_) if keep else gram
         self._models = self._choose_models(len(columns))
         self._fit_folds(folded, columns, self._models.subsets)
-        # Residuals, not quadratic forms, which would cancel as R2 approaches 1.
+        # Use residuals, since quadratic forms lose digits as R2 approaches 1.
         out = [self._out_of_fold(X, folds, m)[:, 0] for m in range(len(self._choices))]
         sse = np.stack([_sums(sequence, (z - o) ** 2) for o in out], axis=1)
         self._set_sequences(sse, _sums(sequence, (z - z.mean()) ** 2))
         return out
 
     def _choose_models(self, n_groups: int) -> Models:
-        """Models to fit to so many feature groups."""
+        """Choose the models to fit to this number of feature groups."""
         return Models([tuple(range(n_groups))])
 
     def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:
@@ -123,7 +125,7 @@ class SequenceScoredRidge(GroupRidgeCV):
     def _residual_sums(
         self, rows: Iterable[Rows], folds: NDArray[np.intp], weights: Array
     ) -> tuple[Array, Array]:
-        """Out-of-fold squared errors (S, M) and mean absolute errors (M,) over the data."""
+        """Compute out-of-fold squared errors (S, M) and mean absolute errors (M,)."""
         sse = np.zeros_like(self._sse)
         absolute, total = np.zeros(sse.shape[1]), 0.0
         for X, z, sequence in rows:
@@ -149,7 +151,7 @@ class SequenceScoredRidge(GroupRidgeCV):
         weights: ArrayLike | None,
         n_jobs: int | None,
     ) -> Array:
-        """Bootstrap replicates (B, M) of the models' R2, one set of weights for all models."""
+        """Compute bootstrap replicates (B, M) of R2, with the same weights for all models."""
         if estimand not in _RESAMPLES:
             raise DesignError(f"estimand {estimand!r} is unknown: use 'refit' or 'fixed_probe'")
         if not self._grouped:
@@ -182,7 +184,7 @@ class SequenceScoredRidge(GroupRidgeCV):
         )
 
     def __sklearn_tags__(self) -> Tags:
-        """Tell scikit-learn that there is one target."""
+        """Tell scikit-learn that there is only one target."""
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = False
         return tags
@@ -193,7 +195,7 @@ def _sums(sequence: NDArray[np.intp], values: Array) -> Array:
 
 
 def _deviations(gram: ClusterGram) -> Array:
-    """Squared deviations of the target from its overall mean, per sequence."""
+    """Sum the squared deviations of the target from its overall mean, by sequence."""
     p = gram.n_features
     rows, sums, squares = gram.grams[:, p, p], gram.grams[:, p, p + 1], gram.grams[:, -1, -1]
     mean = sums.sum() / rows.sum()
@@ -203,26 +205,27 @@ def _deviations(gram: ClusterGram) -> Array:
 def replicate_interval(
     estimate: float, draws: Array, n: int, estimand: Estimand, level: float
 ) -> Interval:
-    """Turn replicates of R2, or of a contrast of R2, into the interval of the estimand.
+    """Turn replicates of R2, or of a contrast of R2, into an interval.
 
     Parameters
     ----------
     estimate : float
         Estimate from the original data.
     draws : ndarray of shape (B,)
-        Replicates; those without a fit (fewer than two folds kept a sequence, or the kept ones
-        are collinear) are NaN. Up to a twentieth of them are left out; with more, or where the
-        others do not differ, there is no interval: it is unbounded, and its method says why.
+        Bootstrap replicates. NaN marks a replicate without a fit, because fewer than two folds kept
+        a sequence, or because the kept sequences are collinear.
     n : int
         Number of sequences.
     estimand : {"refit", "fixed_probe"}
-        Standard error and t(n - 1), or percentiles.
+        "refit" takes limits from the standard error and t(n - 1), "fixed_probe" from percentiles.
     level : float
-        Confidence level.
+        Nominal coverage.
 
     Returns
     -------
     Interval
+        Replicates without a fit are left out. If they are more than a twentieth, or if the others
+        do not differ, the interval is unbounded and its method gives the reason.
     """
     kept = draws[np.isfinite(draws)]
     if len(kept) < KEPT * len(draws):
@@ -232,7 +235,7 @@ def replicate_interval(
         return Interval(estimate, None, None, level, f"none: {n} sequences", estimand, n)
     method: Literal["t", "percentile"] = "t" if estimand == "refit" else "percentile"
     if len(kept) > 1 and np.ptp(kept) < ROUNDING:
-        # Without any feature (penalties infinite) R2 is 0 in whatever sequences are drawn.
+        # A model without features (all penalties infinite) has R2 = 0 in every replicate.
         if abs(estimate) < ROUNDING and np.abs(kept).max() < ROUNDING:
             return Interval(estimate, estimate, estimate, level, method, estimand, n)
         return Interval(

@@ -1,4 +1,4 @@
-"""Choosing penalties by pooled out-of-fold squared error."""
+"""Choose penalties by pooled out-of-fold squared error."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["Choice", "search"]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search chose: penalties of all groups, squared errors, how much was refused.
+    """The result of a search.
 
     Attributes
     ----------
     penalties : ndarray of shape (k,)
-        Chosen penalty of each group, infinite where the group is left out.
+        Chosen penalty of each group; infinite if the group is left out.
     index : tuple of int
-        Position of each penalty in its grid (-1: left out).
+        Position of each penalty in its grid; -1 if the group is left out.
     sse : ndarray of shape (K, t)
-        Squared error on the test rows of each fold.
+        Sum of squared errors on the test rows of each fold.
     table : ndarray of shape (grid lengths..., t)
-        Pooled mean squared error over the grid (infinite where refused, NaN where the search did
-        not look). More than two groups: of the chosen point alone, shape (t,).
+        Pooled mean squared error over the grid: infinite where refused, NaN where not evaluated.
+        With more than two groups, only that of the chosen penalties, of shape (t,).
     n_refused : int
-        Grid points refused because a training Gram is nearly singular there.
+        Number of grid points refused because a training Gram is nearly singular.
     """
 
     penalties: Array
@@ -50,26 +50,29 @@ def search(
 ) -> list[Choice]:
     """Choose penalties by pooled out-of-fold squared error, for several subsets of the groups.
 
-    Up to two groups the whole grid is searched. Three or more: from the best common grid position,
-    one group's whole grid after another until nothing improves.
+    For one or two groups the whole grid is searched. For more, the search starts at the best grid
+    position common to all groups, and then goes through the whole grid of one group after another
+    until nothing improves.
 
     Parameters
     ----------
     splits : sequence of Split
-        Folds; features ordered by group.
+        Cross-validation splits, with features ordered by group.
     sizes : sequence of int
         Number of features of each group.
     grids : sequence of ndarray
-        Penalties to try, per group.
+        Penalties to try for each group.
     subsets : sequence of tuple of int
-        Groups of each model, ascending; the others are left out.
+        Groups of each model, in ascending order; the others are left out.
     start : sequence of tuple of int, optional
-        Grid positions to start from, per subset: only neighbours are tried then, as long as they
-        improve (for bootstrap replicates, where the optimum moves little).
+        Grid position from which to start, for each subset. The search of one or two groups then
+        only moves to neighbours that are better. This serves bootstrap replicates, whose optimum
+        is close to that of the data.
 
     Returns
     -------
     list of Choice
+        One for each subset.
 
     Raises
     ------
@@ -78,7 +81,7 @@ def search(
     """
     starts = [None] * len(subsets) if start is None else list(start)
     if len(sizes) == 2:
-        table = _Table(splits, sizes, grids)  # shared: a group alone is an edge of the same table
+        table = _Table(splits, sizes, grids)  # its edges are the models of a single group
         return [table.choose(s, at) for s, at in zip(subsets, starts, strict=True)]
     return [
         _search_subset(splits, sizes, grids, subset, at)
@@ -118,12 +121,11 @@ class _Axis:
     Attributes
     ----------
     group : int or None
-        None is a group that the model lacks: it has no columns.
+        Index of the group; None for the missing side of a table with one group.
     columns : slice
-        Its features.
+        Columns of the group.
     penalties : ndarray
-        Its grid, with infinity as the last entry: the group left out, whether or not the user's
-        grid does that.
+        Grid of the group, to which infinity is appended for the model without the group.
     """
 
     group: int | None
@@ -132,18 +134,18 @@ class _Axis:
 
     @property
     def left_out(self) -> int:
-        """Position of the penalty that leaves the group out."""
+        """The position of the penalty that leaves the group out."""
         return len(self.penalties) - 1
 
     def tried(self, subset: tuple[int, ...]) -> NDArray[np.intp]:
-        """Positions to try for a model with the groups in ``subset``."""
+        """Return the positions to try for a model with the groups in ``subset``."""
         if self.group in subset:
             return np.arange(self.left_out)
         return np.array([self.left_out])
 
 
 def _make_axes(sizes: Sequence[int], grids: Sequence[Array]) -> tuple[_Axis, _Axis]:
-    """The axes of the larger and of the smaller of at most two groups."""
+    """Return the axes of the larger and of the smaller of at most two groups."""
     edges = np.cumsum([0, *sizes])
     axes = [
         _Axis(g, slice(edges[g], edges[g + 1]), np.append(grid, np.inf))
@@ -157,10 +159,10 @@ def _make_axes(sizes: Sequence[int], grids: Sequence[Array]) -> tuple[_Axis, _Ax
 
 
 class _Table:
-    """Squared errors over the penalties of at most two groups, filled line by line on demand.
+    """Squared errors over the penalties of at most two groups, computed line by line on demand.
 
-    A line has one penalty of the outer group, whose factorisation it shares, and all of the inner
-    group; see `posprobe.probes.ridge.banded`. The outer group is the larger one.
+    A line has one penalty of the outer group, which is the larger one, and all penalties of the
+    inner group. All of them share one factorisation; see `posprobe.probes.ridge.banded`.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class _Table:
         self.lines: dict[int, Array] = {}
 
     def line(self, position: int) -> Array:
-        """Errors (K, inner penalties, t) at one outer penalty; infinite where refused."""
+        """Return the errors (K, inner penalties, t) at one outer penalty; infinite if refused."""
         if position not in self.lines:
             penalty = self.outer.penalties[position]
             self.lines[position] = np.stack(
@@ -187,7 +189,7 @@ class _Table:
         return self.lines[position]
 
     def fill(self) -> None:
-        """Evaluate the whole grid, by one factorisation per fold where there is one group."""
+        """Evaluate the whole grid; for a single group, one factorisation per fold may suffice."""
         n_penalties = len(self.outer.penalties)
         if self.n_groups == 1 and n_penalties >= many_penalties(self.outer.columns.stop):
             self.lines = self._lines_of_one_group()
@@ -195,7 +197,7 @@ class _Table:
             self.line(position)
 
     def _lines_of_one_group(self) -> dict[int, Array]:
-        """All lines at once: the only group takes the place of the inner one."""
+        """Return all lines at once, by putting the only group in the place of the inner one."""
         errors = np.stack(
             [
                 line_errors(
@@ -207,15 +209,15 @@ class _Table:
         return {position: errors[:, [position]] for position in range(errors.shape[1])}
 
     def mse(self, position: int) -> Array:
-        """Pooled mean squared error (inner penalties, t) of a line."""
+        """Return the pooled mean squared error (inner penalties, t) of a line."""
         return np.asarray(self.line(position).sum(axis=0) / self.n_test)
 
     def choose(self, subset: tuple[int, ...], start: tuple[int, ...] | None) -> Choice:
-        """Return the best penalties of the groups in ``subset``, the others left out."""
+        """Choose the penalties of the groups in ``subset``, leaving the others out."""
         outer_tried, inner_tried = self.outer.tried(subset), self.inner.tried(subset)
 
         def errors(position: int) -> Array:
-            """Mean over targets (inner_tried,)."""
+            """Average the errors of a line over targets: (inner_tried,)."""
             return np.asarray(self.mse(position)[inner_tried].mean(axis=-1))
 
         if start is None:
@@ -246,7 +248,7 @@ class _Table:
         )
 
     def _searched(self, subset: tuple[int, ...]) -> Array:
-        """Mean squared errors (grid lengths of the subset..., t), NaN where not evaluated."""
+        """Return mean squared errors (grid lengths of the subset..., t); NaN if not evaluated."""
         outer_tried, inner_tried = self.outer.tried(subset), self.inner.tried(subset)
         n_targets = self.splits[0].train.rhs.shape[1]
         unknown = np.full((len(self.inner.penalties), n_targets), np.nan)
@@ -260,7 +262,7 @@ class _Table:
 
 
 def _climb(start: int, allowed: Any, value: Callable[[int], float]) -> int:
-    """Walk downhill on the integers ``allowed`` (contiguous) from ``start``."""
+    """Walk downhill from ``start`` over the contiguous integers ``allowed``."""
     low, high = int(allowed[0]), int(allowed[-1])
     i = min(max(start, low), high)
     while True:
@@ -277,7 +279,7 @@ def _descend(
     grids: Sequence[Array],
     start: tuple[int, ...] | None,
 ) -> Choice:
-    """Coordinate descent over the penalties of three groups or more."""
+    """Choose the penalties of three groups or more by coordinate descent."""
     p = sum(sizes)
     n_test = sum(s.test[p, p] for s in splits)
     position, refused = (list(start), 0) if start else _best_diagonal(splits, sizes, grids, n_test)
@@ -290,7 +292,7 @@ def _descend(
             values = errors.sum(axis=0).mean(axis=-1) / n_test
             refused += int(np.isinf(values).sum())
             lowest = int(values.argmin())
-            # Rounding alone must not keep the walk going.
+            # Require more than a rounding error, or the descent might not end.
             if values[lowest] < best * (1 - 1e-12):
                 changed = changed or lowest != position[group]
                 best, position[group], sse = float(values[lowest]), lowest, errors[:, lowest]
@@ -307,7 +309,7 @@ def _errors_along(
     position: Sequence[int],
     group: int,
 ) -> Array:
-    """Errors (K, grid length, t) over the grid of one group, the others at their position."""
+    """Return the errors (K, grid length, t) over the grid of one group, the others fixed."""
     penalties = np.repeat([grid[i] for grid, i in zip(grids, position, strict=True)], sizes)  # (p,)
     own = np.repeat(np.arange(len(sizes)), sizes) == group
     outer, inner = np.flatnonzero(~own & np.isfinite(penalties)), np.flatnonzero(own)
@@ -317,7 +319,7 @@ def _errors_along(
 def _best_diagonal(
     splits: Sequence[Split], sizes: Sequence[int], grids: Sequence[Array], n_test: float
 ) -> tuple[list[int], int]:
-    """Best grid position common to all groups that all grids have, and how many are refused."""
+    """Find the best grid position common to all groups, and count the refused positions."""
     everything = np.arange(sum(sizes))
     values = []
     for i in range(min(len(grid) for grid in grids)):
@@ -332,7 +334,7 @@ def _best_diagonal(
 def _restrict(
     splits: Sequence[Split], sizes: Sequence[int], subset: tuple[int, ...]
 ) -> list[Split]:
-    """Splits with the features of some groups only."""
+    """Return the splits with only the features of some groups."""
     if len(subset) == len(sizes):
         return list(splits)
     kept = np.flatnonzero(np.isin(np.repeat(np.arange(len(sizes)), sizes), subset))
