@@ -4,7 +4,7 @@ files          sorts files by the question that each answers
 steps          defines one step of an analysis: what it needs and what it finds
 tables         runs all steps that the files allow
 interventions  lists the steps that compare interventions with the native model
-checks         reports what each file says of the model, the mask and the first token
+checks         reports what each file says about the model, the mask and the first token
 exact          checks what must hold exactly, at layer 0 and with one token repeated
 probes         predicts absolute position from features, layer by layer
 sinks          measures attention to key 0, head by head

@@ -72,10 +72,10 @@ def decompose(
 
     The estimand of each variance is the variance over positions of the mean effect in the
     population from which the items of the file were drawn. The unit of resampling is the item: a
-    window in the shifted design, a sequence in the others. Limits are ``estimate ± t standard
-    error`` of the cluster bootstrap; shares have Fieller's limits, from jackknife pseudo-values. To
-    bound memory, neighbouring items are pooled into 200 units if there are more than 200 items,
-    and these units are resampled.
+    window in the shifted design, a sequence in the others. Limits are the bootstrap "t" limits of
+    `posprobe.intervals.bootstrap_limits`; shares have Fieller's limits, from jackknife
+    pseudo-values. To bound memory, neighbouring items are pooled into 200 units if there are more
+    than 200 items, and these units are resampled.
 
     The tables by head, by layer and overall average each variance over offsets, and their shares
     are ratios of these averages. The table by offset gives, with P positions in the range,

@@ -61,7 +61,20 @@ class Variances:
         return len(self.pseudo["V_T"])
 
     def limits(self, name: str, level: float) -> tuple[Array, Array]:
-        """Return the lower and upper bootstrap limits of one variance, both of shape (L, H)."""
+        """Compute bootstrap t limits of one variance.
+
+        Parameters
+        ----------
+        name : {"V_T", "V_M", "V_R", "C_MR", "V_S"}
+            The variance.
+        level : float
+            Nominal coverage.
+
+        Returns
+        -------
+        low, high : ndarray of shape (L, H)
+            In squared nats.
+        """
         return bootstrap_limits(
             self.bootstrap[name], self.estimate[name], n=self.n_items, level=level
         )

@@ -75,9 +75,29 @@ class Inference:
         return f"{100 * self.level:g}%"
 
     def weights(self, n_clusters: int) -> Array:
-        """Draw bootstrap weights of shape (n_resamples, n_clusters), the same at every call."""
+        """Draw bootstrap weights, the same at every call; see `cluster_weights`.
+
+        Parameters
+        ----------
+        n_clusters : int
+            Number of items or sequences.
+
+        Returns
+        -------
+        ndarray of shape (n_resamples, n_clusters)
+        """
         return cluster_weights(n_clusters, self.n_resamples, self.seed).astype(float)
 
     def refit_weights(self, n_clusters: int) -> Array:
-        """Draw weights for refits, of shape (n_refits, n_clusters), the same at every call."""
+        """Draw bootstrap weights for refits, the same at every call; see `cluster_weights`.
+
+        Parameters
+        ----------
+        n_clusters : int
+            Number of items or sequences.
+
+        Returns
+        -------
+        ndarray of shape (n_refits, n_clusters)
+        """
         return cluster_weights(n_clusters, self.n_refits, self.seed).astype(float)

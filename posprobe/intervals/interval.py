@@ -86,7 +86,7 @@ class Interval:
         return self.low is None
 
     def excludes(self, value: float) -> bool:
-        """Return whether `value` lies outside the interval; an unbounded one excludes nothing."""
+        """Return whether `value` lies outside the interval; an unbounded interval excludes none."""
         if self.low is None or self.high is None:
             return False
         return not self.low <= value <= self.high
@@ -165,7 +165,17 @@ class Interval:
         )
 
     def row(self, name: str = "estimate") -> dict[str, Any]:
-        """Return one row of a table: `name`, low, high (both NaN if unbounded), method and n.
+        """Return the interval as one row of a table.
+
+        Parameters
+        ----------
+        name : str
+            Column of the estimate.
+
+        Returns
+        -------
+        dict of str to object
+            `name`, low, high (both NaN if unbounded), method and n.
 
         Examples
         --------

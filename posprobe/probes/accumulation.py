@@ -85,14 +85,34 @@ class GramAccumulator:
         self.grams: dict[int, ClusterGram] = {}
 
     def begin(self, header: Header, index: Mapping[str, np.ndarray]) -> None:
-        """Start again, for a capture with this header and index."""
+        """Start again for a new capture.
+
+        Parameters
+        ----------
+        header : Header
+            Header of the capture.
+        index : mapping of str to ndarray
+            Index arrays of the capture, with one row for each sequence.
+        """
         self.grams = {}
         self._header, self._index = header, index
         self._waiting: dict[int, HeldStore] = {}
         self._missing: dict[int, set[str]] = {}
 
     def consume(self, quantity: str, layer: int, sequences: slice, values: np.ndarray) -> None:
-        """Take one quantity of one layer, and update its Gram once all quantities have arrived."""
+        """Take one quantity of one layer, and update its Gram once all quantities have arrived.
+
+        Parameters
+        ----------
+        quantity : str
+            Name of the quantity, one of `quantities`.
+        layer : int
+            Index of the layer.
+        sequences : slice
+            The sequences of the batch.
+        values : ndarray of shape (sequences, ...)
+            Values of the quantity.
+        """
         if layer >= self._header.n_layers or (self.layers is not None and layer not in self.layers):
             return
         if layer not in self._waiting:

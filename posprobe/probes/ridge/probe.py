@@ -180,9 +180,9 @@ class PositionProbe(SequenceScoredRidge):
         ----------
         estimand : {"refit", "fixed_probe"}, default="refit"
             "refit" is the mean R2 of probes fitted to this number of sequences. Every replicate
-            fits and chooses penalties again, and the interval is ``estimate ± t(S - 1) x bootstrap
-            standard error``. "fixed_probe" is the R2 of this probe on new sequences. Only its
-            scores are resampled, and the interval is that of percentiles.
+            fits and chooses penalties again, and the interval is that of t(S - 1) and the bootstrap
+            standard error. "fixed_probe" is the R2 of this probe on new sequences. Only its scores
+            are resampled, and the limits are percentiles.
         level : float, default=0.95
             Nominal coverage.
         n_resamples : int, optional
