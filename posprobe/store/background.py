@@ -21,7 +21,7 @@ class BackgroundWriter:
     ----------
     writer : StoreWriter
         Writer to use; nothing else may use it until the context is left.
-    max_bytes : int, default=128 MiB
+    max_bytes : int, default=128 * 2**20
         Bytes that may wait to be written. Beyond that `put` blocks, so memory does not grow if the
         disk is slower than the model. One array of any size may always wait.
 
