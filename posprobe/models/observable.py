@@ -130,7 +130,7 @@ class ObservableModel:
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
-        """The sliding window of each layer in tokens, by the configuration; None for full attention."""
+        """Sliding window of each layer in tokens, by the configuration; None for full attention."""
         config = self.config
         window = getattr(config, "sliding_window", None)
         if window is None or getattr(config, "use_sliding_window", True) is False:

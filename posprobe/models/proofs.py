@@ -42,7 +42,7 @@ class Observable(Protocol):
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
-        """The sliding window of each layer in tokens, by the configuration; None for full attention."""
+        """Sliding window of each layer in tokens, by the configuration; None for full attention."""
 
     @property
     def n_layers(self) -> int:
