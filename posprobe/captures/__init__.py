@@ -1,11 +1,11 @@
-"""Stimuli through a model into a file.
+"""Run stimuli through a model and write what is observed to a file.
 
-options    what is kept and what is changed
+options    what a capture keeps and what it changes
 plan       everything that is decided before the first forward pass
 position0  treatments of position 0
-run        the capture itself
+run        captures on one machine
 selection  which layers and positions are kept
-cluster    the same on many machines
+cluster    captures on many machines
 """
 
 from posprobe.captures.cluster import capture_distributed, connect

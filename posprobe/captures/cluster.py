@@ -1,8 +1,9 @@
-"""One capture on many machines: shards of its sequences on Dask workers, merged into its one file.
+"""Capture on many machines: Dask workers capture shards, which are merged into one file.
 
-Everything is decided once, by one worker, in a `posprobe.captures.plan.CapturePlan`; shards are cut
-between the batches of that plan, so every forward pass is one that a single machine would
-make. Dask brings scheduling and survival; the file system that all share brings the shards home.
+One worker decides everything once, in a `posprobe.captures.plan.CapturePlan`. The plan is cut into
+shards between its batches, so every forward pass is one that a single machine would also make. Dask
+schedules the shards and replaces lost workers. The shards are exchanged through a file system that
+all machines share.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ _LOCK = threading.Lock()  # a model is observed by one pass at a time
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a worker loads the model: arguments of `posprobe.load_model`."""
+    """The arguments of `posprobe.load_model` with which a worker loads the model."""
 
     name: str
     keywords: tuple[tuple[str, Any], ...]
 
     def load(self) -> tuple[ObservableModel, str]:
-        """The model and the digest of its weights, loaded once per process."""
+        """Return the model and the digest of its weights; each process loads it only once."""
         if self not in _MODELS:
-            _MODELS.clear()  # the memory of the last one is needed for the next
+            _MODELS.clear()  # free the memory of the last model before the next one is loaded
             model = load_model(self.name, **dict(self.keywords))
             _MODELS[self] = model, model.weights_digest()
         return _MODELS[self]
@@ -61,23 +62,24 @@ class Recipe:
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[Client]:
-    """A client of a Dask scheduler, or of processes on this machine.
+    """Connect to a Dask scheduler, or start worker processes on this machine.
 
     Parameters
     ----------
     address : str
-        ``tcp://HOST:PORT`` or ``tls://HOST:PORT`` of a scheduler; ``local`` for processes on this
-        machine, as many as Dask thinks fit for its cores, ``local:N`` for N of them. The cores are
-        divided among them, unless ``OMP_NUM_THREADS`` is set.
+        Address of a scheduler (``tcp://HOST:PORT`` or ``tls://HOST:PORT``), or ``local:N`` for N
+        processes on this machine; ``local`` lets Dask choose the number. Local processes divide the
+        cores among themselves, unless ``OMP_NUM_THREADS`` is set.
 
     Yields
     ------
     distributed.Client
+        A client that is closed, with any local processes, when the context is left.
 
     Raises
     ------
     ClusterError
-        If Dask is not installed, the address is not one, or nobody answers there.
+        If Dask is not installed, the address is malformed, or no scheduler answers there.
     """
     try:
         import dask.system
@@ -110,7 +112,7 @@ def connect(address: str) -> Iterator[Client]:
         distributed.LocalCluster(
             n_workers=processes,
             threads_per_worker=1,
-            memory_limit=None,  # a share of the machine's may be too little for a model
+            memory_limit=None,  # an equal share of the memory may be too little for a model
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.ERROR,
         ) as cluster,
@@ -132,52 +134,55 @@ def capture_distributed(
     progress: bool | tqdm = True,
     **given: Any,
 ) -> ActivationStore:
-    """Capture on a cluster: the same file as `posprobe.capture` writes on one machine.
+    """Capture on a cluster, into the same file that `posprobe.capture` writes on one machine.
 
-    Shards of whole batches are captured by the workers into ``PATH.shards``, each complete or
-    absent, and copied from there into ``PATH``, in order, while others are still being captured.
-    A worker that is lost costs the shard it was at, which Dask gives to another one.
+    The workers capture shards of whole batches into ``PATH.shards``, where each is either complete
+    or absent. Shards are copied into ``PATH`` in order, while others are still being captured. If a
+    worker is lost, only its current shard is lost, and Dask gives that to another worker.
 
     Parameters
     ----------
     model : str
-        What `posprobe.load_model` takes; every worker loads it once, by this name.
+        Name of the model, as `posprobe.load_model` takes it; every worker loads it once.
     path : str or Path
-        The file to write, on a file system that this process and all workers share.
+        File to write, on a file system that this process and all workers share.
     client : distributed.Client
-        Client of the cluster, see `connect`.
-    loading : mapping or None
+        Client of the cluster, for example from `connect`.
+    loading : mapping, optional
         Further arguments of `posprobe.load_model`: ``variant``, ``dtype``, ...
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
-    resume : bool
-        Continue an interrupted capture, distributed or not: only what is missing is captured.
-    overwrite : bool
-        Replace an existing file.
-    progress : bool or tqdm
-        Show a progress bar on standard error; or a bar of the caller's, which counts tokens.
-    options : CaptureOptions
-        What is kept and what is changed.
+    text : str, optional
+        Text to draw from. By default, the Python language reference that comes with CPython.
+    options : CaptureOptions, default=CaptureOptions()
+        What to keep and what to change.
+    resume : bool, default=False
+        Whether to continue an interrupted capture, distributed or not, by capturing only the
+        missing sequences.
+    overwrite : bool, default=False
+        Whether to replace an existing file.
+    progress : bool or tqdm, default=True
+        Whether to show a progress bar on standard error, or a bar to update, which counts tokens.
     **given
-        As in `posprobe.capture`: the stimulus (``design``, ``n``, ``length``, ...), and fields of
-        `options` by themselves.
+        Arguments of `posprobe.capture` that define the stimulus (``design``, ``n``, ``length``,
+        ...), and single fields of `options`.
 
     Returns
     -------
     ActivationStore
+        The completed capture, open for reading.
 
     Raises
     ------
     ClusterError
-        If a shard takes down one worker after another, the scheduler is lost, or a worker has
-        other weights or other versions than the one that made the plan.
+        If workers die repeatedly on one shard, the scheduler is lost, or a worker has different
+        weights or versions from the worker that made the plan.
     ModelError, StimulusError, StoreError
         As in `posprobe.capture`.
 
     Notes
     -----
-    The data equal those of one machine bit for bit if the workers' forward passes do: same
-    processor, same number of threads, same libraries. Batches are the same always.
+    The batches do not depend on the number of workers. The data equal those of a single machine bit
+    for bit if the forward passes do, that is with the same processor, number of threads and
+    libraries.
     """
     options, drawing = options.split(given)
     recipe = Recipe(model, tuple(sorted((loading or {}).items())))
@@ -205,7 +210,7 @@ def _fill_from_shards(
     plan: CapturePlan,
     bar: tqdm,
 ) -> None:
-    """Have all shards captured that are missing, and copy each as soon as those before it are."""
+    """Have the missing shards captured, and copy each once all shards before it are copied."""
     n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     batches = list(plan.batches(writer.done))
     size = max(1, len(batches) // (SHARDS_PER_WORKER * n_workers))
@@ -228,7 +233,7 @@ def _fill_from_shards(
 
 
 def _answer(future: Future) -> Any:
-    """What a task returned; a refusal is raised."""
+    """Return the result of a task, or raise the refusal that it returned."""
     result = future.result()
     if isinstance(result, PosprobeError):
         raise result
@@ -236,14 +241,14 @@ def _answer(future: Future) -> Any:
 
 
 def _gather(client: Client, tasks: dict[Future, slice], arrived: Callable[[slice], None]) -> None:
-    """Wait for tasks in the order in which they end; on an error, cancel those that are left."""
+    """Take tasks in the order in which they finish; on an error, cancel the remaining ones."""
     from distributed import as_completed
 
     try:
         for future in as_completed(list(tasks)):
             _answer(future)
             arrived(tasks.pop(future))
-            future.release()  # or the shard would be captured again when its worker goes
+            future.release()  # or Dask would have the shard captured again if its worker is lost
     finally:
         client.cancel(list(tasks))
 
@@ -251,17 +256,17 @@ def _gather(client: Client, tasks: dict[Future, slice], arrived: Callable[[slice
 def _plan(
     recipe: Recipe, text: str | None, drawing: Mapping[str, Any], options: CaptureOptions
 ) -> CapturePlan | PosprobeError:
-    """On a worker: draw the stimulus and decide everything else."""
+    """Draw the stimulus and make the plan (runs on a worker)."""
     try:
         with _LOCK:
             model, _ = recipe.load()
             return plan_capture(model, draw(model, text, **drawing), options)
     except PosprobeError as error:
-        return error  # raised here, it would come with Dask's traceback on standard error
+        return error  # if it were raised here, Dask would print a traceback to standard error
 
 
 def _capture_shard(recipe: Recipe, plan: CapturePlan, path: Path) -> PosprobeError | None:
-    """On a worker: capture one shard, unless another worker has done so."""
+    """Capture one shard, unless another worker has already done so (runs on a worker)."""
     try:
         with _LOCK:
             if not path.exists():
@@ -275,7 +280,7 @@ def _capture_shard(recipe: Recipe, plan: CapturePlan, path: Path) -> PosprobeErr
 
 
 def _check_worker(plan: CapturePlan, digest: str) -> None:
-    """Refuse to compute with other weights or versions than those that the file will name."""
+    """Refuse a worker whose weights or versions differ from those in the plan's header."""
     here = dataclasses.replace(plan.header, weights_digest=digest, versions=versions())
     if changed := difference(plan.header.attributes(), here.attributes()):
         raise ClusterError(
@@ -286,7 +291,7 @@ def _check_worker(plan: CapturePlan, digest: str) -> None:
 
 @contextlib.contextmanager
 def _lost_cluster() -> Iterator[None]:
-    """Say in one line that the cluster, not the capture, failed."""
+    """Turn the loss of the scheduler or of workers into a one-line ClusterError."""
     from distributed import CancelledError, KilledWorker
     from distributed.comm import CommClosedError
 

@@ -1,4 +1,4 @@
-"""What a capture keeps and what it changes: one object for Python, command line and cluster."""
+"""What a capture keeps and what it changes, in one object for Python, command line and cluster."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ class CaptureOptions:
 
     Parameters
     ----------
-    quantities : tuple of str
-        Data sets to keep, of `QUANTITIES`.
-    residual_layers : tuple of int, str or None
-        Layers whose residual stream is kept (None: all; number L is the last block's output), or
-        text as in `posprobe.captures.selection.parse_layers`.
-    residual_positions : tuple of int, str or None
-        Positions at which the residual stream is kept (None: all), or text as in
-        `posprobe.captures.selection.parse_positions`; in the shifted design numbered from the start
-        of the window, whose position differs between sequences.
-    offsets : tuple of int
-        Distances, in tokens, at which scores are kept.
-    dtype : {"float32", "float16"}
+    quantities : tuple of str, default=QUANTITIES
+        Names of the data sets to keep, from `QUANTITIES`.
+    residual_layers : tuple of int, str or None, default=None
+        Layers whose residual stream is kept, where layer L is the output of the last block. Text is
+        read by `posprobe.captures.selection.parse_layers`. None keeps all layers.
+    residual_positions : tuple of int, str or None, default=None
+        Positions at which the residual stream is kept. In the shifted design they are counted from
+        the start of the window, since the window's own position differs between sequences. Text is
+        read by `posprobe.captures.selection.parse_positions`. None keeps all positions.
+    offsets : tuple of int, default=OFFSETS
+        Distances between query and key, in tokens, at which scores are kept.
+    dtype : {"float32", "float16"}, default="float32"
         Type of the residual stream in the file.
-    position0 : str
+    position0 : str, default="native"
         Treatment of position 0, one of `posprobe.captures.position0.POSITION0`.
-    intervention : Intervention
-        Change of the attention, on top of the model's variant.
-    batch_tokens : int or None
-        Tokens per forward pass, at most (one sequence at least). None: 2,048, or on a GPU as many
-        as half of its free memory takes; the file says how many.
-    past_training : bool
-        Allow sequences longer than the model was made for, or than what its variant, which may
-        scale the rotary embedding, makes of that. The file says so.
+    intervention : Intervention, default=NO_INTERVENTION
+        Change of the attention, in addition to the model's variant.
+    batch_tokens : int or None, default=None
+        Largest number of tokens per forward pass; a pass has at least one sequence. None means
+        2,048, or on a GPU as many as fit into half of its free memory. The file records the number.
+    past_training : bool, default=False
+        Whether sequences may be longer than the model was made for, or than the length to which a
+        variant extends that by scaling the rotary embedding. The file records the model's length.
 
     Raises
     ------
     StimulusError
-        If there is no such quantity, or offsets are not different whole numbers.
+        If a quantity is unknown, or the offsets are not distinct whole numbers from 0 on.
 
     Examples
     --------
@@ -89,17 +89,40 @@ class CaptureOptions:
             raise StimulusError(f"offsets {self.offsets} must be different whole numbers of tokens")
 
     def changed(self, **fields: Any) -> CaptureOptions:
-        """The same options but for some fields.
+        """Return a copy of the options with some fields changed.
+
+        Parameters
+        ----------
+        **fields
+            New values, by the names of the fields.
+
+        Returns
+        -------
+        CaptureOptions
 
         Raises
         ------
+        StimulusError
+            If a new value is not valid.
         TypeError
-            If there is no such field.
+            If a field does not exist.
         """
         return dataclasses.replace(self, **fields)
 
     def split(self, given: Mapping[str, Any]) -> tuple[CaptureOptions, dict[str, Any]]:
-        """Change the fields that are among keywords; return the rest of the keywords, too.
+        """Separate the fields of the options from other keywords.
+
+        Parameters
+        ----------
+        given : mapping of str to object
+            Keywords, some of which may be fields of the options.
+
+        Returns
+        -------
+        options : CaptureOptions
+            A copy in which the given fields are changed.
+        rest : dict of str to object
+            The other keywords.
 
         Examples
         --------

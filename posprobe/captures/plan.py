@@ -27,30 +27,30 @@ __all__ = [
 ]
 
 BATCH_TOKENS = 2048
-ALONE = 64  # first tokens that run by themselves in one pass
+ALONE = 64  # first tokens that are run together in one pass, each without its sequence
 REMASKED = {"remasked_normalizer", "remasked_body"}
 
 
 @dataclasses.dataclass(frozen=True)
 class CapturePlan:
-    """All that is decided before the first forward pass: the same plan, the same file.
+    """Everything that is decided before the first forward pass; equal plans give equal files.
 
     Attributes
     ----------
     stimulus : Stimulus
-        With the token that the treatment of position 0 puts there.
+        The sequences to run, with the token that the treatment puts at position 0.
     header : Header
         Header of the file.
     observation : Observation
-        What is read off.
+        What is recorded of each layer's scores.
     change : Intervention
-        What the variant and the caller change.
+        What the variant and the caller change in the attention.
     position0 : str
         Treatment of position 0.
     firsts : Stimulus
-        The first tokens of all sequences, where `stimulus` may be a part.
+        The first tokens of all sequences of the capture, even if `stimulus` is only a part of it.
     start : int
-        Number of the part's first sequence.
+        Number of the first sequence of `stimulus` within the whole capture.
     """
 
     stimulus: Stimulus
@@ -63,20 +63,20 @@ class CapturePlan:
 
     @property
     def index(self) -> dict[str, np.ndarray]:
-        """The data sets of the file that are known beforehand."""
+        """The index data sets of the file, by name."""
         return {name: getattr(self.stimulus, name) for name in self.header.index}
 
     def n_tokens(self, sequences: slice = slice(None)) -> int:
-        """Tokens of some sequences, of all by default."""
+        """Count the tokens of some sequences, by default of all."""
         return int(self.stimulus.lengths[sequences].sum())
 
     def batches(self, done: int = 0) -> Iterator[slice]:
-        """Sequences of each forward pass, from number `done` on.
+        """Iterate over the sequences of each forward pass, from number `done` on.
 
         Raises
         ------
         StoreError
-            If `done` is not the end of a pass: a journal that says so is of another capture.
+            If `done` is not the end of a pass, which means that the journal is not of this capture.
         """
         batches = list(_batches(self.stimulus, self.header.batch_tokens))
         if done not in (0, *(batch.stop for batch in batches)):
@@ -87,7 +87,7 @@ class CapturePlan:
         return iter(batch for batch in batches if batch.start >= done)
 
     def part(self, sequences: slice) -> CapturePlan:
-        """The plan for whole batches of it; `sequences` starts and stops between two batches."""
+        """Return the plan of some sequences, which must start and stop between two batches."""
         rows = {
             name: getattr(self.stimulus, name)[sequences]
             for name in ("lengths", *self.header.index)
@@ -113,12 +113,16 @@ def plan_capture(
     Parameters
     ----------
     model : ObservableModel
+        Model to run.
     stimulus : Stimulus
+        Sequences to run, before any treatment of position 0.
     options : CaptureOptions
-    consumed : collection of str
-        Quantities that are computed in addition to those of the file.
-    known : Header or None
-        Header of the same capture, finished before: what was measured for it is not measured again.
+        What to keep and what to change.
+    consumed : collection of str, default=()
+        Quantities to compute in addition to those of the file.
+    known : Header or None, default=None
+        Header of the same capture if it was completed before. Its own-position measurement is then
+        taken over instead of being repeated.
 
     Returns
     -------
@@ -153,10 +157,11 @@ def plan_capture(
 
 
 def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
-    """Tokens of a pass: few on a CPU, which more would not make faster; half the memory of a GPU.
+    """Choose the number of tokens per pass.
 
-    Counted are the largest arrays of one block: streams, the feed-forward layer, scores of late
-    rows, and blocks of scores.
+    On a CPU few tokens are enough, since more would not be faster. On a GPU a pass may take half of
+    the free memory. The estimate counts the largest arrays of one block: residual streams, the
+    feed-forward layer, the scores of late rows, and blocks of scores.
     """
     free = model.free_memory()
     if free is None:
@@ -169,7 +174,7 @@ def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
 
 
 def _check_length(model: ObservableModel, length: int, past_training: bool) -> None:
-    """Refuse sequences past the training length, unless asked for, and then what cannot run."""
+    """Refuse sequences past the training length, unless they were asked for and can run."""
     if model.max_length is None or length <= model.max_length:
         return
     made_for = f"the {model.max_length} positions that model {model.name!r} was made for"
@@ -234,7 +239,7 @@ def _header(
 
 
 def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
-    """Refuse tokens that the model has no embedding of."""
+    """Refuse tokens for which the model has no embedding."""
     known = model.model.get_input_embeddings().num_embeddings
     beyond = np.unique(stimulus.tokens[stimulus.tokens >= known])
     if len(beyond):
@@ -246,7 +251,7 @@ def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
 
 
 def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int]:
-    """How often each special token occurs inside the sequences, after position 0."""
+    """Count each special token inside the sequences, after position 0."""
     inside = stimulus.tokens[:, 1:]
     ids, counts = np.unique(inside[np.isin(inside, model.special_ids)], return_counts=True)
     return {model.token_name(int(i)): int(n) for i, n in zip(ids, counts, strict=True)}
@@ -257,7 +262,7 @@ def _noted_own_position(header: Header) -> dict[str, Any]:
 
 
 def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:
-    """What a file says where scores move with position by themselves; nothing elsewhere."""
+    """Return the header entry for scores that themselves change with position, or no entry."""
     found = own_position(
         model,
         int(stimulus.tokens[-1, stimulus.lengths[-1] - 1]),
@@ -268,12 +273,12 @@ def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:
 
 
 def _layers(chosen: tuple[int, ...] | str | None, model: ObservableModel) -> tuple[int, ...] | None:
-    """The layers whose residual stream is kept; None: all."""
+    """Return the layers whose residual stream is kept; None means all."""
     return parse_layers(chosen, model.n_layers) if isinstance(chosen, str) else chosen
 
 
 def _queries(chosen: tuple[int, ...] | str | None, stimulus: Stimulus) -> tuple[int, ...]:
-    """The queries at which the residual stream is kept; none: all."""
+    """Return the queries at which the residual stream is kept; an empty tuple means all."""
     if isinstance(chosen, str):
         chosen = parse_positions(chosen, stimulus.n_queries)
     if chosen is not None and not chosen:
@@ -282,18 +287,18 @@ def _queries(chosen: tuple[int, ...] | str | None, stimulus: Stimulus) -> tuple[
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
+    """Return the versions of the packages that compute the numbers."""
     return {name: version(name) for name in ("posprobe", "torch", "transformers")}
 
 
 def effective_window(native: int | None, change: Intervention, length: int) -> int | None:
-    """The window that really hides keys at this length, or None."""
+    """Return the window, in tokens, that hides keys at this length, or None if none does."""
     windows = [w for w in (native, change.window) if w is not None and w < length]
     return min(windows, default=None)
 
 
 def _batches(stimulus: Stimulus, batch_tokens: int) -> Iterator[slice]:
-    """Runs of sequences of equal length."""
+    """Cut the sequences into batches of consecutive sequences of equal length."""
     lengths = stimulus.lengths
     start = 0
     while start < len(lengths):

@@ -25,12 +25,12 @@ POSITION0 = {
 
 
 def check_treatment(position0: str) -> None:
-    """Refuse a treatment of position 0 that there is not.
+    """Refuse an unknown treatment of position 0.
 
     Raises
     ------
     StimulusError
-        With the names of those that there are.
+        If `position0` is not one of `POSITION0`.
     """
     if position0 not in POSITION0:
         raise StimulusError(
@@ -39,7 +39,27 @@ def check_treatment(position0: str) -> None:
 
 
 def replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) -> Stimulus:
-    """Put another token at position 0, for the treatments that are tokens."""
+    """Put another token at position 0 if the treatment asks for one.
+
+    Parameters
+    ----------
+    model : ObservableModel
+        Model whose special tokens are used, or are left out of the choice.
+    stimulus : Stimulus
+        Sequences with their native first tokens.
+    position0 : str
+        One of `POSITION0`.
+
+    Returns
+    -------
+    Stimulus
+        A changed copy for ``"special"`` and ``"content"``; otherwise `stimulus` itself.
+
+    Raises
+    ------
+    StimulusError
+        If there is no other token to choose.
+    """
     if position0 == "special":
         others = [t for t in model.special_ids if t not in stimulus.first_token]
         if not others:
@@ -64,14 +84,31 @@ def replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) ->
 
 
 def item_rng(stimulus: Stimulus, item: int) -> np.random.Generator:
-    """Randomness that belongs to an item: all of its sequences get the same draw."""
+    """Return the random generator of an item; all of its sequences get the same draw."""
     return np.random.default_rng([stimulus.seed, int(item), 1])
 
 
 def replaced_embedding(
     model: ObservableModel, stimulus: Stimulus, batch: slice, position0: str
 ) -> Tensor | None:
-    """Embeddings that replace those at position 0 of a batch, for treatments without a token."""
+    """Return the embeddings that replace those at position 0 of a batch.
+
+    Parameters
+    ----------
+    model : ObservableModel
+        Model whose embeddings are replaced.
+    stimulus : Stimulus
+        Sequences of the capture.
+    batch : slice
+        Numbers of the sequences of the batch.
+    position0 : str
+        One of `POSITION0`.
+
+    Returns
+    -------
+    Tensor of shape (batch, width) or None
+        None for the treatments that leave or replace the token itself.
+    """
     if position0 not in ("zero", "mean", "noise"):
         return None
     first = torch.from_numpy(stimulus.tokens[batch, 0].astype(np.int64))

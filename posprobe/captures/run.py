@@ -1,4 +1,4 @@
-"""Stimuli through a model into a file: each quantity is written as soon as its layer exists."""
+"""Run a stimulus through a model; each layer is written as soon as it has been computed."""
 
 from __future__ import annotations
 
@@ -30,30 +30,43 @@ __all__ = ["Consumer", "capture", "capture_stimulus", "draw", "fill", "token_bar
 
 
 class Consumer(Protocol):
-    """What takes quantities as they are computed, whether or not the file keeps them.
+    """Interface of objects that receive quantities as they are computed.
+
+    A consumer receives its quantities whether or not the file keeps them.
 
     Attributes
     ----------
     quantities : collection of str
-        Names that it wants, of `QUANTITIES`.
+        Names of the quantities to receive, from `QUANTITIES`.
     """
 
     quantities: Collection[str]
 
     def begin(self, header: Header, index: Mapping[str, np.ndarray]) -> None:
-        """Before the first pass: header and index data sets of the file."""
+        """Prepare for a capture; called once, before the first forward pass.
+
+        Parameters
+        ----------
+        header : Header
+            Header of the file.
+        index : mapping of str to ndarray
+            Index data sets of the file, by name.
+        """
 
     def consume(self, quantity: str, layer: int, sequences: slice, values: np.ndarray) -> None:
-        """Take one quantity of one layer for some sequences, in order; do not change it.
+        """Receive one quantity of one layer for the next sequences.
 
         Parameters
         ----------
         quantity : str
+            Name of the quantity.
         layer : int
+            Number of the layer, from 0.
         sequences : slice
             Numbers of the sequences in the file.
         values : ndarray of float32, shape (batch, ...)
-            As in the file, before any rounding to float16.
+            The values in the shape of the file, before any rounding to float16. They must not be
+            changed.
         """
 
 
@@ -81,30 +94,50 @@ def capture(
     Parameters
     ----------
     model : ObservableModel or str
-        Or what `load_model` takes.
+        Model to run, or its name as `load_model` takes it.
     path : str or Path
-        The file to write; until it is complete it is called ``PATH.partial``.
-    design : {"natural", "shifted", "iid", "repeated"}
-    n, length, window, prefixes, bos, seed
-        Items, tokens of the longest sequence, tokens of the window, prefix lengths, policy for the
-        first token, seed: see `posprobe.make_stimulus`.
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
-    options : CaptureOptions
-        What is kept and what is changed.
-    consumers, resume, overwrite, progress
-        As in `capture_stimulus`.
+        File to write. Until it is complete it is called ``PATH.partial``.
+    design : {"natural", "shifted", "iid", "repeated"}, default="natural"
+        How the sequences are drawn from the text; see `posprobe.make_stimulus`.
+    n : int, default=40
+        Number of items, at least 2.
+    length : int, default=256
+        Length of the longest sequence in tokens, a BOS included.
+    window : int, default=32
+        Length in tokens of the window that the shifted design compares over positions.
+    prefixes : tuple of int, optional
+        Lengths in tokens of the prefixes ahead of the window, in increasing order. By default, a
+        roughly geometric series from 1 to ``length - window``.
+    bos : {"native", "force", "none"}, default="native"
+        Whether a BOS leads each sequence: as the tokenizer does it, always, or never.
+    text : str, optional
+        Text to draw from. By default, the Python language reference that comes with CPython.
+    seed : int, default=0
+        Seed of the stimulus and of random treatments of position 0.
+    options : CaptureOptions, default=CaptureOptions()
+        What to keep and what to change.
+    consumers : sequence of Consumer, default=()
+        Objects that receive quantities of every layer as they are computed.
+    resume : bool, default=False
+        Whether to continue an interrupted capture. The completed file is bit-identical to that of
+        an uninterrupted capture.
+    overwrite : bool, default=False
+        Whether to replace an existing file.
+    progress : bool or tqdm, default=True
+        Whether to show a progress bar on standard error, or a bar to update, which counts tokens.
     **changes
-        Fields of `options` by themselves: ``position0="mean"``, ``offsets=(1, 2)``, ...
+        Single fields of `options`: ``position0="mean"``, ``offsets=(1, 2)``, ...
 
     Returns
     -------
     ActivationStore
+        The completed capture, open for reading.
 
     Raises
     ------
     ModelError, StimulusError, StoreError
-        For a model, a text or a file that cannot be used, in one line.
+        If the model, the text or the file cannot be used; see `load_model`,
+        `posprobe.make_stimulus` and `capture_stimulus`.
     """
     options = options.changed(**changes)
     if isinstance(model, str):
@@ -142,15 +175,16 @@ def draw(
     bos: str = "native",
     **options: Any,
 ) -> Stimulus:
-    """Draw a stimulus for a model: `make_stimulus` with the model's tokenizer and BOS.
+    """Draw a stimulus by `make_stimulus` with a model's tokenizer and BOS.
 
     Parameters
     ----------
     model : ObservableModel
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
+        Model whose tokenizer is used.
+    text : str, optional
+        Text to draw from. By default, the Python language reference that comes with CPython.
     design, n, length, bos, **options
-        As in `posprobe.make_stimulus`.
+        As described in `posprobe.make_stimulus`.
 
     Returns
     -------
@@ -158,8 +192,10 @@ def draw(
 
     Raises
     ------
-    ModelError, StimulusError
-        For a model without a tokenizer, or a text that gives no such sequences.
+    ModelError
+        If the model has no tokenizer.
+    StimulusError
+        If the text cannot provide the sequences that are asked for.
     """
     corpus = default_corpus() if text is None else text
     return make_stimulus(
@@ -191,38 +227,48 @@ def capture_stimulus(
     Parameters
     ----------
     model : ObservableModel
+        Model to run.
     stimulus : Stimulus
+        Sequences to run, for example from `posprobe.make_stimulus`.
     path : str or Path
-    options : CaptureOptions
-        What is kept and what is changed.
-    consumers : sequence of Consumer
-        Get what they want of every layer as soon as it exists, as the file does: statistics that
+        File to write. Until it is complete it is called ``PATH.partial``.
+    options : CaptureOptions, default=CaptureOptions()
+        What to keep and what to change.
+    consumers : sequence of Consumer, default=()
+        Objects that receive quantities of every layer as they are computed, for statistics that
         need no stored activations. `residual_layers` and `residual_positions` apply to them too.
-    resume : bool
-        Continue an interrupted capture, to the very bytes of an uninterrupted one.
-    overwrite : bool
-        Replace an existing file.
-    progress : bool or tqdm
-        Show a progress bar on standard error; or a bar of the caller's, which counts tokens.
+    resume : bool, default=False
+        Whether to continue an interrupted capture. The completed file is bit-identical to that of
+        an uninterrupted capture.
+    overwrite : bool, default=False
+        Whether to replace an existing file.
+    progress : bool or tqdm, default=True
+        Whether to show a progress bar on standard error, or a bar to update, which counts tokens.
     **changes
-        Fields of `options` by themselves.
+        Single fields of `options`: ``position0="mean"``, ``offsets=(1, 2)``, ...
 
     Returns
     -------
     ActivationStore
+        The completed capture, open for reading.
 
     Raises
     ------
     StimulusError
-        If the sequences are longer than the model was made for, or the treatment is unknown.
+        If the sequences are longer than the model was made for, a token has no embedding in the
+        model, or the treatment of position 0 is unknown or impossible.
     ModelError
         If a layer's window is not the one that its configuration declares, the intervention
         names a head that the model does not have, or the model's variant is inert at this length.
     StoreError
-        If the file cannot be written, exists, or is not the one to resume; if it holds sequences
-        already that the consumers would never see; or if a value does not
-        fit into it, as one beyond float16. What refused a value or a window would refuse it again:
-        nothing is left then to resume, as there is after an interruption or on a full disk.
+        If the file cannot be written, already exists, or is not from the capture to resume; if it
+        already holds sequences that the consumers have not seen; or if a value does not fit into
+        the file, such as one beyond float16.
+
+    Notes
+    -----
+    After an interruption or on a full disk, the capture can be resumed. After a refused value or
+    window it cannot: the unfinished file is deleted, since the same capture would fail again.
     """
     consumed = {name for consumer in consumers for name in consumer.quantities}
     known = ActivationStore(path).header if resume and Path(path).exists() else None
@@ -249,18 +295,19 @@ def fill(
     bar: tqdm,
     consumers: Sequence[Consumer] = (),
 ) -> None:
-    """Run all batches of a plan that the file does not hold yet.
+    """Run those batches of a plan that the file does not hold yet.
 
     Parameters
     ----------
     writer : StoreWriter
-        Writer of a file with the plan's header; it writes in a thread of its own meanwhile.
+        Writer of a file with the plan's header. It writes in a separate thread.
     model : ObservableModel
-        The model that the plan was made for.
+        Model for which the plan was made.
     plan : CapturePlan
+        Plan of the capture, or of a part of it.
     bar : tqdm
-        Counts tokens.
-    consumers : sequence of Consumer
+        Progress bar that counts tokens.
+    consumers : sequence of Consumer, default=()
         See `capture_stimulus`.
 
     Raises
@@ -306,7 +353,7 @@ class Stream:
         self.sequences = slice(0)
 
     def emit(self, name: str, layer: int, tensor: Tensor) -> None:
-        """Take what the observer sees; a copy, since the model goes on with its own."""
+        """Pass on a copy of what the observer sees, since the model goes on using its tensor."""
         if name not in self.wanted:
             return
         if name == "residual":
@@ -316,7 +363,7 @@ class Stream:
         self.give(name, layer, torch.empty(tensor.shape).copy_(tensor).numpy())
 
     def give(self, name: str, layer: int, values: np.ndarray) -> None:
-        """Give an array that nobody changes any more."""
+        """Pass on an array that will not be changed again."""
         if name in self.header.quantities:
             self.background.put(name, values, layer)
         for consumer in self.consumers:
@@ -325,10 +372,10 @@ class Stream:
 
 
 class FirstTokens:
-    """The residual stream of first tokens by themselves.
+    """The residual stream of first tokens that are run without the rest of their sequence.
 
-    They run `ALONE` at a time, always the same ones together: a pass reads all weights, however
-    few its tokens are, and another number of rows would change the last bits.
+    `ALONE` of them run in one pass, because a pass reads all weights however few tokens it has. The
+    same tokens always run together, because the last bits depend on the number of rows.
     """
 
     def __init__(self, model: ObservableModel, plan: CapturePlan) -> None:
@@ -336,7 +383,7 @@ class FirstTokens:
         self.groups: dict[int, np.ndarray] = {}
 
     def of(self, batch: slice) -> np.ndarray:
-        """Values of the sequences of a batch: (layer, sequence, width)."""
+        """Return the streams for the sequences of a batch, of shape (layer, sequence, width)."""
         numbers = np.arange(batch.start, batch.stop) + self.plan.start
         needed = np.unique(numbers // ALONE).tolist()
         self.groups = {g: self.groups[g] if g in self.groups else self._run(g) for g in needed}
@@ -360,7 +407,7 @@ class FirstTokens:
 
 @contextlib.contextmanager
 def token_bar(progress: bool | tqdm, plan: CapturePlan) -> Iterator[tqdm]:
-    """A bar of our own, closed at the end, or the caller's, left open."""
+    """Yield a new progress bar and close it at the end, or yield the caller's and leave it open."""
     if not isinstance(progress, bool):
         yield progress
         return
@@ -374,7 +421,7 @@ def token_bar(progress: bool | tqdm, plan: CapturePlan) -> Iterator[tqdm]:
 def _check_windows(
     model: ObservableModel, observer: Observer, change: Intervention, length: int
 ) -> None:
-    """Manipulation check: the window that each layer really had is the one that the file names."""
+    """Check that each layer really had the window that the file records."""
     for layer, native in enumerate(model.layer_windows):
         expected = effective_window(native, change, length)
         found = effective_window(observer.visibilities[layer].window, change, length)

@@ -1,4 +1,4 @@
-"""Selections of layers and of positions, as they are written on a command line."""
+"""Parse selections of layers and positions, as they are written on a command line."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _ITEM = re.compile(r"(\d+|last)(?:-(\d+|last)(?:/([1-9]\d*))?)?")
 
 
 def parse_positions(text: str, count: int) -> tuple[int, ...]:
-    """Read a selection of numbers below `count`.
+    """Parse a selection of stored queries, which are numbered from 0 to `count` - 1.
 
     Parameters
     ----------
     text : str
-        Separated by commas: ``N``, ``A-B`` (B included), ``A-B/STEP`` (every STEP-th from A on), or
-        ``all`` for ``0-last``; ``last`` is the number ``count - 1``, and ``all/STEP`` every
-        STEP-th.
+        Items separated by commas. An item is a number ``N``, a range ``A-B`` that includes B, or a
+        range with a step, ``A-B/STEP``. ``last`` is the number ``count - 1``, and ``all`` is short
+        for ``0-last``, also in ``all/STEP``.
     count : int
-        Queries that are stored of each sequence.
+        Number of queries that are stored of each sequence.
 
     Returns
     -------
     tuple of int
-        Rising.
+        The selected numbers in increasing order.
 
     Raises
     ------
     StimulusError
-        If an item is none of these, or beyond the last number.
+        If an item is malformed, or a number is not below `count`.
 
     Examples
     --------
@@ -47,26 +47,26 @@ def parse_positions(text: str, count: int) -> tuple[int, ...]:
 
 
 def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
-    """Read a selection of layers of the residual stream, 0 to `n_layers`.
+    """Parse a selection of layers of the residual stream, which are numbered from 0 to `n_layers`.
 
     Parameters
     ----------
     text : str
-        As in `parse_positions`, where ``last`` is the output of the last block, number `n_layers`;
-        or names as in filters of TransformerLens, with ``*`` for any number:
-        ``blocks.5.hook_resid_pre`` is 5, ``blocks.5.hook_resid_post`` is 6.
+        Items separated by commas, as in `parse_positions`; ``last`` is the output of the last
+        block, number `n_layers`. An item may also be a TransformerLens hook name, with ``*`` as a
+        wildcard: ``blocks.5.hook_resid_pre`` is layer 5 and ``blocks.5.hook_resid_post`` layer 6.
     n_layers : int
-        Blocks of the model.
+        Number of blocks of the model.
 
     Returns
     -------
     tuple of int
-        Rising.
+        The selected layers in increasing order.
 
     Raises
     ------
     StimulusError
-        If an item is none of these, or there is no such layer.
+        If an item is malformed, or the model has no such layer.
 
     Examples
     --------

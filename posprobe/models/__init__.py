@@ -1,16 +1,16 @@
-"""A checkpoint -> a decoder whose attention is observed as it computes.
+"""Turn a checkpoint into a decoder whose attention is observed as it computes.
 
 bundled, checkpoints, loading  from a name to weights and a tokenizer
 gguf_header, gguf_keys,
-gguf_rotation, gguf_conversion what a GGUF file says, carried over, proved, or refused
-decoders                       what can be observed, and where its blocks are
-rotary, variants               what is changed in the configuration
-interventions                  what is changed in the attention
+gguf_rotation, gguf_conversion a GGUF file converted to a checkpoint, proved, or refused
+decoders                       which models can be observed, and where their blocks are
+rotary, variants               changes of the configuration
+interventions                  changes of the attention
 attention                      output and log-normalizer from one kernel
-scores, observation, masks     what is read off, and how transformers calls it
-proofs, variant_proofs         proof that what is shown is what is computed
+scores, observation, masks     what is recorded, and how transformers calls it
+proofs, variant_proofs         proof that the observed attention is the model's own
 observable                     the model itself
-third_channel                  whether scores move with position by themselves
+third_channel                  whether scores themselves change with position
 """
 
 from posprobe.models.attention import BLOCK

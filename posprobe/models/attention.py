@@ -1,12 +1,13 @@
 r"""Attention that returns its log-normalizer, without ever forming a T x T array.
 
-For query :math:`i` and key :math:`j`, :math:`s_{ij}` is what enters the softmax (after rotary
-embedding, QK-norm, scaling and soft-cap), :math:`A(i)` the keys that the query may attend to:
+Let :math:`s_{ij}` be the score of query :math:`i` and key :math:`j` that enters the softmax (after
+rotary embedding, QK-norm, scaling and soft-cap), and :math:`A(i)` the set of keys that the query
+may attend to. The normalizer and the attention weights are
 
 .. math:: z_i = \log \sum_{j \in A(i)} e^{s_{ij}}, \qquad \log \alpha_{ij} = s_{ij} - z_i .
 
 The output and :math:`z` come from a fused kernel that returns the log-sum-exp, or from a blockwise
-online softmax where there is none.
+online softmax if there is no such kernel.
 """
 
 from __future__ import annotations
@@ -36,17 +37,29 @@ class Visibility:
 
     Parameters
     ----------
-    causal : bool
-        Keys after the query are hidden.
-    window : int or None
-        Keys at a distance of ``window`` tokens or more are hidden (None: no limit).
+    causal : bool, default=True
+        Whether keys after the query are hidden.
+    window : int or None, default=None
+        Keys at a distance of ``window`` tokens or more are hidden. None means no limit.
     """
 
     causal: bool = True
     window: int | None = None
 
     def mask(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Which of `keys` (n,) each of `queries` (m,) sees, as a boolean array (m, n)."""
+        """Return which keys each query sees.
+
+        Parameters
+        ----------
+        queries : Tensor of int, shape (m,)
+            Positions of the queries.
+        keys : Tensor of int, shape (n,)
+            Positions of the keys.
+
+        Returns
+        -------
+        Tensor of bool, shape (m, n)
+        """
         distance = queries[:, None] - keys[None, :]
         visible = torch.ones_like(distance, dtype=torch.bool)
         if self.causal:
@@ -56,7 +69,7 @@ class Visibility:
         return visible
 
     def key_range(self, first: int, last: int, n_keys: int) -> tuple[int, int]:
-        """Bounds of the keys that any of the queries first..last-1 sees."""
+        """Return start and stop of the keys that at least one query in [first, last) sees."""
         low = 0 if self.window is None else max(0, first - self.window + 1)
         reach = n_keys if self.window is None else min(n_keys, last + self.window - 1)
         return low, min(last, n_keys) if self.causal else reach
@@ -64,16 +77,16 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a layer turns query and key into what enters the softmax.
+    """How a layer turns queries and keys into the scores that enter the softmax.
 
     Parameters
     ----------
     scaling : float
         Factor on the inner product.
-    softcap : float or None
-        ``softcap * tanh(s / softcap)``.
-    sink_logit : Tensor of shape (head,), or None
-        A learned logit that enters the denominator only.
+    softcap : float or None, default=None
+        Bound of the scores, which become ``softcap * tanh(s / softcap)``. None means no bound.
+    sink_logit : Tensor of shape (head,), or None, default=None
+        A learned logit per head, in nats, that is added to the softmax denominator only.
     """
 
     scaling: float
@@ -81,28 +94,54 @@ class Scoring:
     sink_logit: Tensor | None = None
 
     def matrix(self, query: Tensor, key: Tensor) -> Tensor:
-        """Scores of all queries with all keys: (batch, head, m, n), at least float32."""
+        """Return the scores of all queries with all keys.
+
+        Parameters
+        ----------
+        query : Tensor, shape (batch, head, m, d)
+            Queries.
+        key : Tensor, shape (batch, key-value head, n, d)
+            Keys.
+
+        Returns
+        -------
+        Tensor, shape (batch, head, m, n)
+            Scores in nats, at least float32.
+        """
         wide = torch.promote_types(query.dtype, torch.float32)
-        # heads of a group side by side, so keys are read once and never repeated
+        # put the heads of a group next to each other, so their keys are read once and not copied
         grouped = query.to(wide).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
         product = grouped @ key.to(wide).transpose(-1, -2)
         shape = *query.shape[:3], key.shape[2]
         return self._cap(product.view(shape).mul_(self.scaling))
 
     def paired(self, query: Tensor, key: Tensor) -> Tensor:
-        """Scores of query i with key i: (batch, head, m), at least float32."""
+        """Return the score of each query i with key i.
+
+        Parameters
+        ----------
+        query : Tensor, shape (batch, head, m, d)
+            Queries.
+        key : Tensor, shape (batch, key-value head, m, d)
+            Keys.
+
+        Returns
+        -------
+        Tensor, shape (batch, head, m)
+            Scores in nats, at least float32.
+        """
         wide = torch.promote_types(query.dtype, torch.float32)
         grouped = query.to(wide).unflatten(1, (key.shape[1], -1))
         product = (grouped * key.to(wide).unsqueeze(2)).sum(-1)
         return self._cap(product.flatten(1, 2) * self.scaling)
 
     def of_heads(self, heads: list[int]) -> Scoring:
-        """The same for a selection of heads."""
+        """Return the scoring of a selection of heads."""
         logit = None if self.sink_logit is None else self.sink_logit[heads]
         return Scoring(self.scaling, self.softcap, logit)
 
     def with_sink_logit(self, normalizer: Tensor) -> Tensor:
-        """The normalizer (batch, head, ...) with the learned logit in its sum."""
+        """Add the learned logit to the sum in a normalizer of shape (batch, head, ...)."""
         if self.sink_logit is None:
             return normalizer
         logit = self.sink_logit.to(normalizer).view(1, -1, *[1] * (normalizer.ndim - 2))
@@ -115,20 +154,25 @@ class Scoring:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
-    """Attention output and log-normalizer, without a T x T array.
+    """Compute the attention output and its log-normalizer without a T x T array.
 
     Parameters
     ----------
     query : Tensor, shape (batch, head, query, d)
+        Queries, after rotary embedding and QK-norm.
     key, value : Tensor, shape (batch, key-value head, key, d)
+        Keys and values.
     visibility : Visibility
+        Keys that each query may attend to.
     scoring : Scoring
+        How queries and keys become scores.
 
     Returns
     -------
     output : Tensor, shape (batch, head, query, d)
+        Weighted sums of the values.
     normalizer : Tensor, shape (batch, head, query)
-        In nats; float32, or float64 where the query is.
+        Logarithm of each softmax denominator, in nats; float64 if the query is, else float32.
 
     Examples
     --------
@@ -156,7 +200,7 @@ def attend(
 def attend_blockwise(
     query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
-    """Attend by online softmax over blocks of keys: the portable reference of every fused path."""
+    """Compute `attend` by an online softmax over blocks of keys, the reference for all kernels."""
     n_queries, n_keys = query.shape[2], key.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
     output = query.new_empty(query.shape[:-1] + value.shape[-1:])
@@ -173,8 +217,8 @@ def attend_blockwise(
             scores = scoring.matrix(query[:, :, rows], key[:, :, columns])
             scores.masked_fill_(~visibility.mask(index[rows], index[columns]), -torch.inf)
             new_top = torch.maximum(top, scores.amax(-1))
-            # finite: blocks of keys are as long as those of queries, so every row sees a key
-            # in its first one
+            # new_top is finite: blocks of keys are as long as blocks of queries, so every row sees
+            # a key in its first block
             weights = (scores - new_top.unsqueeze(-1)).exp_()
             fade = (top - new_top).exp()
             total = total * fade + weights.sum(-1)
@@ -190,7 +234,7 @@ def attend_blockwise(
 def attend_fused(
     query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
-    """Attend with the CPU flash kernel and its log-sum-exp; a window goes in blocks of queries."""
+    """Compute `attend` by the fused CPU kernel; with a window, in blocks of queries."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     scale = scoring.scaling
     if visibility.window is None or visibility.window >= key.shape[2]:
@@ -211,7 +255,7 @@ def attend_fused(
 
 @functools.cache
 def fused_kernel_is_sound(device: str, dtype: torch.dtype) -> bool:
-    """Whether the fused kernel exists here and agrees with the blockwise reference."""
+    """Whether the fused kernel exists on this device and agrees with the blockwise reference."""
     name = "_scaled_dot_product_flash_attention_for_cpu"
     if device != "cpu" or not hasattr(torch.ops.aten, name):
         return False

@@ -1,6 +1,6 @@
-"""Models that have a short name: packages of the package index, and the repository's own family.
+"""Models with short names: packages on PyPI, and the small models of the repository.
 
-Nothing here is a dependency: a packaged model is installed by whoever wants it, under its licence.
+None of them is a dependency. Users install a packaged model themselves, under its licence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from posprobe.errors import ModelError
 __all__ = ["PACKAGED", "TOKENIZER", "ZOO", "PackagedModel", "file_digest", "list_zoo", "zoo_folder"]
 
 ZOO = "zoo/"
-# From a model's folder: one tokenizer serves the whole family.
+# Relative to a model's folder; all models of the family share one tokenizer.
 TOKENIZER = "../tokenizer"
 LOADED = (
     "config.json",
@@ -29,20 +29,20 @@ LOADED = (
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file that Python packages bring, whole or in parts.
+    """A GGUF file that one or more Python packages contain.
 
     Parameters
     ----------
     description : str
         Size and quantisation.
     licence : str
-        Its name, and where to read it if it is not a common one.
+        Name of the licence, with its address if it is not a common one.
     install : str
-        What to give to pip.
+        Arguments of ``pip install``.
     parts : tuple of str
-        Modules, in order; each holds one file, and the files joined are the GGUF file.
+        Modules that each contain one file; the files, joined in this order, are the GGUF file.
     pattern : str
-        What the files are called.
+        Glob pattern of the files' names.
     sha256 : str
         SHA-256 of the GGUF file.
     """
@@ -55,12 +55,21 @@ class PackagedModel:
     sha256: str
 
     def paths(self, name: str) -> list[Path]:
-        """Files whose bytes, joined in this order, are the GGUF file.
+        """Return the files whose bytes, joined in this order, are the GGUF file.
+
+        Parameters
+        ----------
+        name : str
+            Short name of the model, for the message.
+
+        Returns
+        -------
+        list of Path
 
         Raises
         ------
         ModelError
-            If a part is not installed: what to install, and under which licence.
+            If a part is not installed; the message says what to install and under which licence.
         """
         found = [_package_file(module, self.pattern) for module in self.parts]
         paths = [path for path in found if path is not None]
@@ -94,7 +103,7 @@ PACKAGED = {
 
 
 def _package_file(module: str, pattern: str) -> Path | None:
-    """The one file of an installed package, found without importing it."""
+    """Return the file of an installed package without importing it, or None if there is none."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return None
@@ -102,14 +111,15 @@ def _package_file(module: str, pattern: str) -> Path | None:
 
 
 def zoo_folder(name: str) -> Path:
-    """Folder of a small model of the controlled family, its files checked against their sums.
+    """Return the folder of a small model from the repository, after checking its files.
 
-    The sums in the folder's provenance also cover the family's tokenizer, in `TOKENIZER`.
+    The files, and the shared tokenizer in `TOKENIZER`, must match the checksums in the folder's
+    ``provenance.json``.
 
     Parameters
     ----------
     name : str
-        Such as ``"zoo/rope-0"``.
+        Name of the model, such as ``"zoo/rope-0"``.
 
     Returns
     -------
@@ -118,7 +128,7 @@ def zoo_folder(name: str) -> Path:
     Raises
     ------
     ModelError
-        If the family or the model is not there, or a file is not the one that was exported.
+        If there is no such model, or a file is not the one that was exported.
     """
     root, model = _zoo_root(), name.removeprefix(ZOO)
     if root is None:
@@ -137,7 +147,14 @@ def zoo_folder(name: str) -> Path:
 
 
 def list_zoo() -> list[str]:
-    """Names of the models of the controlled family that are there."""
+    """List the small models that come with the repository.
+
+    Returns
+    -------
+    list of str
+        Names that `load_model` takes, such as ``"zoo/rope-0"``, in alphabetical order. The list is
+        empty if neither a checkout nor the environment variable ``POSPROBE_ZOO`` provides any.
+    """
     root = _zoo_root()
     if root is None:
         return []
@@ -145,7 +162,7 @@ def list_zoo() -> list[str]:
 
 
 def _zoo_root() -> Path | None:
-    """What POSPROBE_ZOO says, else data/zoo of the checkout that this module is in, else None."""
+    """Return the folder in POSPROBE_ZOO, else data/zoo of this module's checkout, else None."""
     if chosen := os.environ.get("POSPROBE_ZOO"):
         return Path(chosen).expanduser()
     checkout = Path(__file__).resolve().parents[2] / "data" / "zoo"
@@ -153,7 +170,7 @@ def _zoo_root() -> Path | None:
 
 
 def _verify(name: str, folder: Path) -> None:
-    """Compare the files with the sums in the folder's provenance, which must cover `LOADED`."""
+    """Check the files against the folder's checksums, which must cover all files in `LOADED`."""
     try:
         sums = dict(json.loads((folder / "provenance.json").read_bytes())["files"])
         wrong = [file for file in sums if file_digest([folder / file]) != sums[file]]
@@ -175,7 +192,7 @@ def _verify(name: str, folder: Path) -> None:
 
 
 def file_digest(paths: list[Path]) -> str:
-    """SHA-256 of the bytes of some files, one after the other."""
+    """Return the SHA-256 of the bytes of some files, joined in this order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Where a model's files are: bundled names, folders, hub ids, and GGUF files converted once.
+"""Find a model's files by bundled name, folder, hub id or GGUF file.
 
-GGUF files are converted with transformers' own reader into a clean float32 checkpoint in the cache
-folder (``POSPROBE_CACHE``, else ``~/.cache/posprobe``), found again by the file's SHA-256.
+A GGUF file is converted once, with transformers' own reader, into a float32 checkpoint in the cache
+folder (``POSPROBE_CACHE``, else ``~/.cache/posprobe``), where it is found again by its SHA-256.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from posprobe.models.gguf_conversion import convert
 __all__ = ["Checkpoint", "find_checkpoint"]
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
-# What Git leaves in place of a large file that was not fetched.
+# Git leaves a pointer in place of a large file that was not fetched.
 POINTER, POINTER_SIZE = b"version https://git-lfs", 1024
-# Of what a conversion does; raised when it changes, since conversions are kept in the cache.
+# Version of the conversion; increase it with every change, since conversions stay in the cache.
 CONVERSION = 3
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's files, ready for transformers.
+    """A model's files in a form that transformers loads.
 
     Parameters
     ----------
     name : str
-        As the user said it.
+        Name of the model as the user gave it.
     location : str
         A folder or a hub id.
-    quantization : str
-        For example "Q4_1" or "F16", or "none".
-    tokenizer : str or None
-        The folder of the tokenizer where it is not that of the model.
+    quantization : str, default="none"
+        Quantisation of the weights, for example ``"Q4_1"`` or ``"F16"``.
+    tokenizer : str or None, default=None
+        Folder of the tokenizer. None means that it is in `location`.
     """
 
     name: str
@@ -51,10 +51,19 @@ class Checkpoint:
 def find_checkpoint(name: str) -> Checkpoint:
     """Find a model by bundled name, GGUF file, folder or hub id, in this order.
 
+    Parameters
+    ----------
+    name : str
+        Name of the model, as in `posprobe.load_model`.
+
+    Returns
+    -------
+    Checkpoint
+
     Raises
     ------
     ModelError
-        If it is a path without a model, a broken GGUF file, or a bundled name that is not
+        If `name` is a path without a model, a broken GGUF file, or a bundled model that is not
         installed or whose files are not the expected ones.
     """
     if not name:
@@ -106,7 +115,7 @@ def _is_pointer(path: Path) -> bool:
 
 
 def _from_gguf(name: str, parts: list[Path], expected: str | None = None) -> Checkpoint:
-    """Convert a GGUF file, given whole or in parts, into the cache, or find it there."""
+    """Convert a GGUF file, given whole or in parts, unless its conversion is in the cache."""
     digest = file_digest(parts)
     if expected not in (None, digest):
         raise ModelError(
@@ -124,7 +133,7 @@ def _cache_folder() -> Path:
 
 
 def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
-    """Write the checkpoint next to its final place, then move it there in one step."""
+    """Write the checkpoint next to its final location, then move it there in one step."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
@@ -143,11 +152,11 @@ def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
         try:
             work.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process converted the same file meanwhile
+            if not target.is_dir():  # otherwise another process has converted the same file
                 raise
     except ModelError as error:
         raise ModelError(f"model {name!r}: {error}") from error
-    except Exception as error:  # every failure of the reader means: not a usable GGUF file
+    except Exception as error:  # any failure of the reader means that the file is not usable
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"model {name!r}: {path.name} is not a complete GGUF file of a supported architecture "
@@ -158,7 +167,7 @@ def _convert(name: str, parts: list[Path], digest: str, target: Path) -> None:
 
 
 def _join(parts: list[Path], target: Path) -> Path:
-    """Write the bytes of some files one after the other."""
+    """Join the bytes of some files in one file."""
     with target.open("wb") as whole:
         for part in parts:
             with part.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Whether a transformers model is a decoder that can be observed, and where its blocks are."""
+"""Check that a transformers model is a decoder that can be observed, and find its blocks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from posprobe.errors import ModelError
 
 __all__ = ["check_state", "check_weights", "find_blocks"]
 
-LAYER = "layer_idx"  # what attention modules call their number in transformers
+LAYER = "layer_idx"  # attribute with the layer number of transformers' attention modules
 
 
 def find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
-    """The decoder blocks, in order: the list whose i-th module holds the attention of layer i.
+    """Return the decoder blocks in order, block i being the one with the attention of layer i.
 
-    A model of text and images has other lists, of a vision tower, which may be as long; so the
-    text decoder is searched first.
+    A model of text and images may have a vision tower with as many blocks, so the text decoder is
+    searched first.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model.
+
+    Returns
+    -------
+    list of torch.nn.Module
 
     Raises
     ------
     ModelError
-        If it is not a decoder with a language-model head whose attention can be observed.
+        If the model is not a decoder with a language-model head, or its attention cannot be
+        observed.
     """
     kind = type(model).__name__
     config = model.config.get_text_config()
@@ -42,7 +52,7 @@ def find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def _is_stack(blocks: torch.nn.ModuleList, config: object) -> bool:
-    """Whether the modules of a list are the blocks, by the numbers of the attention in them."""
+    """Whether each module of a list contains the attention of the layer with its index."""
     if len(blocks) != config.num_hidden_layers:  # type: ignore[attr-defined]
         return False
     return all(
@@ -52,14 +62,15 @@ def _is_stack(blocks: torch.nn.ModuleList, config: object) -> bool:
 
 
 def check_state(model: torch.nn.Module) -> None:
-    """Refuse a model whose modules do not compute, or do not hold, what hooks would read.
+    """Refuse a model that hooks cannot observe or whose weights cannot be read.
 
     Raises
     ------
     ModelError
-        If it is compiled, or some of its weights are offloaded.
+        If the model is compiled, or some of its weights are offloaded.
     """
-    wrapped = hasattr(model, "_orig_mod")  # by torch.compile; asking for its class imports dynamo
+    # torch.compile sets _orig_mod; an isinstance test would import dynamo
+    wrapped = hasattr(model, "_orig_mod")
     if wrapped or any(module._compiled_call_impl is not None for module in model.modules()):
         raise ModelError(
             "the model is compiled, so its parts cannot be observed; pass it as it was before "
@@ -74,12 +85,19 @@ def check_state(model: torch.nn.Module) -> None:
 
 
 def check_weights(model: torch.nn.Module, blocks: list[torch.nn.Module]) -> None:
-    """Refuse weights that are not numbers, in one pass over all of them.
+    """Refuse weights with NaN or infinities.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Model to check.
+    blocks : list of torch.nn.Module
+        Decoder blocks of the model, for the message.
 
     Raises
     ------
     ModelError
-        Naming the layer, the module and how many values.
+        If a weight has such values; the message gives the layer, the module and their number.
     """
     layers = {
         id(weight): (f"layer {layer}", name)
@@ -89,7 +107,7 @@ def check_weights(model: torch.nn.Module, blocks: list[torch.nn.Module]) -> None
     for full_name, weight in model.named_parameters():
         if not weight.is_floating_point() or weight.dtype.itemsize < 2:  # quantised
             continue
-        # a sum is a pass without a copy, and is finite only if all its terms are
+        # the sum reads the weight once without a copy, and is finite only if all terms are
         if torch.isfinite(weight.sum(dtype=torch.float32)):
             continue
         where, name = layers.get(id(weight), ("the model", full_name))

@@ -1,7 +1,7 @@
-"""A GGUF file rewritten as a transformers checkpoint, complete and proved, or refused.
+"""Convert a GGUF file to a transformers checkpoint that is complete and proved, or refuse it.
 
-Nothing large is allocated before the header, the names and sizes of all tensors, and the rotation
-have been found right.
+The header, the names and sizes of all tensors, and the rotation are checked before anything large
+is allocated.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from posprobe.models.gguf_rotation import ROTATION_TENSORS, prove_rotation
 
 __all__ = ["convert"]
 
-# Inverse frequencies that an old converter wrote; they follow from the keys.
+# An old converter wrote these inverse frequencies, which also follow from the keys.
 INERT_TENSORS = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
-# transformers keeps two tensors of the experts in one weight, which gguf's table does not list.
+# transformers joins two tensors of the experts in one weight, which gguf's table does not list.
 FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj")
 SHOWN = 3
 
 
 def convert(path: Path, folder: Path) -> str:
-    """Save a GGUF model as safetensors: a model loaded from GGUF refuses to save itself.
+    """Save a GGUF model as safetensors, since a model loaded from GGUF refuses to save itself.
 
     Parameters
     ----------
     path : Path
-        The file.
+        The GGUF file.
     folder : Path
-        Gets configuration, weights in float32, and tokenizer.
+        Folder for the configuration, the weights in float32, and the tokenizer.
 
     Returns
     -------
     str
-        The file's quantisation, for example "Q4_1".
+        Quantisation of the file, for example ``"Q4_1"``.
 
     Raises
     ------
     ModelError
-        Naming the key or tensor that is missing, or that the conversion would lose.
+        If a key or tensor is missing or would be lost in the conversion; the message names it.
     """
     header = read_header(path)
     config = configuration(header)
@@ -60,7 +60,7 @@ def convert(path: Path, folder: Path) -> str:
 
 
 def _check_tensors(header: Header, skeleton: transformers.PreTrainedModel) -> None:
-    """Every weight has its tensor, of its size, and no tensor is left over."""
+    """Check that every weight has a tensor of its size and that no tensor is left over."""
     sizes = _expected_sizes(header, skeleton)
     missing = sorted(sizes.keys() - header.tensors.keys())
     if missing:
@@ -86,7 +86,7 @@ def _check_tensors(header: Header, skeleton: transformers.PreTrainedModel) -> No
 
 
 def _expected_sizes(header: Header, skeleton: transformers.PreTrainedModel) -> dict[str, int]:
-    """Number of elements of each tensor that the model needs, by its name in the file."""
+    """Return the number of elements of each tensor that the model needs, by name in the file."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
@@ -120,7 +120,7 @@ def _save_tokenizer(header: Header, folder: Path) -> None:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_source(header))
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # of the tokenizer's builders, which raise many kinds
+    except Exception as error:  # the builders of tokenizers raise many kinds of errors
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"its tokenizer cannot be read ({type(error).__name__}: {reason}); give the model's "

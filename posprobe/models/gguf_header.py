@@ -1,8 +1,8 @@
-"""What a GGUF file says of itself: its keys and tensors, read once.
+"""Read the keys and tensors of a GGUF file.
 
 GGUF is the format of llama.cpp; its keys are documented at
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Those of the model carry the name of its
-architecture in front, as in ``llama.rope.freq_base``; here they go without it.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The keys that describe the model begin
+with the name of its architecture, as in ``llama.rope.freq_base``. Here that name is left out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from posprobe.errors import ModelError
 
 __all__ = ["ARCHITECTURES", "Header", "read_header"]
 
-# Those whose conversion is proved by a test, and whose attention can be observed.
+# Architectures whose conversion is proved by a test and whose attention can be observed.
 ARCHITECTURES = (
     *("gemma2", "gemma3", "gpt2", "llama", "phi3"),
     *("qwen2", "qwen2moe", "qwen3", "qwen3moe", "starcoder2"),
 )
-# transformers takes these from its own defaults, those of a 7B model, where a file lacks them.
+# If a file lacks one of these, transformers uses its own default, which is that of a 7B model.
 NEEDED = ("context_length", "block_count", "embedding_length", "attention.head_count")
 # Without head_count_kv transformers leaves the rows of attn_q and attn_k in llama.cpp's order.
 NEEDED_UNLESS_GPT2 = ("attention.head_count_kv",)
@@ -41,14 +41,15 @@ class Header:
     Parameters
     ----------
     path : Path
+        The file.
     architecture : str
-        As llama.cpp calls it, for example ``"llama"``.
+        Architecture as llama.cpp calls it, for example ``"llama"``.
     values : dict of str to Any
         The architecture's own keys, without its name.
     general : dict of str to Any
-        All other keys, but for long lists (the vocabulary), which are given by their length.
+        All other keys. The long lists of the tokenizer are replaced by their length.
     tensors : dict of str to object
-        The reader's tensors: ``shape`` (fastest axis first), ``data``, ``tensor_type``.
+        The reader's tensors, with ``shape`` (fastest axis first), ``data`` and ``tensor_type``.
     """
 
     path: Path
@@ -58,32 +59,32 @@ class Header:
     tensors: dict[str, Any]
 
     def named(self, *keys: str) -> str:
-        """Keys with their values, as the file spells them: for messages."""
+        """Return keys with their values, as the file spells them, for messages."""
         return ", ".join(f"{self.architecture}.{key} = {self.values[key]}" for key in keys)
 
     def number(self, key: str, default: float) -> float:
-        """A key's value as a number, or what llama.cpp takes where the file lacks it."""
+        """Return a key's value as a number, or `default` if the file lacks the key."""
         return float(self.values.get(key, default))
 
     def vector(self, tensor: str) -> np.ndarray | None:
-        """A small tensor that is stored as numbers: (element,), or None if it is not there."""
+        """Return a small unquantised tensor as an array of shape (element,), or None."""
         found = self.tensors.get(tensor)
         return None if found is None else np.asarray(found.data, dtype=np.float64).ravel()
 
     @property
     def head_size(self) -> int:
-        """Dimensions of a query or key head."""
+        """Number of dimensions of a query or key head."""
         derived = self.values["embedding_length"] // self.values["attention.head_count"]
         return int(self.values.get("attention.key_length", derived))
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens."""
+        """Number of tokens in the vocabulary."""
         return int(self.values.get("vocab_size") or self.general["tokenizer.ggml.tokens"])
 
     @property
     def quantization(self) -> str:
-        """The file type that the header declares, for example Q4_1."""
+        """Quantisation that the header declares, for example ``"Q4_1"``."""
         from gguf import LlamaFileType
 
         names = {int(kind): kind.name for kind in LlamaFileType}
@@ -92,11 +93,12 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the keys and the names of the tensors of a GGUF file.
+    """Read the header of a GGUF file.
 
     Parameters
     ----------
     path : Path
+        The file.
 
     Returns
     -------
@@ -105,8 +107,8 @@ def read_header(path: Path) -> Header:
     Raises
     ------
     ModelError
-        If the file is not a whole language model of a known architecture, or lacks a key that
-        says how large the model is.
+        If the file is not a whole language model of a known architecture, lacks a key that defines
+        the size of the model, or gives different sizes to different layers.
     """
     from gguf import GGUFReader, GGUFValueType
 
@@ -133,7 +135,7 @@ def read_header(path: Path) -> Header:
 
 
 def _refuse_other_files(every: dict[str, Any], architecture: str) -> None:
-    """Refuse what is not one whole language model that can be observed."""
+    """Refuse a file that is not one whole language model that can be observed."""
     from gguf import MODEL_ARCH_NAMES
 
     kind, parts = every.get("general.type", "model"), every.get("split.count", 1)
@@ -158,7 +160,7 @@ def _refuse_other_files(every: dict[str, Any], architecture: str) -> None:
 
 
 def _refuse_lists(header: Header) -> None:
-    """Refuse a size that differs by layer, which transformers' configurations cannot say."""
+    """Refuse sizes that differ by layer, which transformers' configurations cannot express."""
     for key in (*NEEDED, *NEEDED_UNLESS_GPT2, "feed_forward_length"):
         value = header.values.get(key)
         if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Every key of a GGUF file: carried over into a configuration, inert, or refused by name.
+"""Carry every key of a GGUF file over into a configuration, or refuse the key by name.
 
-transformers' reader drops keys without a word. Here a table says of each key of the architecture
-what becomes of it; a key that is not in the table is refused, since it may change the model.
+transformers' reader silently drops keys. Here a table says what happens to each key of the
+architecture. A key that is not in the table is refused, since it may change the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from posprobe.models.gguf_rotation import ROTATION_KEYS, carry_rotation
 __all__ = ["configuration", "saved_configuration"]
 
 EPSILONS = ("rms_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_eps", "layer_norm_epsilon")
-# Key: what the attribute of the configuration may be called; the value is written as it is.
+# Key: possible names of the attribute of the configuration to which its value is copied.
 CARRIED = {
     "context_length": ("max_position_embeddings",),
     "block_count": ("num_hidden_layers",),
@@ -37,12 +37,12 @@ CARRIED = {
     "expert_weights_norm": ("norm_topk_prob",),
     "vocab_size": ("vocab_size",),
 }
-# Written by the functions below.
+# Keys that are carried over by functions of their own, below.
 CARRIED_APART = {
     *("attention.key_length", "attention.value_length", "attention.scale"),
     *("attention.sliding_window", "attention.sliding_window_pattern"),
 }
-# Key: the values at which it says nothing; any other is refused.
+# Key: values that have no effect; any other value is refused.
 NEUTRAL = {
     "attention.causal": (True,),
     "attention.max_alibi_bias": (0,),
@@ -72,24 +72,25 @@ NEUTRAL = {
     "rope.scaling.yarn_attn_factor": (1,),
     "rope.scaling.yarn_log_multiplier": (0,),
 }
-# Sections are axes of an image's positions, which are equal in text; the layout of a file's tensors
-# says how their rows came about.
+# Keys without an effect on text: the sections are axes of an image's positions, which are equal in
+# text, and the layout of the tensors only says how their rows were arranged when they were written.
 INERT = {"rope.dimension_sections", "rope.scaling.finetuned", "tensor_data_layout"}
-# Gemma 2 and 3 alternate layers with a window and without: one of so many sees everything.
+# Gemma 2 and 3 alternate layers with and without a window; one in so many has none.
 PERIOD = {"gemma2": 2, "gemma3": 6}
-# Where transformers has a window in every layer; a llama with one is its Mistral.
+# Architectures whose window transformers applies to every layer; a llama with one is a Mistral.
 WINDOW_EVERYWHERE = ("llama", "phi3", "starcoder2")
-# Blocks of the sizes whose queries are scaled by the width per head, not by the head's own size.
+# Number of blocks of the models whose scores are scaled by the width per head, not the head size.
 WIDTH_PER_HEAD = {"gemma2": 46, "gemma3": 62}
 SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 def configuration(header: Header) -> Any:
-    """Configuration of the model in a GGUF file, everything carried over.
+    """Make the configuration of the model in a GGUF file, with every key carried over.
 
     Parameters
     ----------
     header : Header
+        Header of the file.
 
     Returns
     -------
@@ -98,10 +99,10 @@ def configuration(header: Header) -> Any:
     Raises
     ------
     ModelError
-        If a key is unknown, or has no counterpart: its name and value.
+        If a key is unknown or has no counterpart; the message gives its name and value.
     """
     config = transformers.AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
-    if isinstance(config, transformers.MistralConfig):  # so transformers reads a llama of this name
+    if isinstance(config, transformers.MistralConfig):  # transformers' reading of some llamas
         config = _converted(config, transformers.LlamaConfig)
     for key, value in header.values.items():
         _carry(header, config, key, value)
@@ -116,17 +117,18 @@ def configuration(header: Header) -> Any:
 
 
 def saved_configuration(config: Any) -> Any:
-    """Configuration that a folder gets: that of a model without quantisation, able to say all.
+    """Make the configuration to save, which is that of a model without quantisation.
 
     Parameters
     ----------
     config : transformers configuration
-        Of `configuration`.
+        Result of `configuration`.
 
     Returns
     -------
     transformers configuration
-        A Mistral's for a llama with a window, which has the same weights.
+        Of the same kind, except that a llama with a window becomes a Mistral, which has the same
+        weights.
     """
     windowed = isinstance(config, transformers.LlamaConfig) and getattr(
         config, "sliding_window", None
@@ -142,7 +144,7 @@ def _converted(config: Any, kind: Any) -> Any:
 
 
 def _carry(header: Header, config: Any, key: str, value: Any) -> None:
-    """Write one key under its own name, or refuse it."""
+    """Copy one key to its attribute of the configuration, or refuse it."""
     if key in ROTATION_KEYS or key in CARRIED_APART or key in INERT:
         return
     if isinstance(value, list):
@@ -173,7 +175,7 @@ def _carry_head_size(header: Header, config: Any) -> None:
 
 
 def _carry_scale(header: Header, config: Any) -> None:
-    """Scores are q.k times this: as the file says, else as its architecture does."""
+    """Copy the factor on q.k, which is the file's own or else that of its architecture."""
     size = header.head_size
     if WIDTH_PER_HEAD.get(header.architecture) == config.num_hidden_layers:
         size = config.hidden_size // config.num_attention_heads
@@ -205,7 +207,7 @@ def _carry_window(header: Header, config: Any) -> None:
 
 
 def _layer_types(config: Any, pattern: Any) -> list[str]:
-    """Kinds of layers from a period (the last of each sees everything) or one flag per layer."""
+    """Return the kind of each layer, given a period (its last layer is full) or flags by layer."""
     layers = range(config.num_hidden_layers)
     if isinstance(pattern, int):
         windowed = [(layer + 1) % pattern > 0 for layer in layers]

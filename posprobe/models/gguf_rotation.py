@@ -1,8 +1,8 @@
-"""What a GGUF file says of rotation, carried over into a configuration and proved there.
+"""Carry a GGUF file's rotary embedding over into a configuration, and prove the result.
 
-transformers' reader takes the base at most. Everything else a file can hold, scaling keys and
-tensors of factors, is expressed here in transformers' terms; what the model then does is compared
-with what llama.cpp would do, frequency by frequency.
+transformers' reader takes over the base at most. The scaling keys and the tensors of factors that a
+file can also hold are expressed here in transformers' terms. The rotation of the resulting model is
+then compared with that of llama.cpp, frequency by frequency.
 """
 
 from __future__ import annotations
@@ -35,41 +35,47 @@ FREQUENCY_FACTORS = "rope_freqs.weight"
 SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 ROTATION_TENSORS = (FREQUENCY_FACTORS, SHORT_FACTORS, LONG_FACTORS)
 TYPES = ("none", "linear", "yarn", "longrope")
-BASE = 10_000.0  # llama.cpp's, where a file says nothing
-BETA_FAST, BETA_SLOW = 32.0, 1.0  # likewise
-# Of Llama 3.1 and 3.2, whose converter writes the frequencies' divisors, not what made them.
+BASE = 10_000.0  # llama.cpp's default
+BETA_FAST, BETA_SLOW = 32.0, 1.0  # also llama.cpp's defaults
+# Parameters of Llama 3.1 and 3.2; their converter writes only the divisors that follow from them.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3_LENGTH = 8192
-# transformers' models of these rotate a part of each head, and those know these scalings only.
+# In transformers PARTIAL may rotate only a part of each head, and KNOWN_TO knows no other scalings.
 PARTIAL = ("phi3",)
 KNOWN_TO = {"phi3": ("default", "longrope"), "gemma3": ("default", "linear")}
-# Layers with a window turn by a base of their own, and are never scaled.
+# Architectures whose layers with a window have their own base and are never scaled.
 NESTED = ("gemma3",)
 FULL, SLIDING = "full_attention", "sliding_attention"
 TOLERANCE = 1e-5  # relative; transformers computes frequencies in float32
 
 
 def declared_rotations(header: Header) -> dict[str, Rotation]:
-    """Rotations as llama.cpp makes them from a file.
+    """Compute the rotations that llama.cpp derives from a file.
 
-    Pair k of n rotated dimensions turns by
+    Pair k of the n rotated dimensions turns by
 
         w_k = base^(-2k/n) / f_k * (e_k + (1 - e_k) / s)
 
-    radians per token: f_k is an element of a tensor of factors (1 without one), s the factor of
-    scaling, and e_k the share that YaRN leaves alone: 1 for pairs that turn more than
-    `yarn_beta_fast` times over the original length, 0 for those that turn less than
-    `yarn_beta_slow` times, linear between; 0 for all without YaRN. Cosines and sines are
-    multiplied by `attn_factor`, and by 0.1 ln s + 1 with YaRN.
+    radians per token. Here f_k is an element of the tensor of factors (1 if there is none), s is
+    the scaling factor, and e_k is the share of the frequency that YaRN does not scale. This share
+    is 1 for pairs that turn more than `yarn_beta_fast` times over the original length, 0 for pairs
+    that turn less than `yarn_beta_slow` times, and linear in between; without YaRN it is 0 for all
+    pairs. Cosines and sines are multiplied by `attn_factor`, and with YaRN also by 0.1 ln s + 1.
 
     Parameters
     ----------
     header : Header
+        Header of the file.
 
     Returns
     -------
     dict of str to Rotation
-        By layer type, ``"all"`` where there is one; frequencies in radians per token, (pair,).
+        Rotation of each layer type, or of ``"all"`` layers if there is only one type.
+
+    Raises
+    ------
+    ModelError
+        If the number of factors is not the number of rotated pairs.
 
     References
     ----------
@@ -93,18 +99,20 @@ def declared_rotations(header: Header) -> dict[str, Rotation]:
 
 
 def carry_rotation(header: Header, config: Any) -> None:
-    """Write what a file says of rotation into a configuration, in transformers' terms.
+    """Write a file's rotation into a configuration, in transformers' terms.
 
     Parameters
     ----------
     header : Header
+        Header of the file.
     config : transformers configuration
-        Changed in place.
+        Configuration to change in place.
 
     Raises
     ------
     ModelError
-        If transformers has no name for it: the keys and tensors.
+        If the keys are invalid or contradict each other, or transformers cannot express the
+        rotation; the message names the keys and tensors.
     """
     if getattr(config, "rope_parameters", None) is None:
         if found := _mentions(header):
@@ -130,18 +138,21 @@ def prove_rotation(header: Header, model: torch.nn.Module, config: Any) -> None:
     Parameters
     ----------
     header : Header
+        Header of the file.
     model : torch.nn.Module
         A model of the right class; its weights do not matter.
     config : transformers configuration
+        Configuration to prove.
 
     Raises
     ------
     ModelError
-        Naming the keys and tensors, and the first pair that would turn otherwise.
+        If a pair would turn differently; the message names the keys and tensors and the first such
+        pair.
     """
     made = rotations_under(model, config)
     if not made:
-        return  # `carry_rotation` has refused a file that asks for one
+        return  # `carry_rotation` has refused any file that asks for a rotation
     for kind, want in declared_rotations(header).items():
         got = made[kind]
         if len(got.frequencies) != len(want.frequencies):
@@ -164,13 +175,13 @@ def prove_rotation(header: Header, model: torch.nn.Module, config: Any) -> None:
 
 
 def _standard(header: Header, base: float) -> np.ndarray:
-    """Frequencies of plain rotation: base^(-2k/n), (pair,)."""
+    """Return the frequencies base^(-2k/n) of plain rotation, of shape (pair,)."""
     rotated = int(header.number("rope.dimension_count", header.head_size))
     return base ** (-np.arange(0, rotated, 2) / rotated)
 
 
 def _kind(header: Header) -> str:
-    """The type of scaling; llama.cpp takes a factor without a type as linear."""
+    """Return the type of scaling; llama.cpp takes a factor without a type as linear."""
     return str(header.values.get(f"{SCALING}type", "linear"))
 
 
@@ -192,7 +203,7 @@ def _attention_factor(header: Header) -> float:
 
 
 def _extrapolated(header: Header) -> np.ndarray:
-    """Share of each frequency that YaRN leaves alone: (pair,)."""
+    """Return the share of each frequency that YaRN does not scale, of shape (pair,)."""
     base = header.number("rope.freq_base", BASE)
     rotated = int(header.number("rope.dimension_count", header.head_size))
     pairs = np.arange(rotated // 2)
@@ -200,7 +211,7 @@ def _extrapolated(header: Header) -> np.ndarray:
         return np.zeros(len(pairs))
 
     def dimension(turns: float) -> float:
-        """The pair that turns so often over the original length."""
+        """Return the pair that turns this often over the original length."""
         return rotated * math.log(_original_length(header) / turns / math.tau) / 2 / math.log(base)
 
     low = max(0.0, math.floor(dimension(header.number(f"{SCALING}yarn_beta_fast", BETA_FAST))))
@@ -210,7 +221,7 @@ def _extrapolated(header: Header) -> np.ndarray:
 
 
 def _scaling(header: Header) -> dict[str, Any]:
-    """Type of the rotation and its own parameters, as transformers spells them."""
+    """Return the type of the rotation and its parameters, as transformers spells them."""
     factor, length = _factor(header), int(_original_length(header))
     short, long = header.vector(SHORT_FACTORS), header.vector(LONG_FACTORS)
     if short is not None and long is not None:
@@ -238,10 +249,11 @@ def _scaling(header: Header) -> dict[str, Any]:
 
 
 def _as_llama3(header: Header, factors: np.ndarray) -> dict[str, Any] | None:
-    """Llama 3's parameters that give these divisors of the frequencies, if there are any.
+    """Return parameters of Llama 3's scaling that give these divisors, or None if none do.
 
-    With turns r_k = length w_k / 2 pi over the original length, the divisor is 1 where r_k > 4,
-    the factor where r_k < 1, and 1 / (t + (1 - t) / factor) between, t = (r_k - 1) / (4 - 1).
+    Pair k makes r_k = length w_k / 2 pi turns over the original length. Its divisor is 1 if
+    r_k > 4, the factor if r_k < 1, and otherwise 1 / (t + (1 - t) / factor) with
+    t = (r_k - 1) / (4 - 1).
     """
     plain = _standard(header, header.number("rope.freq_base", BASE))
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
@@ -261,7 +273,7 @@ def _as_llama3(header: Header, factors: np.ndarray) -> dict[str, Any] | None:
 
 
 def _refuse_contradictions(header: Header) -> None:
-    """Refuse values that have no meaning, or one that llama.cpp's releases do not share."""
+    """Refuse values that have no meaning, or whose meaning differs between llama.cpp releases."""
     kind = _kind(header)
     if kind not in TYPES:
         raise _inexpressible(header, f"no type {kind}")
@@ -273,7 +285,8 @@ def _refuse_contradictions(header: Header) -> None:
     factors = [name for name in (SHORT_FACTORS, LONG_FACTORS) if name in header.tensors]
     if len(factors) == 1 or (kind == "longrope" and not factors):
         raise _inexpressible(header, "longrope needs both tensors of factors")
-    # how far YaRN's ramp is used: all of it, or nothing without YaRN; a negative number says so too
+    # ext_factor says how much of YaRN's ramp is used: 1 with YaRN, 0 without, or a negative number,
+    # which stands for these defaults
     extrapolation = header.number(f"{SCALING}yarn_ext_factor", -1.0)
     if extrapolation >= 0 and extrapolation != float(kind == "yarn"):
         raise _inexpressible(header, "no part of a ramp")
@@ -286,7 +299,7 @@ def _refuse_contradictions(header: Header) -> None:
 
 
 def _mentions(header: Header) -> str:
-    """Everything in a file that speaks of rotation, as the file spells it."""
+    """Name every key and tensor of a file that concerns rotation, as the file spells them."""
     keys = [key for key in header.values if key in ROTATION_KEYS]
     tensors = [name for name in ROTATION_TENSORS if name in header.tensors]
     return ", ".join([header.named(*keys)] * bool(keys) + tensors)

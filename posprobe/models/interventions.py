@@ -1,4 +1,4 @@
-"""What may be changed in the attention of a forward pass, as plain values that a file can name."""
+"""Interventions on the attention of a forward pass, as plain values that a file can record."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["NO_INTERVENTION", "Intervention", "parse_heads"]
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is changed in the attention of a forward pass; a plain value that a file can name.
+    """A change of the attention in a forward pass.
 
     Parameters
     ----------
-    causal : bool
-        False removes the causal mask.
-    window : int or None
-        A sliding window forced on every layer.
-    cut_sink : tuple of (layer, head), or "all", or None
-        Heads whose queries > 0 do not see key 0.
-    fixed_denominator : tuple of (layer, head, c)
-        Heads whose weights are exp(s - c), c in nats, instead of exp(s - z). Their rows no longer
-        sum to 1, but to exp(z - c): the row sums then carry position themselves.
-    temperature : tuple of (layer, factor)
-        Factor on all scores of a layer; used to prove that a layer's scores move the logits.
+    causal : bool, default=True
+        Whether to keep the causal mask.
+    window : int or None, default=None
+        Sliding window, in tokens, to apply to every layer.
+    cut_sink : tuple of (layer, head), "all" or None, default=None
+        Heads from which key 0 is hidden, except for query 0.
+    fixed_denominator : tuple of (layer, head, c), default=()
+        Heads whose weights are exp(s - c), with c in nats, instead of exp(s - z). Their rows no
+        longer sum to 1 but to exp(z - c), so the row sums themselves then carry position.
+    temperature : tuple of (layer, factor), default=()
+        Factors on all scores of a layer, used to prove that a layer's scores move the logits.
     """
 
     causal: bool = True
@@ -45,7 +45,19 @@ class Intervention:
     temperature: tuple[tuple[int, float], ...] = ()
 
     def combined(self, other: Intervention) -> Intervention:
-        """Both changes at once; of two windows the smaller, of two sink cuts the other's."""
+        """Combine this change with another one.
+
+        Parameters
+        ----------
+        other : Intervention
+            The other change.
+
+        Returns
+        -------
+        Intervention
+            Both changes at once, with the smaller of two windows, and with the sink cut of `other`
+            if it has one.
+        """
         windows = [w for w in (self.window, other.window) if w is not None]
         return Intervention(
             causal=self.causal and other.causal,
@@ -56,12 +68,22 @@ class Intervention:
         )
 
     def visibility(self, native: Visibility) -> Visibility:
-        """The keys seen under the intervention, given those of the model itself."""
+        """Return the keys visible under the intervention.
+
+        Parameters
+        ----------
+        native : Visibility
+            The keys visible in the model itself.
+
+        Returns
+        -------
+        Visibility
+        """
         windows = [w for w in (native.window, self.window) if w is not None]
         return Visibility(native.causal and self.causal, min(windows) if windows else None)
 
     def heads_without_sink(self, layer: int, n_heads: int) -> list[int]:
-        """Heads of `layer` from which key 0 is hidden."""
+        """Return the heads of `layer` from which key 0 is hidden, of `n_heads` heads."""
         if self.cut_sink is None:
             return []
         if isinstance(self.cut_sink, str):
@@ -69,7 +91,20 @@ class Intervention:
         return [head for at, head in self.cut_sink if at == layer]
 
     def row_sums(self, layer: int, normalizer: Tensor) -> Tensor | None:
-        """What the attention rows of `layer` sum to, (batch, head, query); None: to 1."""
+        """Return the sums of the attention rows of `layer`.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        normalizer : Tensor, shape (batch, head, query)
+            Log-normalizers of the layer, in nats.
+
+        Returns
+        -------
+        Tensor of shape (batch, head, query) or None
+            None if all rows sum to 1.
+        """
         fixed = {head: c for at, head, c in self.fixed_denominator if at == layer}
         if not fixed:
             return None
@@ -79,16 +114,23 @@ class Intervention:
         return sums
 
     def factor(self, layer: int) -> float:
-        """Factor on all scores of `layer`."""
+        """Return the factor on all scores of `layer`."""
         return math.prod(factor for at, factor in self.temperature if at == layer)
 
     def check_heads(self, n_layers: int, n_heads: int) -> None:
-        """Refuse heads that the model does not have.
+        """Refuse heads that a model does not have.
+
+        Parameters
+        ----------
+        n_layers : int
+            Number of layers of the model.
+        n_heads : int
+            Number of query heads per layer.
 
         Raises
         ------
         ModelError
-            Naming the first.
+            If the intervention names such a head.
         """
         named = [] if isinstance(self.cut_sink, str) else list(self.cut_sink or ())
         for layer, head in named + [(layer, head) for layer, head, _ in self.fixed_denominator]:
@@ -99,12 +141,21 @@ class Intervention:
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that JSON can hold, for the file; `from_description` reads them back."""
+        """Return the fields as plain values for JSON; `from_description` reads them back."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> Intervention:
-        """The intervention that `describe` described.
+        """Rebuild an intervention from the values that `describe` returned.
+
+        Parameters
+        ----------
+        values : mapping of str to object
+            Values by the names of the fields.
+
+        Returns
+        -------
+        Intervention
 
         Raises
         ------
@@ -134,17 +185,23 @@ NO_INTERVENTION = Intervention()
 
 
 def parse_heads(text: str) -> tuple[tuple[int, int], ...] | Literal["all"]:
-    """Read which heads are meant: ``all``, ``layer:head,layer:head``, or a JSON file of pairs.
+    """Parse a selection of heads.
+
+    Parameters
+    ----------
+    text : str
+        ``all``, pairs as in ``3:1,12:0`` (layer:head), or the path of a ``.json`` file with a list
+        of [layer, head].
 
     Returns
     -------
     tuple of (layer, head), or "all"
-        Sorted, each once.
+        Sorted pairs without duplicates.
 
     Raises
     ------
     ModelError
-        If the text is none of these, or the file is not a list of [layer, head].
+        If the text is malformed, or the file cannot be read or is not a list of [layer, head].
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""From a checkpoint's files to a transformers model and its tokenizer, quietly."""
+"""Load a transformers model and its tokenizer from a checkpoint's files, without its output."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["DTYPES", "check_device", "load_checkpoint", "load_tokenizer", "quiet
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 HUB_TIMEOUT = 5  # seconds
-# The files that hold a vocabulary; the others say how it is used.
+# Files that hold a vocabulary; other files of a tokenizer say how the vocabulary is used.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-# Surplus weights that take no part in the forward pass of text: buffers of old versions, scales of
-# a cache, towers and projectors of other inputs.
+# Surplus weights that the forward pass of text does not use: buffers of old versions, scales of a
+# cache, and the towers and projectors of other inputs.
 UNUSED = re.compile(
     r"(.*\.)?((inv_freq|masked_bias|attn\.bias|attention\.bias|[kv]_scale)$"
     r"|(vision|visual|image|audio|speech|video|multi_?modal|mm)_?[a-z_]*\.)"
@@ -35,22 +35,23 @@ UNUSED = re.compile(
 def source(
     checkpoint: Checkpoint, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Say where a checkpoint is, in the keywords of transformers' ``from_pretrained``.
+    """Return the keywords with which transformers' ``from_pretrained`` finds a checkpoint.
 
-    The hub is asked once, with a short timeout; if it does not answer, only the local cache is
-    looked into, since transformers would retry for half a minute.
+    The hub is asked once, with a short timeout. If it does not answer, transformers is told to use
+    its local cache only, since otherwise it would retry for half a minute.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-    revision : str or None
-        Revision of a hub model.
-    trust_remote_code : bool
+        Checkpoint to load.
+    revision : str or None, default=None
+        Revision of a hub model. None means ``"main"``.
+    trust_remote_code : bool, default=False
         Whether code that comes with a hub model may run.
 
     Returns
     -------
-    dict
+    dict of str to object
     """
     revision = revision or "main"
     here = Path(checkpoint.location).is_dir()
@@ -63,24 +64,29 @@ def source(
 
 
 def _hub_answers(name: str, revision: str) -> bool:
-    """Whether the hub answers at all, be it with a refusal."""
+    """Whether the hub answers, even if only with a refusal."""
     try:
         url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
         huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
     except (HfHubHTTPError, HFValidationError):
-        return True  # transformers says what is wrong
-    except Exception:  # of the HTTP client, which is not the same in all releases
+        return True  # transformers will say what is wrong
+    except Exception:  # an error of the HTTP client, which differs between releases
         return False
     return True
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that is not available.
+
+    Parameters
+    ----------
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
 
     Raises
     ------
     ModelError
-        If torch does not know it or does not see it, or it is neither a CPU nor a GPU.
+        If the device is neither a CPU nor a GPU, or torch does not see it.
     """
     if device == "auto":
         return
@@ -104,18 +110,20 @@ def load_checkpoint(
     place: dict[str, Any],
     device: str = "cpu",
 ) -> transformers.PreTrainedModel:
-    """Load a checkpoint as the causal language model that a variant makes of it.
+    """Load a checkpoint as a causal language model, with the rotary embedding of a variant.
 
     Parameters
     ----------
     checkpoint : Checkpoint
+        Checkpoint to load.
     variant : Variant
-        Its change of the rotary embedding is made in the configuration before loading.
+        Variant whose change of the rotary embedding is made in the configuration before loading.
     dtype : torch.dtype
+        Type of the weights.
     place : dict
         Keywords from `source`.
-    device : str
-        Where the weights go; ``"auto"`` leaves it to transformers, layer by layer.
+    device : str, default="cpu"
+        Device of the weights; with ``"auto"``, transformers distributes the layers.
 
     Returns
     -------
@@ -124,8 +132,8 @@ def load_checkpoint(
     Raises
     ------
     ModelError
-        If it is not a decoder, lacks weights, has weights left over or of other shapes, or cannot
-        be loaded.
+        If the model is not a decoder, its files lack weights or have surplus weights or weights of
+        other shapes, the variant does not apply, or the model cannot be loaded.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
@@ -137,12 +145,12 @@ def load_checkpoint(
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # they are refused by name below
             **({"device_map": "auto"} if device == "auto" else {}),
         )
     except ModelError:
         raise
-    except Exception as error:  # transformers raises many kinds; each means: not loadable
+    except Exception as error:  # transformers raises many kinds of errors if it cannot load
         reason = " ".join(str(error).split()).partition(". ")[0][:160]
         raise ModelError(
             f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
@@ -160,7 +168,7 @@ def load_checkpoint(
 def _refuse_other_weights(
     name: str, model: transformers.PreTrainedModel, report: dict[str, Any]
 ) -> None:
-    """Refuse files whose weights are not those that the configuration asks for, by their names."""
+    """Refuse files whose weights do not match the configuration in name or shape."""
     missing = sorted(report["missing_keys"])
     if missing:  # transformers fills them with random numbers
         raise ModelError(
@@ -182,25 +190,31 @@ def _refuse_other_weights(
 
 
 def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
-    """Load the tokenizer, or None where the checkpoint brings none: token ids work all the same.
+    """Load the tokenizer of a checkpoint.
 
     Parameters
     ----------
     checkpoint : Checkpoint
+        Checkpoint whose tokenizer is loaded.
     place : dict
         Keywords from `source`.
+
+    Returns
+    -------
+    transformers tokenizer or None
+        None if the checkpoint has no tokenizer; the model can still be run on token ids.
 
     Raises
     ------
     ModelError
-        If there is one that cannot be read.
+        If the checkpoint has a tokenizer that cannot be read.
     """
     location = checkpoint.tokenizer or checkpoint.location
     try:
         return transformers.AutoTokenizer.from_pretrained(
             **place | {"pretrained_model_name_or_path": location}
         )
-    except Exception as error:  # transformers raises many kinds, also where there is none
+    except Exception as error:  # transformers raises many kinds, even if there is no tokenizer
         found = _tokenizer_file(location, place["revision"])
         if found is None:
             return None
@@ -212,13 +226,13 @@ def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
 
 
 def _tokenizer_file(location: str, revision: str) -> str | None:
-    """Name of a tokenizer's file that came with a checkpoint, if there is one."""
+    """Return the name of a tokenizer's file that came with a checkpoint, or None."""
     for name in TOKENIZER_FILES:
         if (Path(location) / name).exists():
             return name
         try:
             kept = huggingface_hub.try_to_load_from_cache(location, name, revision=revision)
-        except HFValidationError:  # a folder
+        except HFValidationError:  # the location is a folder
             continue
         if isinstance(kept, str):
             return name
@@ -227,7 +241,7 @@ def _tokenizer_file(location: str, revision: str) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own bars and notices off the terminal while it loads."""
+    """Suppress the progress bars and notices of transformers within the context."""
     level = transformers.logging.get_verbosity()
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level

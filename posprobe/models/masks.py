@@ -1,4 +1,4 @@
-"""The model's own mask, recognised as causal or a sliding window, or refused."""
+"""Recognise a model's own mask as causal or a sliding window, or refuse it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,36 @@ def recognise_mask(
     device: torch.device | str = "cpu",
     **kwargs: object,
 ) -> Visibility:
-    """Turn the model's own index-based mask into a `Visibility`, or refuse it.
+    """Turn a model's own mask function into a `Visibility`, or refuse it.
 
-    The window is read off the last row and then checked on rows spread over the whole length.
-    transformers calls this with its keywords wherever it would make a mask.
+    transformers calls this function, with its own keywords, wherever it would make a mask. The
+    window is read from the last row and then checked on rows spread over the whole length.
+
+    Parameters
+    ----------
+    batch_size : int
+        Number of sequences.
+    q_length : int
+        Number of queries.
+    kv_length : int
+        Number of keys.
+    mask_function : callable
+        Function of sequence, head, query and key indices that is true where the query sees the key.
+    attention_mask : Tensor or None, default=None
+        Padding mask, in which false marks padding.
+    device : torch.device or str, default="cpu"
+        Device on which the mask function is evaluated.
+    **kwargs : object
+        Other keywords of transformers, which are not used.
+
+    Returns
+    -------
+    Visibility
 
     Raises
     ------
     ModelError
-        If there is padding, a cache, or a mask that is neither causal nor a sliding window.
+        If there is padding or a cache, or the mask is neither causal nor a sliding window.
     """
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ModelError(

@@ -1,7 +1,7 @@
 """Load a decoder-only language model that can be observed.
 
-A model comes from a hub id, a local folder, a GGUF file or a bundled name. That its attention is
-observed as it computes is proved at once, see `posprobe.models.proofs`.
+A model comes from a hub id, a local folder, a GGUF file or a bundled name. `posprobe.models.proofs`
+proves at once that the observed attention is the model's own.
 """
 
 from __future__ import annotations
@@ -42,28 +42,37 @@ __all__ = ["ObservableModel", "load_model"]
 
 
 class ObservableModel:
-    """A decoder whose attention is computed, and observed, by posprobe.
+    """A decoder whose attention posprobe computes and observes.
 
-    Made by `load_model`; the constructor is for models that one has already.
+    `load_model` makes one from a name; use the constructor for a model that is already loaded.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A causal language model; it is put into evaluation mode and its attention is replaced.
+        A causal language model. It is put into evaluation mode, and its attention is replaced.
+    tokenizer : transformers tokenizer or None, default=None
+        Tokenizer of the model. None means that the model is run on token ids only.
+    name : str, default=""
+        Name of the model in files and reports, by default the name of its class.
+    variant : Variant or None, default=None
+        A change of attention at inference; see `posprobe.models.variants`. Changes of the rotary
+        embedding must have been made in the configuration already. None means ``standard``.
+    quantization : str, default="none"
+        Quantisation of the checkpoint.
+
+    Attributes
+    ----------
+    model : transformers.PreTrainedModel
+        The model itself.
     tokenizer : transformers tokenizer or None
-        None: token ids only.
-    name : str
-        What files and reports call the model.
-    variant : Variant or None
-        A change of attention at inference, see `posprobe.models.variants` (None: standard); rotary
-        changes must have been made in the configuration before.
-    quantization : str
-        Quantisation of the checkpoint, or "none".
+        Its tokenizer.
+    blocks : list of torch.nn.Module
+        Its decoder blocks, in order.
 
     Raises
     ------
     ModelError
-        If the model cannot be observed, with the reason.
+        If the model cannot be observed; the message gives the reason.
     """
 
     def __init__(
@@ -78,7 +87,7 @@ class ObservableModel:
         self.model = model.eval().requires_grad_(False)
         for part in model.modules():
             if isinstance(part, transformers.PreTrainedModel):
-                part.config.return_dict = True  # models take their parts' outputs by name
+                part.config.return_dict = True  # models read the outputs of their parts by name
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.variant = variant or parse_variant("standard")
@@ -90,7 +99,7 @@ class ObservableModel:
         prove_variant(self)
 
     def _checked_blocks(self) -> list[torch.nn.Module]:
-        """The decoder blocks of a model that can be observed, or the reason why it cannot."""
+        """Return the decoder blocks, or refuse a model that cannot be observed."""
         try:
             check_state(self.model)
             blocks = find_blocks(self.model)
@@ -106,22 +115,22 @@ class ObservableModel:
 
     @property
     def n_layers(self) -> int:
-        """Number of blocks."""
+        """L, the number of blocks."""
         return len(self.blocks)
 
     @property
     def n_heads(self) -> int:
-        """Query heads per layer."""
+        """H, the number of query heads per layer."""
         return int(self.config.num_attention_heads)
 
     @property
     def width(self) -> int:
-        """Width of the residual stream."""
+        """Width d of the residual stream."""
         return int(self.config.hidden_size)
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
-        """The sliding window that the configuration declares for each layer (None: full)."""
+        """Sliding window of each layer in tokens, by the configuration; None for full attention."""
         config = self.config
         window = getattr(config, "sliding_window", None)
         if window is None or getattr(config, "use_sliding_window", True) is False:
@@ -131,24 +140,24 @@ class ObservableModel:
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence the model was made for, where its configuration says so."""
+        """The length, in tokens, for which the model was made; None if not in its configuration."""
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
     @property
     def bos_id(self) -> int | None:
-        """The beginning-of-sequence token, where the tokenizer has one."""
+        """Id of the beginning-of-sequence token, or None if the tokenizer has none."""
         return None if self.tokenizer is None else self.tokenizer.bos_token_id
 
     @property
     def native_bos(self) -> int | None:
-        """The token that the tokenizer puts in front of every text by itself, or None.
+        """Id of the token that the tokenizer itself puts in front of every text, or None.
 
         Raises
         ------
         ModelError
-            If it puts several tokens in front, or any behind: a sequence without them would not be
-            what the model is used on.
+            If the tokenizer puts several tokens in front, or any behind, since sequences without
+            them would not be what the model is used on.
         """
         if self.tokenizer is None:
             return None
@@ -163,20 +172,52 @@ class ObservableModel:
         return frame.before[0] if frame.before else None
 
     def first_tokens(self, bos: str) -> dict[str, Any]:
-        """Tokens that may lead a sequence, by the names `posprobe.make_stimulus` has for them."""
+        """Return the ids that may lead a sequence, as keywords of `posprobe.make_stimulus`.
+
+        Parameters
+        ----------
+        bos : {"native", "force", "none"}
+            Policy for the first token.
+
+        Returns
+        -------
+        dict of str to (int or None)
+            ``native_bos`` and ``bos_id``.
+
+        Raises
+        ------
+        ModelError
+            As in `native_bos`, if the policy is ``"native"``.
+        """
         return {"native_bos": self.native_bos if bos == "native" else None, "bos_id": self.bos_id}
 
     @property
     def special_ids(self) -> list[int]:
-        """Ids of all special tokens."""
+        """Ids of all special tokens, in increasing order."""
         return [] if self.tokenizer is None else sorted(self.tokenizer.all_special_ids)
 
     def token_name(self, token: int) -> str:
-        """A token as its tokenizer writes it."""
+        """Return a token, given by its id, as the tokenizer writes it."""
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def tokenize(self, text: str) -> np.ndarray:
-        """Token ids of a text, without special tokens: (token,)."""
+        """Tokenize a text without adding special tokens.
+
+        Parameters
+        ----------
+        text : str
+            The text.
+
+        Returns
+        -------
+        ndarray of int32, shape (token,)
+            Token ids.
+
+        Raises
+        ------
+        ModelError
+            If the model has no tokenizer.
+        """
         if self.tokenizer is None:
             raise ModelError(f"model {self.name!r} has no tokenizer; pass token ids, not text")
         with quiet():
@@ -184,24 +225,29 @@ class ObservableModel:
         return np.asarray(ids, dtype=np.int32)
 
     def effective_config(self) -> dict[str, Any]:
-        """The configuration that the forward pass really uses, as plain values."""
+        """Return the configuration that the forward pass really uses, as plain values."""
         values = json.loads(self.config.to_json_string(use_diff=False))
-        values.pop("_name_or_path", None)  # where the files lie on this machine
-        values["dtype"] = str(self.model.dtype).removeprefix("torch.")  # it may have been cast
+        values.pop("_name_or_path", None)  # a path on this machine
+        values["dtype"] = str(self.model.dtype).removeprefix("torch.")  # the model may be cast
         return values
 
     def variant_evidence(self, length: int) -> dict[str, Any]:
-        """What the variant changes in sequences of `length` tokens, as plain values for the file.
+        """Return what the variant changes in sequences of `length` tokens, as plain values.
+
+        The values are described in `posprobe.models.variant_proofs.variant_evidence`.
 
         Raises
         ------
         ModelError
-            If it changes nothing there; see `posprobe.models.variant_proofs.variant_evidence`.
+            If the variant changes nothing at this length.
         """
         return variant_evidence(self, length)
 
     def weights_digest(self) -> str:
-        """SHA-256 over the names and bytes of all weights; made anew where one has changed."""
+        """Return the SHA-256 of the names and bytes of all weights.
+
+        The digest is kept until a weight changes.
+        """
         weights = sorted(self.model.state_dict().items())
         state = [(key, tensor.data_ptr(), tensor._version) for key, tensor in weights]
         if self._digest is not None and self._digest[0] == state:
@@ -215,17 +261,27 @@ class ObservableModel:
         return self._digest[1]
 
     def free_memory(self) -> int | None:
-        """Bytes that are free on the fullest of the model's GPUs; None where it has none."""
+        """Return the free bytes on the fullest of the model's GPUs, or None if it uses no GPU."""
         gpus = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
         return min((torch.cuda.mem_get_info(gpu)[0] for gpu in gpus), default=None)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Input embeddings of token ids: (batch, token, width)."""
+        """Return the input embeddings of token ids.
+
+        Parameters
+        ----------
+        tokens : Tensor of int, shape (...)
+            Token ids.
+
+        Returns
+        -------
+        Tensor, shape (..., width)
+        """
         return self.model.get_input_embeddings()(tokens.to(self.model.device))
 
     @functools.cached_property
     def mean_embedding(self) -> Tensor:
-        """Mean input embedding over the vocabulary: (width,), as the model scales it."""
+        """Mean input embedding over the vocabulary, as scaled by the model, of shape (width,)."""
         ids = torch.arange(self.model.get_input_embeddings().num_embeddings)
         with torch.inference_mode():
             sums = [self.embed(chunk).float().sum(0) for chunk in ids.split(8192)]
@@ -233,16 +289,25 @@ class ObservableModel:
 
     @torch.inference_mode()
     def run(self, tokens: Tensor, observer: Observer, *, embedding0: Tensor | None = None) -> None:
-        """One forward pass up to the last block, observed; no logits are formed.
+        """Run one observed forward pass up to the last block, without forming logits.
 
         Parameters
         ----------
         tokens : Tensor of int, shape (batch, token)
+            Token ids.
         observer : Observer
-            Its `emit` also receives `residual` (batch, query, width) and `position0`
-            (batch, width), entering each block, and leaving the last one as layer `n_layers`.
-        embedding0 : Tensor, shape (batch, width), or None
-            Replaces the input embedding at position 0.
+            Its `emit` receives the quantities of `posprobe.models.scores.observe_scores`, and also
+            ``residual`` of shape (batch, query, width) and ``position0`` of shape (batch, width).
+            These two are the streams that enter each block, and as layer `n_layers` those that
+            leave the last one.
+        embedding0 : Tensor, shape (batch, width), or None, default=None
+            Embedding that replaces the input embedding at position 0.
+
+        Raises
+        ------
+        ModelError
+            If the model was changed since it was proved, or its blocks do not pass on one residual
+            stream.
         """
         with undisturbed(self.model, self._lock, ATTENTION), self._residual_hooks(observer):
             inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
@@ -254,14 +319,31 @@ class ObservableModel:
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
-        """Next-token logits: (batch, token, vocabulary)."""
+        """Compute the next-token logits.
+
+        Parameters
+        ----------
+        tokens : Tensor of int, shape (batch, token)
+            Token ids.
+        observer : Observer or None, default=None
+            The observer of this pass. With None, nothing is observed or changed.
+
+        Returns
+        -------
+        Tensor, shape (batch, token, vocabulary)
+
+        Raises
+        ------
+        ModelError
+            If the model was changed since it was proved.
+        """
         keywords = {} if observer is None else self._keywords(observer)
         needed = None if observer is None else ATTENTION
         with undisturbed(self.model, self._lock, needed):
             return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
 
     def intervention(self) -> Intervention:
-        """What the variant itself changes in the attention."""
+        """Return the change of the attention that belongs to the variant."""
         return self.variant.intervention
 
     @staticmethod
@@ -270,7 +352,7 @@ class ObservableModel:
 
     @contextlib.contextmanager
     def _residual_hooks(self, observer: Observer) -> Iterator[None]:
-        """Emit the residual stream as it enters each block and leaves the last."""
+        """Emit the residual stream as it enters each block and as it leaves the last one."""
         emit, observation = observer.emit, observer.observation
         if emit is None or observation is None:
             yield
@@ -319,19 +401,20 @@ def load_model(
     Parameters
     ----------
     name : str
-        A bundled name (``"smollm2"``, ``"gemma3"``, ``"zoo/rope-0"``), ``"org/model"``, a folder
-        with config.json and weights, or a file ``.gguf`` (converted once into a cache).
-    variant : str
-        A change at inference: ``standard``, ``ntk(8)``, ``linear(8)``, ``yarn(8)``, ``llama3``,
-        ``window(64)``, ``no_causal``; see `posprobe.models.variants`.
-    dtype : {"float32", "float64", "bfloat16"}
+        A hub id (``"org/model"``), a folder with config.json and weights, a ``.gguf`` file (which
+        is converted once into a cache), or a bundled name (``"smollm2"``, ``"gemma3"``,
+        ``"zoo/rope-0"``).
+    variant : str, default="standard"
+        A change of attention at inference, such as ``"ntk(8)"`` or ``"window(64)"``; see
+        `parse_variant`.
+    dtype : {"float32", "float64", "bfloat16"}, default="float32"
         Type of weights and activations.
-    device : str or None
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` spreads the layers over all GPUs there are.
-        None: a GPU where there is one.
-    revision : str or None
-        Revision of a hub model.
-    trust_remote_code : bool
+    device : str or None, default=None
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which spreads the layers over all GPUs.
+        None means a GPU if there is one.
+    revision : str or None, default=None
+        Revision of a hub model. None means its main branch.
+    trust_remote_code : bool, default=False
         Whether code that comes with a hub model may run.
 
     Returns
@@ -341,8 +424,8 @@ def load_model(
     Raises
     ------
     ModelError
-        If there is no such model, its files are incomplete, it cannot be observed, or the variant
-        does not apply to it; or the device is not there, or too small for it.
+        If the model does not exist, its files are incomplete, it cannot be observed, or the variant
+        does not apply to it; or if the device is not available or too small.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")

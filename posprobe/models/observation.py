@@ -1,7 +1,7 @@
 """The attention function that transformers calls, and the observer of one forward pass.
 
-`observed_attention` reads the log-normalizer, the sink score, the scores at chosen offsets and the
-mask counterfactual off each layer, and applies the interventions of the study.
+`observed_attention` applies the interventions of the study. In each layer it records the
+log-normalizer, the sink score, the scores at chosen offsets and the mask counterfactual.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ __all__ = ["Observer", "observed_attention"]
 
 
 class Observer:
-    """The context of one forward pass, passed down to every attention call as a keyword.
+    """The context of one forward pass, which is passed to every attention call as a keyword.
 
     Parameters
     ----------
-    emit : callable (name, layer, tensor)
-        Receives each quantity of each layer as soon as it exists.
-    observation : Observation or None
-        What to record (None: nothing; the attention function only applies the intervention).
-    intervention : Intervention
+    emit : callable or None, default=None
+        Called as ``emit(name, layer, tensor)`` with each quantity of each layer once it has been
+        computed.
+    observation : Observation or None, default=None
+        What to record. With None the attention function only applies the intervention.
+    intervention : Intervention, default=NO_INTERVENTION
         What to change.
-    by_row : bool
-        The b-th temperature of the intervention changes row b of the batch alone, so one pass
-        tries them all.
+    by_row : bool, default=False
+        Whether temperature b of the intervention applies only to row b of the batch, so one pass
+        can try all of them.
 
     Attributes
     ----------
@@ -41,7 +42,7 @@ class Observer:
     visibilities : dict of int to Visibility
         The keys that each layer could see.
     sink_logits : dict of int to Tensor
-        The learned logits in each layer's denominator, where the model has them.
+        The learned logits in each layer's denominator, if the model has them.
     """
 
     def __init__(
@@ -60,7 +61,24 @@ class Observer:
         self.sink_logits: dict[int, Tensor] = {}
 
     def tempered(self, layer: int, query: Tensor, scaling: float) -> tuple[Tensor, float]:
-        """Query (batch, head, query, d) and scaling under the temperatures of the intervention."""
+        """Apply the temperatures of the intervention to the scores of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        query : Tensor, shape (batch, head, query, d)
+            Queries of the layer.
+        scaling : float
+            Factor on the inner products of queries and keys.
+
+        Returns
+        -------
+        query : Tensor, shape (batch, head, query, d)
+            Queries, changed if there is one temperature per row.
+        scaling : float
+            Factor, changed otherwise.
+        """
         if not self.by_row:
             return query, scaling * self.intervention.factor(layer)
         factors = [factor if at == layer else 1.0 for at, factor in self.intervention.temperature]
@@ -68,7 +86,17 @@ class Observer:
         return query * rows.view(-1, 1, 1, 1), scaling
 
     def record(self, layer: int, visibility: Visibility, sink_logit: Tensor | None) -> None:
-        """Note that `layer` called back, and how its attention is set up."""
+        """Record that `layer` called back, which keys it saw, and its learned logits if any.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        visibility : Visibility
+            The keys that it saw.
+        sink_logit : Tensor of shape (head,), or None
+            Its learned logits.
+        """
         self.layers.append(layer)
         self.visibilities[layer] = visibility
         if sink_logit is not None:
@@ -88,34 +116,40 @@ def observed_attention(
     posprobe: Observer | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; `posprobe` is the observer of this forward pass.
+    """Compute the attention of one layer, with the signature that transformers expects.
 
     Parameters
     ----------
     module : torch.nn.Module
-        The attention layer; `layer_idx` names it.
+        The attention layer, whose `layer_idx` is its number.
     query : Tensor, shape (batch, head, query, d)
-        After rotary embedding and QK-norm.
+        Queries, after rotary embedding and QK-norm.
     key, value : Tensor, shape (batch, key-value head, key, d)
-    attention_mask : Visibility
-        What posprobe's mask function made of the model's own mask.
-    scaling, softcap, s_aux
-        The parameters of `Scoring`, by transformers' names.
-    posprobe : Observer or None
-        None: plain attention.
+        Keys, after rotary embedding and QK-norm, and values.
+    attention_mask : Visibility or None
+        Result of posprobe's mask function for the model's own mask.
+    scaling : float or None, default=None
+        Factor on the inner products. None means d^(-1/2).
+    softcap : float or None, default=None
+        As in `Scoring`.
+    s_aux : Tensor of shape (head,), or None, default=None
+        The learned logits, called `sink_logit` in `Scoring`.
+    posprobe : Observer or None, default=None
+        The observer of this forward pass. None means plain attention.
     **kwargs : object
-        Whatever else the model passes; the mask already has it.
+        Other keywords of the model, which `attention_mask` already takes into account.
 
     Returns
     -------
     output : Tensor, shape (batch, query, head, d)
+        Weighted sums of the values.
     weights : None
         Attention weights are never formed.
 
     Raises
     ------
     ModelError
-        If the mask is not one that posprobe made: a mask is never dropped silently.
+        If posprobe did not make the mask, since a mask must not be dropped silently.
     """
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(attention_mask, Visibility):
@@ -153,15 +187,15 @@ def _attend_with_cut(
     scoring: Scoring,
     cut: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Output and log-normalizer of `attend`, with key 0 hidden from the heads in `cut`.
+    """Compute `attend` with key 0 hidden from the heads in `cut`.
 
-    Query 0 keeps it, having no other key.
+    Query 0 still sees key 0, since it has no other key.
     """
     output, normalizer = attend(query, key, value, visibility, scoring)
     if not cut or query.shape[2] == 1:
         return output, normalizer
     groups = [head // (query.shape[1] // key.shape[1]) for head in cut]
-    # without the first query and key every distance is what it was, so the mask still fits
+    # dropping the first query and the first key keeps all distances, so the mask still fits
     output[:, cut, 1:], normalizer[:, cut, 1:] = attend(
         query[:, cut, 1:],
         key[:, groups, 1:],
@@ -173,10 +207,10 @@ def _attend_with_cut(
 
 
 def _sink_value(module: torch.nn.Module, value: Tensor, n_heads: int) -> Tensor:
-    """Norm of what key 0 would write into the residual stream through each head: (batch, head).
+    """Compute the norm of what key 0 writes into the residual stream through each head.
 
-    The norm of v_0 W_O, head by head, to be multiplied by the attention to key 0. NaN where the
-    module's output projection has none of the usual names.
+    This is the norm of v_0 W_O for each head, of shape (batch, head), for an attention of 1 to
+    key 0. It is NaN if the module's output projection has none of the usual names.
     """
     names = ("o_proj", "c_proj", "dense", "out_proj")
     project = next((child for name in names if (child := getattr(module, name, None))), None)

@@ -1,4 +1,4 @@
-"""One forward pass at a time, in the state that was proved, whatever else the process does."""
+"""Run one forward pass at a time, with the model in the state in which it was proved."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["undisturbed"]
 def undisturbed(
     model: transformers.PreTrainedModel, lock: threading.RLock, attention: str | None
 ) -> Iterator[None]:
-    """Run a pass by itself, without dropout, in float32 unless the model says otherwise.
+    """Run a pass alone, in evaluation mode, without autocast, and with float32 as default type.
 
-    Hooks on a model's blocks see the passes of every thread, so a second thread waits. torch's
-    default type and autocast, which belong to the caller, are set aside for the pass. Modules that
-    were put into training mode are evaluated all the same, and put back.
+    Hooks on a model's blocks see the passes of every thread, so a second thread waits. The caller's
+    default type, autocast and training mode are restored after the pass.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
+        Model to run.
     lock : threading.RLock
-        The same one for all passes of the model.
+        Lock that all passes of the model share.
     attention : str or None
-        Name of the attention implementation that the pass needs; None: any.
+        Name of the attention implementation that the pass needs. None means any.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Proof that attention is observed as the model computes it, made before anything is measured.
+"""Prove, before anything is measured, that the observed attention is the model's own.
 
-Attention is dispatched to `posprobe.models.observation.observed_attention` under the name
-`ATTENTION`, masks to `posprobe.models.masks.recognise_mask`.
+Under the name `ATTENTION`, transformers calls `posprobe.models.observation.observed_attention` for
+attention and `posprobe.models.masks.recognise_mask` for masks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ __all__ = ["ATTENTION", "Observable", "prove_observable", "random_tokens"]
 
 ATTENTION = "posprobe"
 PROOF_LENGTH = 24
-# transformers' eager attention takes its softmax in float32, whatever the model's precision.
+# Relative differences of logits and of row sums. transformers' eager attention computes its softmax
+# in float32, whatever the model's precision.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 class Observable(Protocol):
-    """What the proof needs of a model; `posprobe.models.ObservableModel` has it."""
+    """The part of `posprobe.models.ObservableModel` that the proof needs."""
 
     model: transformers.PreTrainedModel
     name: str
@@ -41,7 +42,7 @@ class Observable(Protocol):
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
-        """The sliding window that the configuration declares for each layer (None: full)."""
+        """Sliding window of each layer in tokens, by the configuration; None for full attention."""
 
     @property
     def n_layers(self) -> int:
@@ -49,7 +50,7 @@ class Observable(Protocol):
 
     @property
     def n_heads(self) -> int:
-        """Query heads per layer, by the configuration."""
+        """Number of query heads per layer, by the configuration."""
 
     @property
     def width(self) -> int:
@@ -57,13 +58,13 @@ class Observable(Protocol):
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence, in tokens, that the model was made for."""
+        """The length, in tokens, for which the model was made; None if not in its configuration."""
 
     def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
-        """Next-token logits: (batch, token, vocabulary)."""
+        """Compute the next-token logits, of shape (batch, token, vocabulary)."""
 
     def run(self, tokens: Tensor, observer: Observer) -> None:
-        """One forward pass that also emits the residual stream."""
+        """Run one forward pass that also emits the residual stream."""
 
 
 AttentionInterface.register(ATTENTION, observed_attention)
@@ -72,17 +73,26 @@ AttentionMaskInterface.register(ATTENTION, recognise_mask)
 
 @torch.inference_mode()
 def prove_observable(observable: Observable) -> None:
-    """Switch the model to posprobe's attention and prove that what it shows is what it does.
+    """Switch a model to posprobe's attention and prove that it still computes the same.
 
-    On a short random input: (1) the logits equal those of the model's own attention; (2) every
-    layer calls back exactly once, with as many heads as the configuration says; (3) the observed
-    exp(s - z) of every row sum to 1; (4) changing the scores of any one layer moves the logits;
-    (5) one residual stream of the configuration's width enters every block and leaves the last.
+    The proof uses a short random input and shows that
+
+    1. the logits equal those of the model's own attention;
+    2. every layer calls back exactly once, with as many heads as the configuration says;
+    3. the observed exp(s - z) of every row sum to 1;
+    4. changing the scores of any one layer moves the logits;
+    5. one residual stream of the configuration's width enters every block and leaves the last.
+
+    Parameters
+    ----------
+    observable : Observable
+        Model to prove; its attention implementation is changed in place.
 
     Raises
     ------
     ModelError
-        Naming the model, the layer and the property that failed.
+        If the model does not run, or a property does not hold; the message names the model, the
+        layer and the property.
     """
     model, name = observable.model, observable.name
     tokens = random_tokens(observable)
@@ -120,10 +130,10 @@ def prove_observable(observable: Observable) -> None:
 
 
 def _native_logits(observable: Observable, tokens: Tensor) -> Tensor:
-    """Logits of the model's own attention, or what keeps the model from running at all."""
+    """Return the logits of the model's own attention, or refuse a model that does not run."""
     try:
         return observable.logits(tokens)
-    except Exception as error:  # of the model's own code
+    except Exception as error:  # the model's own code may raise anything
         dtypes = {str(w.dtype).removeprefix("torch.") for w in observable.model.parameters()}
         mixed = f"; its weights are of {len(dtypes)} types ({', '.join(sorted(dtypes))})"
         reason = " ".join(str(error).split())[:160]
@@ -134,7 +144,7 @@ def _native_logits(observable: Observable, tokens: Tensor) -> Tensor:
 
 
 def _prove_stream(observable: Observable, tokens: Tensor) -> None:
-    """The blocks are those that the forward pass goes through, each with the one stream."""
+    """Check that the forward pass goes through all blocks with one residual stream."""
     shapes: dict[int, tuple[int, ...]] = {}
 
     def emit(quantity: str, layer: int, tensor: Tensor) -> None:
@@ -156,12 +166,12 @@ def _prove_stream(observable: Observable, tokens: Tensor) -> None:
 
 
 def _prove_effect(observable: Observable, tokens: Tensor) -> None:
-    """Row l of a batch of equal rows gets other scores in layer l: its logits must be others."""
+    """Change the scores of layer l in row l of a batch of equal rows; its logits must change."""
     layers = range(observable.n_layers)
     rows = tokens.expand(len(layers), -1)
     halved = Intervention(temperature=tuple((layer, 0.5) for layer in layers))
     moved = observable.logits(rows, Observer(intervention=halved, by_row=True))
-    # a run of the same shape, since another batch size changes the last bits by itself
+    # the comparison must have the same shape, since the batch size itself changes the last bits
     still = observable.logits(rows)
     for layer in layers:
         if torch.equal(moved[layer], still[layer]):
@@ -184,7 +194,7 @@ def _prove_callbacks(name: str, layers: list[int], n_layers: int) -> None:
 def _prove_rows(
     name: str, layer: int, seen: dict[str, Tensor], observer: Observer, tolerance: float
 ) -> None:
-    """Rows of exp(s - z) over the visible keys, with the learned sink's share, must sum to 1."""
+    """Check that rows of exp(s - z) over visible keys sum to 1, the learned sink included."""
     offsets = torch.arange(seen["normalizer"].shape[1], device=seen["normalizer"].device)
     visible = observer.visibilities[layer].mask(offsets, offsets)
     visible = torch.stack([visible.diagonal(-int(d)).any() for d in offsets])
@@ -200,7 +210,7 @@ def _prove_rows(
 
 
 def random_tokens(observable: Observable) -> Tensor:
-    """Two short sequences of random tokens, always the same."""
+    """Return two short sequences of random tokens, always the same, of shape (2, token)."""
     vocabulary = observable.model.get_input_embeddings().num_embeddings
     length = min(PROOF_LENGTH, observable.max_length or PROOF_LENGTH)
     return torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""What a model's rotary embedding does, read off its modules and set against its standard self."""
+"""Read a model's rotary embedding from its modules, and compare it with the standard one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "unrotated",
 ]
 
-# Where a changed configuration keeps the rotary parameters of the checkpoint.
+# Attribute of a changed configuration that keeps the checkpoint's own rotary parameters.
 STANDARD_ROPE = "posprobe_standard_rope"
 FREQUENCIES = "inv_freq"
 
@@ -34,30 +34,46 @@ class Rotation:
     Parameters
     ----------
     frequencies : ndarray, shape (pair,)
-        Radians per token, of each pair of dimensions.
+        Angle by which each pair of dimensions turns, in radians per token.
     factor : float
-        Cosines and sines are multiplied by it, so scores by its square (YaRN; 1 elsewhere).
+        Factor on cosines and sines, so scores are multiplied by its square. Only some scalings,
+        such as YaRN, have a factor other than 1.
     """
 
     frequencies: np.ndarray
     factor: float
 
     def turn(self, other: Rotation, length: int) -> np.ndarray:
-        """How far angles differ at the largest offset of `length` tokens: radians, (pair,)."""
+        """Return how far the angles of two rotations differ at the largest offset.
+
+        Parameters
+        ----------
+        other : Rotation
+            The other rotation.
+        length : int
+            Length of the sequence in tokens; the largest offset is ``length - 1``.
+
+        Returns
+        -------
+        ndarray, shape (pair,)
+            Differences in radians.
+        """
         return np.abs(self.frequencies - other.frequencies) * (length - 1)
 
 
 def rotations(model: torch.nn.Module) -> dict[str, Rotation]:
-    """Rotations that a model's forward pass uses, by layer type (``"all"`` where there is one).
+    """Return the rotations that a model's forward pass uses.
 
     Parameters
     ----------
     model : torch.nn.Module
+        Model whose rotary modules are read.
 
     Returns
     -------
     dict of str to Rotation
-        Empty if the model has no rotary embedding.
+        Rotation of each layer type, or of ``"all"`` layers if there is only one type. The dict is
+        empty if the model has no rotary embedding.
     """
     return {
         kind: rotation
@@ -67,23 +83,25 @@ def rotations(model: torch.nn.Module) -> dict[str, Rotation]:
 
 
 def standard_rotations(model: torch.nn.Module, config: Any) -> dict[str, Rotation]:
-    """Rotations that the model would use with the checkpoint's own rotary parameters.
+    """Return the rotations that a model would use with the checkpoint's own rotary parameters.
 
     Parameters
     ----------
     model : torch.nn.Module
+        Model whose rotary modules are rebuilt.
     config : transformers configuration
-        Configuration of the model as changed; `Variant.change_config` left the checkpoint's
-        parameters in it.
+        Configuration of the model, in which `Variant.change_config` has kept the checkpoint's own
+        parameters.
 
     Returns
     -------
     dict of str to Rotation
+        As in `rotations`.
 
     Raises
     ------
     ModelError
-        If the configuration holds no such parameters, or a module cannot be built from it.
+        If the configuration has no such parameters, or a module cannot be built from it.
     """
     original = getattr(config, STANDARD_ROPE, None)
     if original is None:
@@ -96,18 +114,19 @@ def standard_rotations(model: torch.nn.Module, config: Any) -> dict[str, Rotatio
 
 
 def rotations_under(model: torch.nn.Module, config: Any) -> dict[str, Rotation]:
-    """Rotations that a model would use with another configuration.
+    """Return the rotations that a model would use with another configuration.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Only the classes of its rotary modules matter.
+        Model whose rotary modules are rebuilt; only their classes matter.
     config : transformers configuration
+        The other configuration.
 
     Returns
     -------
     dict of str to Rotation
-        As `rotations`.
+        As in `rotations`.
 
     Raises
     ------
@@ -128,7 +147,7 @@ def rotations_under(model: torch.nn.Module, config: Any) -> dict[str, Rotation]:
 
 @contextlib.contextmanager
 def unrotated(model: torch.nn.Module) -> Iterator[None]:
-    """Set all rotary frequencies to zero for a while: every position is then rotated alike."""
+    """Set all rotary frequencies to zero within the context, so all positions rotate alike."""
     buffers = [
         buffer
         for module in _rotary_modules(model)
@@ -154,7 +173,7 @@ def _rotary_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def _kind(name: str) -> str | None:
-    """The layer type that a buffer of frequencies is for, or None if it is another buffer."""
+    """Return the layer type to which a buffer of frequencies applies; None for other buffers."""
     if name == FREQUENCIES:
         return "all"
     kind = name.removesuffix(f"_{FREQUENCIES}")

@@ -1,4 +1,4 @@
-"""Scores read off one layer: key 0, fixed offsets, and rows of the mask counterfactual."""
+"""Record the scores of one layer: key 0, fixed offsets, and the mask counterfactual."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ __all__ = ["Observation", "observe_scores"]
 
 # Scores at offsets up to NEAR come from one product per block of NEAR_BLOCK queries.
 NEAR = 8
-# Every block has this size, whatever the length and the batch: the order of summation in a product
-# depends on its shape, and a resumed capture must repeat the last bits of a score.
+# Every block has this size, whatever the length and the batch. The order of summation in a product
+# depends on its shape, and a resumed capture must reproduce the last bits of a score.
 NEAR_BLOCK = 8
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is read off the scores of every layer.
+    """What is recorded of the scores of every layer.
 
     Parameters
     ----------
     n_queries : int
-        The last `n_queries` rows are recorded.
-    offsets : tuple of int
-        Distances i - j at which scores are recorded.
-    prefixes, window : tuple of int, int
-        Mask counterfactual: the last `window` rows, each seeing only what it would see behind a
-        prefix of ``prefixes[p]`` tokens. No prefixes: not computed.
-    first_is_apart : bool
-        Whether key 0 holds a token of its own, which every early query sees. False where all tokens
-        are the same: there the nearest key beyond the others is used for it.
+        Number of rows to record, from the end of the sequence.
+    offsets : tuple of int, default=()
+        Distances i - j, in tokens, at which scores are recorded.
+    prefixes : tuple of int, default=()
+        Prefix lengths of the mask counterfactual, in tokens. For each of them, the last `window`
+        rows see only what they would see behind a prefix of this length. By default the mask
+        counterfactual is not computed.
+    window : int, default=0
+        Number of rows of the mask counterfactual, from the end of the sequence.
+    first_is_apart : bool, default=True
+        Whether key 0 has a token of its own, which every early query sees. If it is false, all
+        tokens are the same, and the next nearest key takes the place of key 0.
     """
 
     n_queries: int
@@ -54,24 +57,32 @@ def observe_scores(
     scoring: Scoring,
     cut: list[int],
 ) -> dict[str, Tensor]:
-    """What is recorded of one layer: the last rows of z, sink, offset and re-masked scores.
+    """Compute what is recorded of one layer.
 
     Parameters
     ----------
-    query, key : Tensor, shapes (batch, head, query, d) and (batch, key-value head, key, d)
+    query : Tensor, shape (batch, head, query, d)
+        Queries, after rotary embedding and QK-norm.
+    key : Tensor, shape (batch, key-value head, key, d)
+        Keys, likewise.
     normalizer : Tensor, shape (batch, head, query)
+        Log-normalizers of the layer, in nats.
     visibility : Visibility
+        Keys that each query may attend to.
     observation : Observation
+        What to record.
     scoring : Scoring
+        How queries and keys become scores.
     cut : list of int
         Heads from which key 0 is hidden.
 
     Returns
     -------
     dict of str to Tensor
-        `normalizer`, `sink_score`: (batch, query, head); `offset_score`: (batch, query, head,
-        offset), NaN where there is no such key; `remasked_normalizer`, `remasked_body`: (batch,
-        prefix, row, head). Nats.
+        In nats: ``normalizer`` and ``sink_score`` of shape (batch, query, head); if there are
+        offsets, ``offset_score`` of shape (batch, query, head, offset), NaN where there is no such
+        key; and if there are prefixes, ``remasked_normalizer`` and ``remasked_body`` of shape
+        (batch, prefix, row, head), NaN behind prefixes that are longer than the rows' own.
     """
     first = query.shape[2] - observation.n_queries
     rows = query[:, :, first:]
@@ -90,37 +101,40 @@ def observe_scores(
 def _near_scores(
     rows: Tensor, key: Tensor, first: int, offsets: Iterable[int], scoring: Scoring
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Scores with key 0 and with near keys, by one product of each block of queries with its keys.
+    """Compute scores with key 0 and with near keys by one product per block of queries.
 
-    Query i of a block meets key i - offset on a diagonal of the product.
+    In the product of a block of queries with its keys, the scores of queries i with keys
+    i - offset lie on a diagonal.
 
     Parameters
     ----------
     rows : Tensor, shape (batch, head, query, d)
         The last queries of the sequence.
     key : Tensor, shape (batch, key-value head, key, d)
+        All keys of the sequence.
     first : int
         Position of the first of these queries.
     offsets : iterable of int
-        From 0 to `NEAR`.
+        Offsets from 0 to `NEAR`.
     scoring : Scoring
+        How queries and keys become scores.
 
     Returns
     -------
     sink : Tensor, shape (batch, query, head)
-        Scores with key 0.
+        Scores with key 0, in nats.
     near : dict of int to Tensor, shape (batch, query, head)
-        Scores with the key `offset` tokens before each query, NaN where there is none.
+        Scores with the key `offset` tokens before each query, NaN if there is no such key.
     """
     n_queries, groups = rows.shape[2], key.shape[1]
     queries = _query_blocks(rows, groups)
     keys = _key_windows(key, first, n_blocks=queries.shape[2])
-    # each block of each key-value head is a head of its own, with all its queries side by side
+    # treat each block of each key-value head as a head of its own
     product = scoring.matrix(queries.flatten(3, 4).flatten(1, 2), keys.flatten(1, 2))
     product = product.view(*queries.shape[:-1], keys.shape[3])  # (b, g, block, r, i, window)
 
     def by_query(scores: Tensor) -> Tensor:
-        """(b, g, block, r, i) to (batch, query, head), without the queries of the padding."""
+        """Reshape (b, g, block, r, i) to (batch, query, head), and drop the padding."""
         return scores.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(1, 2)[:, :n_queries]
 
     near = {}
@@ -131,9 +145,10 @@ def _near_scores(
 
 
 def _query_blocks(rows: Tensor, groups: int) -> Tensor:
-    """Queries (b, g * r, query, d) in blocks (b, g, block, r, i, d) of NEAR_BLOCK, the last padded.
+    """Cut queries (b, g * r, query, d) into blocks (b, g, block, r, i, d), padding the last.
 
-    b batch, g key-value head, r query head that shares it, i query of the block.
+    The axes are b for the batch, g for key-value heads, r for the query heads that share one, and
+    i for the `NEAR_BLOCK` queries of a block.
     """
     missing = -rows.shape[2] % NEAR_BLOCK
     padded = pad(rows, (0, 0, 0, missing)) if missing else rows
@@ -142,10 +157,11 @@ def _query_blocks(rows: Tensor, groups: int) -> Tensor:
 
 
 def _key_windows(key: Tensor, first: int, n_blocks: int) -> Tensor:
-    """The keys that each block of queries meets: (b, g, block, NEAR + NEAR_BLOCK + 1, d).
+    """Collect the keys of each block of queries: (b, g, block, NEAR + NEAR_BLOCK + 1, d).
 
-    Those from `NEAR` before the block's first query to its last one, and key 0 after them. Keys
-    before and after the sequence are zeros: no score with them is read.
+    These are the keys from `NEAR` tokens before the block's first query up to its last query,
+    followed by key 0. Keys beyond the ends of the sequence are zeros, and scores with them are not
+    used.
     """
     start, stop = first - NEAR, first + n_blocks * NEAR_BLOCK
     around = pad(key[:, :, max(start, 0) :], (0, 0, max(-start, 0), stop - key.shape[2]))
@@ -155,13 +171,16 @@ def _key_windows(key: Tensor, first: int, n_blocks: int) -> Tensor:
 
 
 def _nan_before(scores: Tensor, n: int) -> Tensor:
-    """Scores (batch, query, head) with NaN for the first `n` queries; n may be below 1."""
+    """Set scores (batch, query, head) of the first `n` queries to NaN; n may be below 1."""
     early = torch.arange(scores.shape[1], device=scores.device) < n
     return scores.masked_fill(early[:, None], torch.nan)
 
 
 def _far_scores(rows: Tensor, key: Tensor, first: int, offset: int, scoring: Scoring) -> Tensor:
-    """Score of each query with the key `offset` tokens before it: (batch, query, head)."""
+    """Compute the score of each query with the key `offset` tokens before it.
+
+    The result has shape (batch, query, head) and is NaN if there is no such key.
+    """
     n_queries = rows.shape[2]
     missing = min(max(offset - first, 0), n_queries)  # early queries that have no such key
     start, stop = first + missing - offset, first + n_queries - offset
@@ -171,20 +190,20 @@ def _far_scores(rows: Tensor, key: Tensor, first: int, offset: int, scoring: Sco
 
 @dataclass(frozen=True)
 class _LateScores:
-    """Scores of the last rows, whose mask shrinks to that of an earlier position.
+    """Scores of the last rows, whose mask will be reduced to that of an earlier position.
 
     Attributes
     ----------
     own_prefix : int
         Number of tokens before these rows.
     reach : int
-        Keys at this distance or more are hidden: the window, or the number of keys.
+        Least distance at which keys are hidden: the window, or else the number of keys.
     low : int
-        The first key that any of these rows sees.
+        The first key that at least one of these rows sees.
     near : Tensor, shape (batch, head, row, key)
         Scores with the keys from `low` on, -inf where the row does not see the key.
     sink : Tensor, shape (batch, head, row)
-        Scores with key 0, seen or not.
+        Scores with key 0, whether or not the row sees it.
     """
 
     own_prefix: int
@@ -197,7 +216,7 @@ class _LateScores:
 def _late_scores(
     query: Tensor, key: Tensor, visibility: Visibility, n_rows: int, scoring: Scoring
 ) -> _LateScores:
-    """Scores of the last `n_rows` rows under their own mask."""
+    """Compute the scores of the last `n_rows` rows under their own mask."""
     n_keys = key.shape[2]
     own_prefix = n_keys - n_rows
     reach = n_keys if visibility.window is None else visibility.window
@@ -221,11 +240,12 @@ def _remasked(
     scoring: Scoring,
     cut: list[int],
 ) -> dict[str, Tensor]:
-    """Mask counterfactual: late rows whose mask shrinks to that of an earlier position.
+    """Compute the mask counterfactual, in which late rows have the mask of an earlier position.
 
-    A row whose mask is that of position p sees its p nearest keys (itself included; fewer under a
-    window) and key 0 where the mask of position p shows it. Without a causal mask nothing shrinks.
-    Shapes are (batch, prefix, row, head); NaN behind a prefix longer than the rows' own.
+    A row with the mask of position p sees its p nearest keys, itself included (fewer under a
+    window), and key 0 if the mask of position p shows it. Without a causal mask nothing changes.
+    The results have shape (batch, prefix, row, head) and are NaN for prefixes longer than the rows'
+    own.
     """
     late = _late_scores(query, key, visibility, observation.window, scoring)
     shown = {p: p if visibility.causal else late.own_prefix for p in observation.prefixes}
@@ -245,11 +265,11 @@ def _remasked(
 
 
 def _sums_of_nearest(late: _LateScores, prefixes: Iterable[int]) -> dict[int, Tensor]:
-    """Log-sum-exp over the nearest keys of each row, by prefix: (batch, head, row).
+    """Compute the log-sum-exp over the nearest keys of each row, by prefix: (batch, head, row).
 
-    Behind a prefix of p tokens row r sees its p + r nearest keys, itself included, and key 0, which
-    is not in this sum. A longer prefix adds the same keys for all rows, so the sums grow with it
-    and each score is read once.
+    Behind a prefix of p tokens, row r sees its p + r nearest keys, itself included, and key 0,
+    which is not in this sum. A longer prefix adds the same keys for all rows, so each sum extends
+    the previous one, and each score is read only once.
     """
     total = torch.full_like(late.sink, -torch.inf)
     sums, stop = {}, late.near.shape[-1]
@@ -263,10 +283,11 @@ def _sums_of_nearest(late: _LateScores, prefixes: Iterable[int]) -> dict[int, Te
 
 
 def _key_0(late: _LateScores, prefix: int, apart: bool) -> Tensor:
-    """Scores of what takes the place of key 0 behind a prefix: (batch, head, row).
+    """Return the scores that take the place of those with key 0 behind a prefix.
 
-    Row r would see it at distance prefix + r, so -inf where that is out of reach. It is key 0
-    itself, or, if that one is not `apart`, the key at this distance.
+    Row r would see key 0 at distance prefix + r. So the score is that with key 0 itself, or, if key
+    0 is not `apart`, that with the key at this distance; it is -inf if this is out of reach. The
+    result has shape (batch, head, row).
     """
     if prefix >= late.reach:
         return torch.full_like(late.sink, -torch.inf)
@@ -276,5 +297,5 @@ def _key_0(late: _LateScores, prefix: int, apart: bool) -> Tensor:
 
 
 def _by_prefix(parts: list[Tensor]) -> Tensor:
-    """One (batch, head, row) per prefix, as (batch, prefix, row, head)."""
+    """Stack one (batch, head, row) per prefix to (batch, prefix, row, head)."""
     return torch.stack([part.transpose(1, 2) for part in parts], 1)

@@ -1,9 +1,9 @@
-"""Whether scores move with position by themselves: a channel that is neither mask nor residual.
+"""Detect a third channel: scores that themselves change with position.
 
-A rotary embedding makes a score depend on the offset of query and key alone. Some models break
-that: a temperature that grows with position (Llama 4, Ministral 3), frequencies that switch with
-the length of the sequence (longrope, dynamic scaling past the trained length). There
-T = M + R + P, and R = T - M would include P.
+With a rotary embedding, position enters a score only through the offset of query and key. In some
+models it also enters otherwise: through a temperature that grows with position (Llama 4, Ministral
+3), or through frequencies that depend on the length of the sequence (longrope, and dynamic scaling
+past the trained length). Then T = M + R + P with a third channel P, and R = T - M would include P.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["own_position"]
 
 OFFSETS = tuple(range(9))
 # Relative to the spread of a layer's scores, or to the norm of its stream. The angles of a rotation
-# round in float32 whatever the precision of the model.
+# are rounded in float32, whatever the precision of the model.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1}
 ROUNDING_OF_ANGLES = 4 * torch.finfo(torch.float32).eps
 
@@ -31,28 +31,31 @@ ROUNDING_OF_ANGLES = 4 * torch.finfo(torch.float32).eps
 def own_position(
     model: ObservableModel, token: int, *, shortest: int, longest: int
 ) -> dict[str, Any] | None:
-    """Compare the scores of one token, repeated, at all positions of a stimulus.
+    """Test whether scores change with position in a sequence of one repeated token.
 
-    With one token repeated, the stream that enters the first block is the same at every position.
-    If the position encoding knows offsets only, so are the scores at each offset, then the values,
-    and so on through the layers. Layers are compared for as long as the stream that enters them is
-    the same everywhere.
+    If all tokens are the same, the stream that enters the first block is the same at every
+    position. If the position encoding depends on offsets only, the scores at each offset are then
+    also the same, hence the stream that enters the next block, and so on. Layers are compared as
+    long as the stream that enters them is the same at every position.
 
     Parameters
     ----------
     model : ObservableModel
+        Model to test, with its variant.
     token : int
-        The token that is repeated.
-    shortest, longest : int
-        Tokens in the shortest and in the longest sequence of the stimulus: rotations may switch
-        between lengths.
+        Id of the token that is repeated.
+    shortest : int
+        Tokens in the shortest sequence of the stimulus.
+    longest : int
+        Tokens in the longest sequence of the stimulus. Both lengths are compared, since rotations
+        may depend on the length.
 
     Returns
     -------
     dict or None
-        The first ``layer`` whose scores move, and their largest ``change`` in nats. None where no
-        layer's do before the stream itself does, as it does from the start where a model adds
-        learned positions to its embeddings.
+        ``layer``, the first layer whose scores change with position, and ``change``, their largest
+        change in nats. None if the scores of no layer change before the stream itself does. In a
+        model that adds learned positions to its embeddings, the stream changes from the start.
     """
     tolerance = TOLERANCE.get(model.model.dtype, 1e-1) + ROUNDING_OF_ANGLES * longest
     offsets = tuple(offset for offset in OFFSETS if offset < shortest)
@@ -69,8 +72,8 @@ def own_position(
 
 
 def _range(scores: Tensor) -> float:
-    """Largest minus smallest score over queries, in the head and offset where that is largest."""
-    missing = scores.isnan()  # no key so far back
+    """Return the largest range of scores over queries, among all heads and offsets."""
+    missing = scores.isnan()  # there is no key this far back
     highest = scores.masked_fill(missing, -torch.inf).amax(0)
     lowest = scores.masked_fill(missing, torch.inf).amin(0)
     return float((highest - lowest).max())
@@ -79,7 +82,7 @@ def _range(scores: Tensor) -> float:
 def _run(
     model: ObservableModel, token: int, length: int, offsets: tuple[int, ...]
 ) -> dict[int, dict[str, Tensor]]:
-    """Streams (query, width) and scores (query, head, offset) of each layer, in float64."""
+    """Return the streams (query, width) and scores (query, head, offset) of each layer."""
     seen: dict[int, dict[str, Tensor]] = {}
 
     def emit(name: str, layer: int, tensor: Tensor) -> None:

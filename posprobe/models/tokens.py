@@ -1,4 +1,4 @@
-"""What a tokenizer puts around a text by itself, and which of its tokens are special."""
+"""Find the tokens that a tokenizer itself puts around a text."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from posprobe.errors import ModelError
 
 __all__ = ["Frame", "native_frame"]
 
-# Tried in turn: a tokenizer of one script, or of whole words, may have no token for the first.
+# Texts to try in turn; a tokenizer for another script or for whole words may lack some of them.
 PROBES = ("a", "the", "0", ".", "hello world", "\n")
 
 
 class Frame(NamedTuple):
-    """Ids that a tokenizer puts before and after every text, in order."""
+    """Token ids that a tokenizer puts before and after every text."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
 
 
 def native_frame(tokenizer: Any, name: str) -> Frame:
-    """Find out what a tokenizer puts around a text when people use it.
+    """Find the tokens that a tokenizer puts around a text by default.
 
     Parameters
     ----------
     tokenizer : transformers tokenizer
+        Tokenizer to try.
     name : str
-        Name of the model, for errors.
+        Name of the model, for the message.
 
     Returns
     -------
@@ -35,8 +36,8 @@ def native_frame(tokenizer: Any, name: str) -> Frame:
     Raises
     ------
     ModelError
-        If it has a token for none of some plain texts, or does not leave their tokens as they are
-        when it adds its own.
+        If the tokenizer has no tokens for any of the texts in `PROBES`, or changes the tokens of a
+        text when it adds its own.
     """
     for text in PROBES:
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]

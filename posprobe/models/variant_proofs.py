@@ -1,4 +1,4 @@
-"""Proof that a variant acts: it reaches the logits, and changes something at this length."""
+"""Prove that a variant reaches the logits, and that it changes something at a given length."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ __all__ = ["prove_variant", "variant_evidence"]
 
 @torch.inference_mode()
 def prove_variant(observable: Observable) -> None:
-    """Prove that what a model's variant changes reaches the logits.
+    """Prove that the change made by a model's variant reaches the logits.
 
-    A rotary variant: without rotation the logits are others, so some layer rotates. Without a
-    causal mask: the logits at position 0 move.
+    For a rotary variant, the logits must change if all rotations are removed, which shows that at
+    least one layer rotates. Without a causal mask, the logits at position 0 must change. Other
+    variants need no such proof.
+
+    Parameters
+    ----------
+    observable : Observable
+        Model with the variant.
 
     Raises
     ------
     ModelError
-        If nothing moves, or a rotary variant was not made in the configuration.
+        If the logits do not change, or a rotary variant was not made in the configuration.
     """
     variant, tokens = observable.variant, random_tokens(observable)
     if variant.is_rotary:
@@ -48,23 +54,25 @@ def prove_variant(observable: Observable) -> None:
 
 
 def variant_evidence(observable: Observable, length: int) -> dict[str, Any]:
-    """Evidence that a model's variant is active in sequences of `length` tokens.
+    """Collect evidence that a model's variant is active in sequences of `length` tokens.
 
     Parameters
     ----------
-    observable : ObservableModel
+    observable : Observable
+        Model with the variant.
     length : int
-        Tokens of the longest sequence.
+        Number of tokens of the longest sequence.
 
     Returns
     -------
     dict
-        Plain values for the file: ``variant``, ``length``, and what changed. A rotary variant has
-        ``rotations`` by layer type: the number of ``pairs``; ``pairs_turned``, those that the
-        variant turns by `MIN_TURN` radians or more at the largest offset; the ``largest_turn``
-        there in radians; the ``attention_factor`` of cosines and sines. A window has
-        ``narrowed_layers`` and ``hidden_from_last``, the tokens that the last query loses in the
-        widest of them. No causal mask has ``future_keys``, those that the first query gains.
+        Plain values for the file. All variants have ``variant`` and ``length``. A rotary variant
+        also has ``rotations``, by layer type: ``pairs``, the number of pairs; ``pairs_turned``,
+        how many of them the variant turns by `MIN_TURN` radians or more at the largest offset;
+        ``largest_turn``, the largest such turn in radians; and ``attention_factor``, the factor on
+        cosines and sines. A window has ``narrowed_layers``, the layers that it narrows, and
+        ``hidden_from_last``, the number of tokens that the last query loses in the widest of them.
+        ``no_causal`` has ``future_keys``, the number of keys that the first query gains.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Variants of one checkpoint at inference: rotary scalings, a sliding window, no causal mask.
 
-A rotary embedding turns pair k of a head's D rotated dimensions by w_k radians per token, where
-w_k = theta^(-2k/D). The rotary variants change w_k in the configuration, before the model is made;
-the others are an `Intervention`, which the attention applies.
+A rotary embedding turns pair k of a head's D rotated dimensions by w_k = theta^(-2k/D) radians per
+token. The rotary variants change w_k in the configuration, before the model is made. The other
+variants are an `Intervention`, which is applied in the attention.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ VARIANTS = {
 }
 DEFAULTS = {"ntk": 8.0, "linear": 8.0, "yarn": 8.0, "window": 64.0}
 ROTARY = ("ntk", "linear", "yarn", "llama3")
-# Of Llama 3.1 (its configuration file), but for the length, which is the model's own.
+# The parameters of Llama 3.1's configuration, except the length, which is the model's own.
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-# Where layers have rotations by type, only these are scaled: the others never look further than
-# their window, and models of the kind that were made for longer texts (Gemma 3) leave them alone.
+# If layer types differ in their rotations, only this type is scaled. The others never look further
+# than their window, and models that were extended to longer texts (Gemma 3) do not scale them.
 GLOBAL = "full_attention"
 LARGEST = 10**9
-# A rotary variant that turns every pair by less (radians) over the whole length counts as inert.
+# A rotary variant is inert if it turns every pair by less than this over the whole length, in
+# radians.
 MIN_TURN = 0.1
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A named change of a model's attention.
+    """A named change of a model's attention at inference; `VARIANTS` lists the names.
 
     Parameters
     ----------
     kind : str
-        The name without its number.
-    value : float or None
-        The number in brackets.
+        The name without its number, such as ``"ntk"``.
+    value : float or None, default=None
+        The number in parentheses.
     """
 
     kind: str
@@ -61,23 +62,29 @@ class Variant:
 
     @property
     def is_rotary(self) -> bool:
-        """Whether the rotary embedding is what changes."""
+        """Whether the variant changes the rotary embedding."""
         return self.kind in ROTARY
 
     @property
     def intervention(self) -> Intervention:
-        """What changes in the mask."""
+        """The change of the mask; none for rotary variants."""
         if self.kind == "window" and self.value is not None:
             return Intervention(window=int(self.value))
         return Intervention(causal=self.kind != "no_causal")
 
     def check_length(self, length: int) -> None:
-        """Refuse a length at which the variant is inert whatever the model.
+        """Refuse a length at which the variant is inert in every model.
+
+        Parameters
+        ----------
+        length : int
+            Number of tokens of the longest sequence.
 
         Raises
         ------
         ModelError
-            If no sequence of `length` tokens is longer than the window, or has a future to show.
+            If the sequence is not longer than the window, or, without a causal mask, has only one
+            token.
         """
         window = self.intervention.window
         if window is not None and window >= length:
@@ -90,7 +97,7 @@ class Variant:
 
     @property
     def reach(self) -> float:
-        """How many times as many positions as the checkpoint's own the rotation is made for."""
+        """Factor by which the variant extends the length for which the checkpoint was made."""
         if not self.is_rotary:
             return 1.0
         return float(LLAMA3["factor"]) if self.value is None else self.value
@@ -98,13 +105,18 @@ class Variant:
     def change_config(self, config: Any) -> None:
         """Change the rotary embedding of a configuration, in place.
 
-        The checkpoint's own parameters stay in the configuration as ``posprobe_standard_rope``.
-        Where they are nested by layer type, those of full attention are changed.
+        The checkpoint's own parameters are kept in the configuration as ``posprobe_standard_rope``.
+        If the parameters are nested by layer type, only those of full attention are changed.
+
+        Parameters
+        ----------
+        config : transformers configuration
+            Configuration to change. Variants that are not rotary leave it alone.
 
         Raises
         ------
         ModelError
-            If the variant scales rotary embeddings and the model has none, or other ones already.
+            If the variant is rotary and the model has no rotary embedding or already scales it.
         """
         if not self.is_rotary:
             return
@@ -147,12 +159,22 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Read a variant such as ``ntk(8)``; a bare name takes its default number.
+    """Parse the name of a variant.
+
+    Parameters
+    ----------
+    text : str
+        One of `VARIANTS`, such as ``ntk(8)`` or ``no_causal``. A name without its number gets the
+        default: 64 tokens for ``window``, 8 for the others.
+
+    Returns
+    -------
+    Variant
 
     Raises
     ------
     ModelError
-        If the name is unknown or the number makes no sense.
+        If the name is unknown, its number is out of range, or it takes no number.
 
     Examples
     --------

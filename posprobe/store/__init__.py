@@ -1,9 +1,9 @@
-"""Captures on disk: one HDF5 file, laid out once, filled in place, and read without copying.
+"""Write captures to HDF5 files and read them back without copying.
 
 The number of sequences and every shape are known before a capture starts. So the file is laid out
-completely first, and activations are then written into it at fixed places, which never touches
-HDF5's own metadata: a process killed at any moment leaves a file that can be resumed. The format is
-written down in ``docs/format.md``, whose tables come from `posprobe.store.layout`.
+completely first, and activations are then written into it at fixed places. This never changes
+HDF5's own metadata, so a process that is killed at any moment leaves a file that can be resumed.
+The format is described in ``docs/format.md``, whose tables come from `posprobe.store.layout`.
 """
 
 from posprobe.store.background import BackgroundWriter

@@ -1,4 +1,4 @@
-"""Write while the next layer is being computed."""
+"""Write one layer in a background thread while the next is being computed."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["BackgroundWriter"]
 
 
 class BackgroundWriter:
-    """Hand what is written to one thread: same order, same bytes, same journal.
+    """Write with a `StoreWriter` in a separate thread, in the same order.
 
     Parameters
     ----------
     writer : StoreWriter
-        Nobody else may use it until the context is left.
-    max_bytes : int
-        What may wait to be written; beyond it `put` waits, so memory does not grow where the
-        disk is slower than the model. One array may always wait.
+        Writer to use; nothing else may use it until the context is left.
+    max_bytes : int, default=128 * 2**20
+        Bytes that may wait to be written. Beyond that `put` blocks, so memory does not grow if the
+        disk is slower than the model. One array of any size may always wait.
 
     Raises
     ------
     StoreError
-        From `put`, `advance` or at the end of the context: whatever the writer refused. Nothing
-        that was handed over after it is written.
+        If the writer refuses something. The error is raised by a later `put`, `advance` or `flush`
+        or at the end of the context, and nothing after the refused call is written.
 
     Notes
     -----
-    Where the context is left by an error, what was handed over before is written all the same.
+    If the context is left by an exception, everything handed over before it is still written.
 
     Examples
     --------
@@ -55,15 +55,31 @@ class BackgroundWriter:
         self._failed = False
 
     def put(self, quantity: str, values: np.ndarray, layer: int | None = None) -> None:
-        """As `StoreWriter.put`; the array must not change afterwards."""
+        """Queue a call of `StoreWriter.put`; the array must not change afterwards.
+
+        Parameters
+        ----------
+        quantity : str
+            A kept activation quantity.
+        values : ndarray
+            With `layer`, of shape (batch, ...); without, (layers, batch, ...).
+        layer : int, optional
+            Layer number.
+        """
         self._submit(values.nbytes, self._writer.put, quantity, values, layer)
 
     def advance(self, n_sequences: int) -> None:
-        """As `StoreWriter.advance`."""
+        """Queue a call of `StoreWriter.advance`.
+
+        Parameters
+        ----------
+        n_sequences : int
+            Number of sequences in the batch.
+        """
         self._submit(0, self._writer.advance, n_sequences)
 
     def flush(self) -> None:
-        """Wait until all that was handed over is written."""
+        """Wait until everything in the queue is written."""
         while self._waiting:
             self._collect()
 
@@ -72,7 +88,7 @@ class BackgroundWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for what is left; an error on the way out does not hide another."""
+        """Wait for the queue; after an exception, do not hide it behind an error of the writer."""
         self._pool.shutdown(wait=True)
         if kind is None:
             self.flush()

@@ -1,4 +1,4 @@
-"""The files around a capture: names, locks, atomic replacement, and one-line refusals."""
+"""Names, locks and atomic replacement of a capture's files, and one-line refusals."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ __all__ = [
 ]
 
 RESUME = "run the same capture again with --resume"
-LOCKING = "POSPROBE_LOCKING"  # an environment variable: "off" where a file system has no locks
+LOCKING = "POSPROBE_LOCKING"  # environment variable; "off" is for file systems without locks
 
 
 def suffixed(path: Path, suffix: str) -> Path:
-    """Return `path` with `suffix` after its whole name."""
+    """Return `path` with `suffix` appended to its whole name."""
     return path.with_name(path.name + suffix)
 
 
 def partial_path(path: Path) -> Path:
-    """Name of the unfinished capture of `path`."""
+    """Return the name of the unfinished capture of `path`."""
     return suffixed(path, ".partial")
 
 
 def journal_path(path: Path) -> Path:
-    """Name of the record of what is safely on disk."""
+    """Return the name of the journal, which records what is safely on disk."""
     return suffixed(path, ".journal")
 
 
 def shard_folder(path: Path) -> Path:
-    """Name of the folder of shards of `path`."""
+    """Return the name of the folder that holds the shards of `path`."""
     return suffixed(path, ".shards")
 
 
 def remove_shards(path: Path) -> None:
-    """Remove the shards of a complete file, with what killed workers left among them."""
+    """Remove the shards of a complete file and whatever killed workers left in their folder."""
     folder = shard_folder(path)
     for shard in folder.glob("*-*.h5*"):
         shard.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # there is none, or a lost worker still writes into it
+    with contextlib.suppress(OSError):  # it does not exist, or a lost worker still writes into it
         folder.rmdir()
 
 
 @contextlib.contextmanager
 def refusing(path: Path, action: str) -> Iterator[None]:
-    """Turn an operating system's error into a one-line StoreError that names `path`."""
+    """Turn an error of the operating system into a one-line StoreError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -74,7 +74,7 @@ def refusing(path: Path, action: str) -> Iterator[None]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all, and durably."""
+    """Write a small file durably, either completely or not at all."""
     temporary = suffixed(path, ".tmp")
     with open(temporary, "wb") as file:
         file.write(content)
@@ -84,7 +84,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +93,14 @@ def sync(path: Path) -> None:
 
 
 def lock(path: Path) -> int:
-    """Hold ``PATH.lock`` as the only writer of `path`; the system releases it with the process.
+    """Lock ``PATH.lock`` as the only writer of `path`.
+
+    The operating system releases the lock when the process ends.
+
+    Parameters
+    ----------
+    path : Path
+        Name of the complete file.
 
     Returns
     -------
@@ -103,7 +110,8 @@ def lock(path: Path) -> int:
     Raises
     ------
     StoreError
-        If another writer holds it, or the folder cannot be written.
+        If `path` is reserved for unfinished captures, another writer holds the lock, the file
+        system has no locks, or the folder cannot be written.
     """
     for ending in (".partial", ".journal", ".lock"):
         if path.name.endswith(ending):
@@ -111,7 +119,7 @@ def lock(path: Path) -> int:
                 f"{path.name} is a name of posprobe's own for unfinished captures: choose one that "
                 f"does not end in {ending}"
             )
-    import fcntl  # only writers need it, and Windows, where stores can be read, has none
+    import fcntl  # only writers need it; Windows, where stores can only be read, does not have it
 
     name = suffixed(path, ".lock")
     while True:
@@ -134,11 +142,11 @@ def lock(path: Path) -> int:
             os.close(descriptor)
             name.unlink(missing_ok=True)
             raise without_locks(path, error) from error
-        os.close(descriptor)  # the holder before us removed this very file: take the new one
+        os.close(descriptor)  # the previous holder removed this file, so open the new one
 
 
 def without_locks(path: Path, error: OSError) -> StoreError:
-    """The refusal of a file on a file system that cannot lock it."""
+    """Return the refusal of a file whose file system cannot lock it."""
     return StoreError(
         f"{path}: its file system has no locks ({_file_system(path)}: "
         f"{error.strerror}): use another, or set {LOCKING}=off where "
@@ -147,7 +155,7 @@ def without_locks(path: Path, error: OSError) -> StoreError:
 
 
 def _file_system(path: Path) -> str:
-    """Type and mount point of the file system of `path`, where the system lists them."""
+    """Describe the file system of `path` by type and mount point, if the system lists them."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""HDF5 itself: laying a file out, opening it against what it must hold, and finding its arrays."""
+"""Lay out an HDF5 file, open it against the expected schema, and locate its arrays."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from posprobe.store.layout import (
 
 __all__ = ["Place", "compare", "create_file", "locate", "open_complete"]
 
-# Metadata of 1.8 have checksums, and no "open for writing" mark that a killed process would leave.
+# Metadata of version 1.8 have checksums, and lack the "open for writing" mark that a killed process
+# would leave behind.
 _LIBVER = ("v108", "v108")
 _ALIGNMENT = 64
 
 
 class Place(NamedTuple):
-    """Where the raw bytes of a data set lie in its file, little-endian and in C order."""
+    """Location of the raw bytes of a data set in its file, little-endian and in C order."""
 
     offset: int
     shape: tuple[int, ...]
@@ -44,16 +45,16 @@ class Place(NamedTuple):
 
 
 class _Quiet(io.FileIO):
-    """A new file that keeps its first error to itself.
+    """A new file that remembers its first error instead of raising it.
 
-    HDF5 answers a write that fails with pages of text, and may crash as it closes the file. So it
-    is told that all went well, and whoever made the file looks at `failed`.
+    When a write fails, HDF5 prints pages of text and may crash while it closes the file. So HDF5 is
+    told that every write succeeded, and the caller checks `failed` afterwards.
     """
 
     failed: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of it, or remember why not."""
+        """Write all of `data`, or remember the error."""
         rest = memoryview(data)
         with self._remembered():
             while rest:
@@ -61,7 +62,7 @@ class _Quiet(io.FileIO):
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the size, or remember why not."""
+        """Set the size, or remember the error."""
         with self._remembered():
             super().truncate(size)
         return size or 0
@@ -75,7 +76,22 @@ class _Quiet(io.FileIO):
 
 
 def create_file(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None:
-    """Lay out every data set at its full size, write attributes and index, and sync to disk."""
+    """Lay out every data set at its full size, write attributes and index, and sync to disk.
+
+    Parameters
+    ----------
+    path : Path
+        File to create.
+    header : Header
+        Shapes and attributes.
+    index : mapping of str to array
+        Index data sets, in their stored types.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
     with _Quiet(path, "w+") as target:
         try:
             _lay_out(target, header, index)
@@ -102,7 +118,7 @@ def _lay_out(target: io.FileIO, header: Header, index: Mapping[str, np.ndarray])
 
 
 def _describe(dataset: h5py.Dataset, quantity: DataSet) -> None:
-    """Say what a data set is to tools that do not know posprobe; no reader needs it."""
+    """Describe a data set for tools that do not know posprobe; no reader depends on this."""
     _write_attribute(dataset, "long_name", quantity.meaning)
     _write_attribute(dataset, "units", quantity.unit)
     _write_attribute(dataset, "axes", ", ".join(quantity.axes))
@@ -111,7 +127,7 @@ def _describe(dataset: h5py.Dataset, quantity: DataSet) -> None:
 def _write_attribute(
     owner: h5py.File | h5py.Dataset, name: str, value: str | int | tuple[int, ...]
 ) -> None:
-    if isinstance(value, str):  # fixed length: text of variable length lies outside the checksums
+    if isinstance(value, str):  # of fixed length, since checksums do not cover variable lengths
         text = value.encode()
         dtype = h5py.string_dtype("utf-8", max(1, len(text)))
         owner.attrs.create(name, np.array(text, f"S{dtype.itemsize}"), dtype=dtype)
@@ -135,8 +151,8 @@ def open_complete(path: Path) -> Header:
     Raises
     ------
     StoreError
-        If it is missing, no HDF5, of another format or version, incomplete, or truncated; if an
-        attribute is not of its kind, contradicts another, or is not what was written.
+        If the file is missing, incomplete, truncated, not HDF5, or of another format or version; or
+        if an attribute is invalid, contradicts another, or is not what was written.
     """
     if path.name.endswith(".partial") and path.exists():
         raise StoreError(f"{path} is an incomplete capture: {RESUME}")
@@ -167,8 +183,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     Raises
     ------
     StoreError
-        If it does not exist, is not an HDF5 file, is shorter than its layout, is being written by
-        another process, cannot be locked, or its structure is damaged.
+        If the file does not exist, is not HDF5, is truncated or damaged, is being written by
+        another process, or cannot be locked.
     """
     if not path.is_file():
         raise StoreError(f"{path} is not a file: pass the name of a capture (posprobe capture -o)")
@@ -192,7 +208,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def _locked(path: Path, error: OSError) -> StoreError:
-    """The refusal of a file that HDF5 could not lock; its text alone says why."""
+    """Return the refusal of a file that HDF5 could not lock; only the error's text says why."""
     found = re.search(r"errno = (\d+)", str(error))
     code = int(found[1]) if found else errno.EAGAIN
     if code == errno.EAGAIN:
@@ -201,13 +217,13 @@ def _locked(path: Path, error: OSError) -> StoreError:
 
 
 def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
-    """The root attributes of the format, as plain values; bytes that are no text stay visible."""
+    """Return the format's root attributes as plain values; bytes that are not UTF-8 are kept."""
     found = {}
     for name in ATTRIBUTES:
         if name in file.attrs:
             try:
                 value = file.attrs[name]
-            except Exception as error:  # h5py raises what it likes for types that it does not know
+            except Exception as error:  # h5py raises various errors for types it does not know
                 raise StoreError(
                     f"{path}: attribute '{name}' cannot be read: copy the file again, or capture "
                     "again"
@@ -237,13 +253,24 @@ def _read_header(path: Path, attributes: Mapping[str, Any]) -> Header:
 
 
 def locate(path: Path, header: Header) -> dict[str, Place]:
-    """Find the bytes of every data set that `header` promises.
+    """Locate the bytes of every data set that `header` describes.
+
+    Parameters
+    ----------
+    path : Path
+        File to look into.
+    header : Header
+        Header of the file.
+
+    Returns
+    -------
+    dict of str to Place
 
     Raises
     ------
     StoreError
-        If one is missing, compressed or chunked, or of another shape or type: the message names
-        its path, what was expected and what was found.
+        If a data set is missing, compressed or chunked, or of another shape or type. The message
+        says what was expected and what was found.
     """
     with open_hdf5(path) as file:
         return {name: _place(path, file, name, header) for name in header.datasets()}
@@ -270,12 +297,21 @@ def _place(path: Path, file: h5py.File, name: str, header: Header) -> Place:
 
 
 def compare(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None:
-    """Refuse to resume into a file of another capture.
+    """Refuse to resume into the file of another capture.
+
+    Parameters
+    ----------
+    path : Path
+        Existing file.
+    header : Header
+        Header of the capture that wants to go on.
+    index : mapping of str to array
+        Index data sets of that capture, in their stored types.
 
     Raises
     ------
     StoreError
-        Naming the first attribute or data set that differs.
+        If an attribute or a data set differs; the message names the first.
     """
     with open_hdf5(path) as file:
         changed = difference(_attributes(path, file), header.attributes())

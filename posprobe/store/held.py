@@ -1,4 +1,4 @@
-"""Quantities of a capture held in memory, read as if they stood in a file."""
+"""Hold quantities of a capture in memory, and read them as if they were in a file."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ __all__ = ["HeldStore"]
 
 
 class HeldStore(ActivationStore):
-    """A store without a file: it takes quantities from a capture and holds them.
+    """A store in memory, which receives quantities from a capture.
 
-    Whatever reads an `ActivationStore` reads it, with the same result to the last bit: position
-    effects need some bytes per query and head, where the residual stream needs kilobytes.
+    A `HeldStore` is a consumer for `posprobe.capture`. Everything that reads an `ActivationStore`
+    also reads a `HeldStore`, with bit-identical results. It suits quantities that need only a few
+    bytes per query and head, such as those of position effects, rather than the residual stream.
 
     Parameters
     ----------
     quantities : collection of str
-        Names that are held, of `DATA_SETS`.
+        Names of the data sets to hold, from `DATA_SETS`.
 
     Notes
     -----
-    The residual stream comes as float32, whatever the file's ``dtype``.
+    The residual stream is held as float32, even if the file's ``dtype`` is float16.
 
     Examples
     --------
@@ -47,7 +48,15 @@ class HeldStore(ActivationStore):
         self._arrays: dict[str, np.ndarray] = {}
 
     def begin(self, header: Header, index: Mapping[str, np.ndarray]) -> None:
-        """Make room for a capture with this header and index; what was held is dropped."""
+        """Allocate arrays for a capture and drop those of any earlier one.
+
+        Parameters
+        ----------
+        header : Header
+            Header of the capture.
+        index : mapping of str to ndarray
+            Index data sets, by name.
+        """
         held = tuple(name for name in DATA_SETS if name in self.quantities)
         header = replace(header, quantities=held, dtype="float32")
         arrays = {name: np.asarray(index[name]) for name in header.index}
@@ -60,11 +69,37 @@ class HeldStore(ActivationStore):
         self._describe(header)
 
     def consume(self, quantity: str, layer: int, sequences: slice, values: np.ndarray) -> None:
-        """Take one quantity of one layer for some sequences."""
+        """Store one quantity of one layer for some sequences.
+
+        Parameters
+        ----------
+        quantity : str
+            Name of the quantity.
+        layer : int
+            Number of the layer.
+        sequences : slice
+            Numbers of the sequences.
+        values : ndarray of shape (batch, ...)
+            Their values.
+        """
         self._arrays[quantity][self.header.row(quantity, layer), sequences] = values
 
     def read(self, quantity: str, layer: int | None = None, sequences: Any = None) -> np.ndarray:
-        """As `ActivationStore.read`.
+        """Return a data set, or one layer of it, as a read-only array.
+
+        Parameters
+        ----------
+        quantity : str
+            Name of a data set that is held.
+        layer : int, optional
+            Number of the layer.
+        sequences : slice or array of int, optional
+            Sequences to return. By default, all.
+
+        Returns
+        -------
+        ndarray
+            Shape and unit as in `ActivationStore.read`.
 
         Raises
         ------
@@ -89,23 +124,40 @@ class HeldStore(ActivationStore):
     def blocks(
         self, quantity: str, layer: int, n_sequences: int
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """As `ActivationStore.blocks`."""
+        """Iterate over one layer in blocks of sequences; see `ActivationStore.blocks`.
+
+        Parameters
+        ----------
+        quantity : str
+            Name of a data set with a layer axis.
+        layer : int
+            Number of the layer.
+        n_sequences : int
+            Sequences per block; the last block may be shorter.
+
+        Yields
+        ------
+        sequences : slice
+            Numbers of the sequences in the block.
+        block : ndarray of shape (block, ...)
+            Their values, as a writable copy.
+        """
         for start in range(0, self.n_sequences, n_sequences):
             part = slice(start, min(start + n_sequences, self.n_sequences))
             yield part, self.read(quantity, layer, part).copy()
 
     def verify(self) -> int:
-        """Compare nothing: what is held was never written."""
+        """Return 0, the number of digests compared, since nothing was written to a file."""
         return 0
 
     def release(self) -> None:
-        """Give nothing back: there is no file to read it from again."""
+        """Do nothing, since there is no file from which the arrays could be read again."""
 
     def close(self) -> None:
-        """Do nothing: what is held stays."""
+        """Do nothing; the arrays stay in memory."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Go to another process with all that is held."""
+        """Pickle the store with all of its arrays."""
         return _restored, (self.quantities, self.header, self._arrays)
 
 

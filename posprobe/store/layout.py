@@ -1,7 +1,7 @@
-"""What a capture file holds: a table of data sets, a table of attributes, and a capture's header.
+"""What a capture file holds: its data sets, its attributes, and the header that describes them.
 
-The layout, ``docs/format.md``, the checks of the reader and ``posprobe inspect`` all come from
-`DATA_SETS` and `ATTRIBUTES`.
+`DATA_SETS` and `ATTRIBUTES` define the layout, the tables of ``docs/format.md``, the checks of the
+reader, and the output of ``posprobe inspect``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 FORMAT = "posprobe"
 VERSION = 2
 READABLE = (1, VERSION)
-# Where a header's configuration says how scores move with position by themselves.
+# Key in a header's configuration that says how scores themselves change with position.
 OWN_POSITION = "posprobe_own_position"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
@@ -60,16 +60,17 @@ class DataSet:
     ----------
     axes : tuple of str
         Symbols of the axes, outermost first: L layers, L+1 layers and the last block's output,
-        R kept residual layers, S sequences, T tokens, Q stored queries, K those of the residual
-        stream, H heads, D offsets, P prefixes, W window rows, d width, G digests.
+        R kept residual layers, S sequences, T tokens, Q stored queries, K queries whose residual
+        stream is stored, H heads, D offsets, P prefixes, W window rows, d width, G digests.
     dtype : str
         Little-endian NumPy type; ``"float"`` is the header's ``dtype`` (float32 or float16).
     unit : str
         ``"nats"``, ``"tokens"``, or ``"1"`` for a pure number.
     meaning : str
-        One phrase for people.
-    nan : bool
-        Whether it may contain NaN, where the quantity does not exist; it never has infinities.
+        One phrase for people to read.
+    nan : bool, default=False
+        Whether the data set may contain NaN where the quantity does not exist. Infinities are never
+        allowed.
     """
 
     axes: tuple[str, ...]
@@ -80,7 +81,7 @@ class DataSet:
 
     @property
     def by_layer(self) -> bool:
-        """Whether the first axis is layers."""
+        """Whether the first axis is a layer axis."""
         return self.axes[:1] != () and self.axes[0] in _LAYER_AXES
 
 
@@ -150,7 +151,9 @@ def _attribute(kind: Kind, meaning: str, **default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything that is known of a capture before it starts; the root attributes of its file.
+    """Everything that is known about a capture before it starts.
+
+    The fields are the root attributes of the file. `ATTRIBUTES` says what each of them means.
 
     Raises
     ------
@@ -228,7 +231,7 @@ class Header:
     version: int = _attribute(Integer(1), "version of this format", default=VERSION)
 
     def __post_init__(self) -> None:
-        """Bring every field to its kind, and refuse contradictions."""
+        """Convert every field to its kind, and refuse contradictions."""
         if self.residual_layers is None:
             n_layers = _COUNT.checked("n_layers", self.n_layers)
             object.__setattr__(self, "residual_layers", tuple(range(n_layers + 1)))
@@ -242,7 +245,7 @@ class Header:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Length of every axis by its symbol."""
+        """Length of every axis, by the symbol of the axis."""
         sizes = {
             "L": self.n_layers,
             "L+1": self.n_layers + 1,
@@ -262,15 +265,15 @@ class Header:
 
     @property
     def index(self) -> tuple[str, ...]:
-        """Names of the data sets with one row per sequence that are known beforehand."""
+        """Names of the index data sets, known beforehand, which have one row per sequence."""
         return _INDEX
 
     def with_sequences(self, n_sequences: int) -> Header:
-        """The header of a file with fewer or more sequences of the same capture."""
+        """Return the header of a file with another number of sequences of the same capture."""
         return replace(self, n_sequences=n_sequences)
 
     def with_layer(self, layer: int) -> Header:
-        """The header of a file with one layer of the same capture, which is number 0 there."""
+        """Return the header of a file with one layer of the capture, which becomes layer 0."""
         return replace(
             self,
             n_layers=1,
@@ -279,38 +282,44 @@ class Header:
         )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of data set `name`, whether or not it is kept."""
+        """Return the shape of data set `name`, whether or not it is kept."""
         return tuple(self.sizes[axis] for axis in DATA_SETS[name].axes)
 
     def stored_dtype(self, name: str) -> np.dtype:
-        """Type in which data set `name` is stored."""
+        """Return the type in which data set `name` is stored."""
         code = DATA_SETS[name].dtype
         return np.dtype(_RESIDUAL_TYPES[self.dtype] if code == "float" else code)
 
     def datasets(self) -> tuple[str, ...]:
-        """Names of every data set in the file, in the order of the table."""
+        """Return the names of all data sets in the file, in the order of `DATA_SETS`."""
         absent = {*_ACTIVATIONS} - {*self.quantities} | ({"digest"} if self.version == 1 else set())
         return tuple(name for name in DATA_SETS if name not in absent)
 
     def parts(self) -> tuple[tuple[str, int | None], ...]:
-        """What has a digest of its own, in the order of `digest`: data sets, layer by layer."""
+        """Return the parts that have digests, in the order of the data set `digest`.
+
+        Returns
+        -------
+        tuple of (str, int or None)
+            Name of a data set and number of its layer; None for index data sets.
+        """
         kept = [name for name in _ACTIVATIONS if name in self.quantities]
         layers = [(name, layer) for name in kept for layer in self.layers(name)]
         return tuple((name, None) for name in _INDEX) + tuple(layers)
 
     def nbytes(self, name: str) -> int:
-        """Size of data set `name`, in bytes."""
+        """Return the size of data set `name` in bytes."""
         return math.prod(self.shape(name)) * self.stored_dtype(name).itemsize
 
     def layers(self, name: str) -> tuple[int, ...]:
-        """Layer numbers of the rows of data set `name`."""
+        """Return the layer number of each row of data set `name`."""
         axis = DATA_SETS[name].axes[0]
         if axis == "R":
             return self.residual_layers or ()
         return tuple(range(self.n_layers + (axis == "L+1")))
 
     def row(self, name: str, layer: int) -> int:
-        """Index along the first axis of data set `name` that holds `layer`.
+        """Return the index of `layer` along the first axis of data set `name`.
 
         Raises
         ------
@@ -326,7 +335,13 @@ class Header:
         return kept.index(layer)
 
     def attributes(self) -> dict[str, Any]:
-        """Root attributes as they are written: text, integers, integer arrays, and JSON text."""
+        """Return the root attributes as they are written to a file.
+
+        Returns
+        -------
+        dict of str to (str, int or list of int)
+            Objects and lists of objects are JSON text.
+        """
         values: dict[str, Any] = {"format": FORMAT}
         for item in fields(self):
             values[item.name] = item.metadata["kind"].written(item.name, getattr(self, item.name))
@@ -336,10 +351,19 @@ class Header:
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Header:
         """Rebuild a header from the root attributes of a file.
 
+        Parameters
+        ----------
+        attributes : mapping of str to object
+            Root attributes as plain values.
+
+        Returns
+        -------
+        Header
+
         Raises
         ------
         StoreError
-            If an attribute is missing or is not of its kind.
+            If an attribute is missing or invalid, or contradicts another.
         """
         values = {}
         for item in fields(cls):
@@ -414,17 +438,20 @@ def _check_heads(header: Header) -> None:
 
 
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Name the first root attribute, or key within a JSON attribute, in which two files differ.
+    """Describe the first difference between the root attributes of a file and those to be written.
 
     Parameters
     ----------
-    there, now : mapping
-        Attributes as `Header.attributes` returns them: of a file, and as they would be written.
+    there : mapping of str to object
+        Attributes of the file, as `Header.attributes` returns them.
+    now : mapping of str to object
+        Attributes as they would be written now.
 
     Returns
     -------
     str or None
-        ``"attribute 'seed' is 1 in the file, 0 now"``; None where nothing differs.
+        The first attribute, or key within a JSON attribute, that differs, as in
+        ``"attribute 'seed' is 1 in the file, 0 now"``. None if nothing differs.
     """
     absent = object()
     for name in dict.fromkeys([*now, *there]):

@@ -1,4 +1,4 @@
-"""Read a complete capture."""
+"""Read complete captures."""
 
 from __future__ import annotations
 
@@ -23,56 +23,72 @@ from posprobe.store.values import check_index, check_stored, is_finite
 __all__ = ["ActivationStore"]
 
 _READ_AHEAD = 64 * 2**20
-_CHUNK = 2**20  # bytes that are digested and looked at while they are in the processor's cache
+_CHUNK = 2**20  # bytes that are digested and checked while they are in the processor's cache
 
 
 def _read_ahead(mapped: mmap.mmap, offset: int, n_bytes: int) -> None:
-    """Ask for what will be read in one go, where the system can; page faults ask piecemeal."""
+    """Ask the system, if it can, to load the bytes at once rather than one page fault at a time."""
     if hasattr(mmap, "MADV_WILLNEED"):
         start = offset - offset % mmap.PAGESIZE
         mapped.madvise(mmap.MADV_WILLNEED, start, min(offset + n_bytes - start, _READ_AHEAD))
 
 
 class ActivationStore:
-    """Read a complete capture; arrays are mapped from the file, not copied.
+    """Read a complete capture without copying its arrays, which are mapped from the file.
 
     Parameters
     ----------
     path : str or Path
-        A file that ``posprobe capture`` completed. The store pickles by this path.
-    verify : bool
-        Whether each layer is checked when it is first read: against its digest, where the file has
-        any, and for values that are not finite. That reads the layer once more, at one to two
-        gigabytes a second; opening a file checks attributes and index data sets in any case.
+        A file that ``posprobe capture`` completed. The store is pickled as this path.
+    verify : bool, default=True
+        Whether to check each layer when it is first read, against its digest if the file has
+        digests, and for values that are not finite. The check reads the layer once more, at one to
+        two gigabytes per second. Attributes and index data sets are always checked on opening.
 
     Attributes
     ----------
     header : Header
         Shapes and provenance.
-    model, design : str
-        Name of the model and of the stimulus design.
-    n_layers, n_heads, n_sequences, length : int
-        L, H, S, and T, the tokens of the longest sequence.
-    offsets, prefixes, layer_window : tuple of int
-        D offsets, P prefix lengths, and the L sliding windows (0: full attention), in tokens.
+    model : str
+        Name of the model.
+    design : str
+        Name of the stimulus design.
+    n_layers : int
+        L, the number of layers.
+    n_heads : int
+        H, the number of query heads per layer.
+    n_sequences : int
+        S, the number of sequences.
+    length : int
+        T, the number of tokens of the longest sequence.
+    offsets : tuple of int
+        The D offsets of ``offset_score``, in tokens.
+    prefixes : tuple of int
+        The P prefix lengths of the re-masked quantities, in tokens.
     window : int
-        W, the rows of the re-masked quantities.
-    item, prefix_length, sequence_id : ndarray of shape (S,)
-        Resampling unit, tokens ahead of the window, and number in the stimulus, per sequence.
+        W, the number of rows of the re-masked quantities.
+    layer_window : tuple of int
+        Sliding window of each layer in tokens, 0 for full attention.
+    item : ndarray of shape (S,)
+        Item of each sequence, the unit of resampling.
+    prefix_length : ndarray of shape (S,)
+        Number of tokens ahead of the window of each sequence, 0 in designs without a window.
+    sequence_id : ndarray of shape (S,)
+        Number of each sequence in the stimulus.
     tokens : ndarray of shape (S, T)
-        Token ids, padded with -1.
+        Token ids, padded on the right with -1.
     positions : ndarray of shape (S, Q)
-        Absolute 0-based position of every stored query.
-    residual_positions : ndarray of shape (S, K)
-        The same of the queries whose residual stream was kept, all Q by default.
+        Absolute position of every stored query, from 0.
     residual_rows : ndarray of shape (K,)
-        Numbers of these queries among the Q stored ones.
+        Which of the Q stored queries have a stored residual stream, by default all.
+    residual_positions : ndarray of shape (S, K)
+        Absolute positions of these queries.
 
     Raises
     ------
     StoreError
-        If the file is not HDF5, of another format or version, incomplete, truncated, or if a data
-        set or an attribute is missing, not of the shape that the header says, or not what was
+        If the file is not HDF5, is of another format or version, or is incomplete or truncated; or
+        if a data set or an attribute is missing, contradicts the header, or is not what was
         written.
 
     Examples
@@ -122,59 +138,72 @@ class ActivationStore:
 
     @property
     def n_items(self) -> int:
-        """Number of items, the units of resampling: windows if shifted, sequences elsewhere."""
+        """Number of items: windows in the shifted design, sequences in the other designs."""
         return len(np.unique(self.item))
 
     def tokens_of(self, items: np.ndarray) -> np.ndarray:
-        """Tokens of the sequences of some items, by item and then by prefix length: (S', T)."""
+        """Return the tokens of the sequences of some items.
+
+        Parameters
+        ----------
+        items : array of int
+            Numbers of the items.
+
+        Returns
+        -------
+        ndarray of shape (S', T)
+            Token ids, sorted by item and then by prefix length, padded on the right with -1.
+        """
         order = np.lexsort((self.prefix_length, self.item))
         return self.tokens[order[np.isin(self.item[order], items)]]
 
     @property
     def own_position(self) -> dict[str, Any] | None:
-        """How scores move with position by themselves, a third channel; None where they do not."""
+        """How scores themselves change with position, a third channel; None if they do not."""
         return self.header.config.get(OWN_POSITION)
 
     @property
     def n_digests(self) -> int:
-        """Number of digests in the file; 0 in format 1, which cannot show damage to its data."""
+        """Number of digests in the file; 0 in format 1, in which damaged data go unnoticed."""
         return 1 + len(self.header.parts()) if "digest" in self.header.datasets() else 0
 
     @property
     def layer_types(self) -> tuple[str, ...]:
-        """What each layer sees: ``full``, or ``window(W)`` tokens."""
+        """Kind of attention of each layer: ``full``, or ``window(W)`` with W in tokens."""
         return tuple(f"window({w})" if w else "full" for w in self.layer_window)
 
     def read(self, quantity: str, layer: int | None = None, sequences: Any = None) -> np.ndarray:
-        """Return a stored data set, or one layer of it, as a read-only array on the file.
+        """Return a stored data set, or one layer of it, as a read-only array mapped from the file.
 
         Parameters
         ----------
         quantity : str
             Name of a data set in the file.
         layer : int, optional
-            0-based layer; of ``residual`` the block that is entered, or L for the last output.
+            Layer number, from 0. For ``residual`` it is the block that the stream enters, or L for
+            the output of the last block.
         sequences : slice or array of int, optional
-            Which sequences; a slice copies nothing.
+            Sequences to return, by default all. A slice does not copy.
 
         Returns
         -------
         ndarray
-            Shape as in ``docs/format.md``, without the first axis where `layer` is given, in the
-            stored type (``residual`` may be float16: widen it before summing).
+            Shape and unit are those in ``docs/format.md``, without the first axis if `layer` is
+            given. The type is the stored one; ``residual`` may be float16, so widen it before
+            summing.
 
         Raises
         ------
         StoreError
             If the quantity or the layer was not kept, the store is closed, the file has shrunk
-            since it was opened, or what is read for the first time is not what was written or not
+            since it was opened, or data read for the first time are not what was written or not
             finite.
 
         Notes
         -----
-        Arrays stay valid after `close`, which only drops the store's own hold on the file. They are
-        the file: one that shrinks while an array is in use takes the process with it (SIGBUS),
-        which no program can turn into an error. Whatever is read after it shrank is refused.
+        Arrays stay valid after `close`, which only drops the store's own hold on the file. If the
+        file shrinks while an array is in use, the operating system ends the process (SIGBUS), which
+        cannot be turned into an error. Reading from a file that has already shrunk is refused.
         """
         place = self._place(quantity, layer)
         mapped = self._mapped()
@@ -193,38 +222,42 @@ class ActivationStore:
         return array[:, sequences] if by_layer else array[sequences]
 
     def normalizer(self, layer: int) -> np.ndarray:
-        """Log-normalizer of `layer`, in nats: array of shape (S, Q, H) on the file."""
+        """Return the log-normalizer of `layer` in nats, an array of shape (S, Q, H)."""
         return self.read("normalizer", layer)
 
     def residual(self, layer: int) -> np.ndarray:
-        """Residual stream entering block `layer` (L: the last output), of shape (S, K, d)."""
+        """Return the residual stream that enters block `layer`, an array of shape (S, K, d).
+
+        Layer L is the output of the last block.
+        """
         return self.read("residual", layer)
 
     def blocks(
         self, quantity: str, layer: int, n_sequences: int
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Stream one layer in blocks of sequences, in memory that does not grow with S.
+        """Iterate over one layer in blocks of sequences; memory does not grow with S.
 
         Parameters
         ----------
         quantity : str
             Name of a data set with a layer axis.
         layer : int
-            0-based layer.
+            Layer number, from 0.
         n_sequences : int
             Sequences per block; the last block may be shorter.
 
         Yields
         ------
         sequences : slice
-            Which sequences these are.
-        block : ndarray
-            Their values, a writable copy; float16 comes widened to float32.
+            Numbers of the sequences in the block.
+        block : ndarray of shape (block, ...)
+            Their values, as a writable copy; float16 is widened to float32.
 
         Raises
         ------
         StoreError
-            If the quantity or layer was not kept, or `n_sequences` is below 1.
+            If the quantity or layer was not kept, `n_sequences` is below 1, or the file was
+            replaced or has shrunk.
         """
         if n_sequences < 1:
             raise StoreError(f"blocks: n_sequences is {n_sequences}: it must be at least 1")
@@ -252,14 +285,14 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            If nothing of that name is in the file; the message says what is.
+            If the file has no data set of that name; the message lists those it has.
         """
         if hook := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", name):
             return self.residual(int(hook[1]) + (hook[2] == "post"))
         return self.read(name)
 
     def verify(self) -> int:
-        """Check the whole file: every digest, and that every value is finite that should be.
+        """Check every digest of the file, and that values are finite wherever they must be.
 
         Returns
         -------
@@ -269,7 +302,8 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            Naming the first data set, and its layer, that is not what was written.
+            If a data set is not what was written, or not finite; the message names the first and
+            its layer.
         """
         self._unchecked = set(self._row)
         for quantity, layer in self._row:
@@ -282,8 +316,8 @@ class ActivationStore:
         Returns
         -------
         dict
-            ``path``, ``bytes``, ``digests`` (how many, 0 in format 1), ``attributes`` (by name),
-            and ``rows``: one dict per data set with ``name``, ``axes``, ``shape``, ``dtype``,
+            ``path``; ``bytes``, the size of the file; ``digests``, their number; ``attributes``, by
+            name; and ``rows``, one dict per data set with ``name``, ``axes``, ``shape``, ``dtype``,
             ``unit``, ``bytes`` and ``meaning``.
         """
         header = self.header
@@ -308,12 +342,12 @@ class ActivationStore:
         }
 
     def release(self) -> None:
-        """Give back the memory of what was read; arrays stay valid, and are read again if used."""
+        """Free the memory of the data read so far; arrays stay valid and are read again on use."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Let go of the file; arrays that were read stay valid."""
+        """Close the file; arrays that were already read stay valid."""
         self._map = None
 
     def __enter__(self) -> ActivationStore:
@@ -325,11 +359,11 @@ class ActivationStore:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by path: workers map the file themselves."""
+        """Pickle the store as its path; each worker maps the file itself."""
         return functools.partial(ActivationStore, verify=self._verify), (str(self.path),)
 
     def __repr__(self) -> str:
-        """One line: file, model, design and sizes."""
+        """Return file, model, design and sizes in one line."""
         return (
             f"ActivationStore({str(self.path)!r}: {self.model}, {self.design}, "
             f"{self.n_sequences} sequences, {self.n_layers} layers)"
@@ -365,7 +399,7 @@ class ActivationStore:
         return flat.reshape(place.shape)
 
     def _check(self, quantity: str, layer: int | None) -> None:
-        """Compare one part with its digest, and look for what is not finite, once."""
+        """Check one part against its digest and for values that are not finite, only once."""
         if (quantity, layer) not in self._unchecked:
             return
         place = self._place(quantity, layer)
@@ -379,7 +413,7 @@ class ActivationStore:
         self._unchecked.discard((quantity, layer))
 
     def _digest(self, quantity: str, layer: int | None, place: Place) -> bool:
-        """Compare one part with its digest; return whether all of it is finite."""
+        """Check one part against its digest, and return whether all of its values are finite."""
         data = self._array(place).reshape(-1).view("u1")
         found, finite, signed = begin_digest(quantity, layer), True, self.n_digests > 0
         for start in range(0, data.size, _CHUNK):
@@ -392,7 +426,7 @@ class ActivationStore:
             finite = finite and is_finite(chunk.view(place.dtype))
             if (start + _CHUNK) % _READ_AHEAD == 0:
                 self.release()
-        if data.size > _CHUNK:  # small parts stay, since the next call wants them
+        if data.size > _CHUNK:  # small parts stay in memory, since they are used next
             self.release()
         if signed and found != self._written(quantity, layer):
             where = f"data set '/{quantity}'" + ("" if layer is None else f", layer {layer},")
@@ -403,5 +437,5 @@ class ActivationStore:
         return finite
 
     def _written(self, quantity: str, layer: int | None) -> int:
-        """The digest of one part in the file."""
+        """Return the digest of one part that the file holds."""
         return int(self._array(self._places["digest"])[self._row[quantity, layer]])

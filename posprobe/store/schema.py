@@ -1,7 +1,7 @@
 """What a root attribute may hold: a few kinds of values, and shapes of JSON.
 
-Files come from anywhere. Every attribute passes its kind before anything is computed from it, and
-its text loses whatever a terminal or a page would obey.
+A file may come from anyone. So every attribute is checked against its kind before anything is
+computed from it, and characters that do not print are escaped in its text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON value with all of its text `shown`, keys included."""
+    """Return a JSON value with `shown` applied to all of its text, keys included."""
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, Mapping):
@@ -44,7 +44,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-# A shape names the first part of a JSON value that does not fit: "stimulus.bos is 3, expected ...".
+# A shape is a function that names the first part of a JSON value that does not fit, as in
+# "'stimulus.bos' is 3, expected ...", or returns None.
 Shape = Callable[[str, Any], str | None]
 
 
@@ -56,7 +57,7 @@ def _shape(expected: str, fits: Callable[[Any], bool]) -> Shape:
 
 
 def _object(known: Mapping[str, Shape], others: Shape | None = None) -> Shape:
-    """An object whose known keys, where they are there, have shapes of their own."""
+    """Return the shape of an object; known keys have their own shapes, and any may be absent."""
     object_ = _shape("an object", lambda v: isinstance(v, Mapping) and all(map(_named, v)))
 
     def check(name: str, value: Any) -> str | None:
@@ -95,7 +96,7 @@ def _number(value: Any) -> bool:
 
 
 def _of_head(value: Any, *rest: Callable[[Any], bool]) -> bool:
-    """Whether a list begins with layer, or with layer and head, and goes on as `rest`."""
+    """Whether a list holds a layer number, followed by one value for each check in `rest`."""
     checks = (_whole, *rest)
     return (
         isinstance(value, list | tuple)
@@ -147,15 +148,25 @@ INTERVENTIONS = _list(
 
 
 class Kind:
-    """What one attribute may hold; its text says so, in ``docs/format.md`` and in refusals."""
+    """What one attribute may hold.
+
+    The string form of a kind is its name in ``docs/format.md`` and in refusals.
+    """
 
     def checked(self, name: str, value: Any) -> Any:
         """Return the value as a header holds it.
 
+        Parameters
+        ----------
+        name : str
+            Name of the attribute, for the message.
+        value : object
+            Value to check.
+
         Raises
         ------
         StoreError
-            If it is not of this kind.
+            If the value is not of this kind.
         """
         try:
             return self.held(value)
@@ -165,15 +176,15 @@ class Kind:
             ) from error
 
     def read(self, name: str, value: Any) -> Any:
-        """Return what a file's attribute means."""
+        """Return the plain value of an attribute from a file."""
         return value
 
     def written(self, name: str, value: Any) -> Any:
-        """Return a header's value as a file holds it."""
+        """Return a header's value in the form in which a file holds it."""
         return value
 
     def held(self, value: Any) -> Any:
-        """Return the value, or raise ValueError."""
+        """Return the value converted to this kind, or raise ValueError."""
         raise NotImplementedError
 
 
@@ -192,7 +203,7 @@ class Text(Kind):
 
 @dataclass(frozen=True)
 class Integer(Kind):
-    """A signed integer from `low` on, of `bits` bits without the sign."""
+    """An integer from `low` to 2^`bits` - 1."""
 
     low: int
     bits: int = 31
@@ -209,7 +220,7 @@ class Integer(Kind):
 
 @dataclass(frozen=True)
 class Integers(Kind):
-    """Integers from 0 on; strictly rising, where they number something."""
+    """Integers from 0 on, strictly increasing if `rising`."""
 
     rising: bool = False
 
@@ -230,7 +241,7 @@ class Integers(Kind):
 
 @dataclass(frozen=True)
 class Json(Kind):
-    """JSON text of a value with a shape."""
+    """A value that is written as JSON text and has a given shape."""
 
     what: str
     shape: Shape
@@ -239,7 +250,7 @@ class Json(Kind):
         return f"json, {self.what}"
 
     def checked(self, name: str, value: Any) -> Any:
-        """As `Kind.checked`; the refusal names the part that does not fit."""
+        """As `Kind.checked`; the message names the part that does not fit."""
         try:
             wrong = self.shape(name, value)
             value = plain(value)
@@ -250,7 +261,7 @@ class Json(Kind):
         return value
 
     def read(self, name: str, value: Any) -> Any:
-        """As `Kind.read`; NaN and infinities are not JSON."""
+        """As `Kind.read`; NaN and infinities are refused, since they are not JSON."""
         try:
             return json.loads(value, parse_constant=_refuse_constant)
         except (RecursionError, TypeError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""Parts of one capture, written by many processes, and put together as the file of a single one.
+"""Shards: parts of one capture that many processes write, to be merged into a single file.
 
-A shard is itself a posprobe file: whole batches of the capture, sequences A to B, complete under
-its name ``FILE.shards/A-B.h5`` or absent. Names hold all that there is to know about progress.
+A shard is itself a posprobe file. It holds whole batches of the capture, sequences A to B, and
+gets its name ``FILE.shards/A-B.h5`` only when it is complete. So the names in the folder tell how
+far the capture has come.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ __all__ = ["ShardFolder", "missing_parts", "write_shard"]
 
 
 class ShardFolder:
-    """The finished shards of a capture, in ``FILE.shards`` next to its file.
+    """The folder ``FILE.shards`` that holds the finished shards of a capture.
 
     Parameters
     ----------
     path : str or Path
-        Name of the complete file.
+        Name of the complete file, next to which the folder lies.
+
+    Attributes
+    ----------
+    folder : Path
+        Name of the folder.
 
     Examples
     --------
@@ -53,23 +59,29 @@ class ShardFolder:
         self.folder = shard_folder(self._file)
 
     def path(self, sequences: slice) -> Path:
-        """Name of the shard of `sequences`."""
+        """Return the name of the shard of `sequences`."""
         return self.folder / f"{sequences.start:08d}-{sequences.stop:08d}.h5"
 
     def open(self, *, resume: bool, overwrite: bool) -> list[slice]:
-        """Make the folder where there is none, and return the sequences of its finished shards.
+        """Create the folder if necessary, and return the sequences of its finished shards.
 
         Parameters
         ----------
         resume : bool
-            Whether shards of an earlier run are kept.
+            Whether to keep shards of an earlier run.
         overwrite : bool
-            Whether they are removed.
+            Whether to remove them.
+
+        Returns
+        -------
+        list of slice
+            Sequences of each finished shard, in increasing order.
 
         Raises
         ------
         StoreError
-            If there are some, and neither was asked for; or if the folder cannot be written.
+            If there are shards and neither `resume` nor `overwrite` is true, or the folder cannot
+            be written.
         """
         with refusing(self.folder, "write the shards"):
             self.folder.mkdir(exist_ok=True)
@@ -90,11 +102,11 @@ class ShardFolder:
         Parameters
         ----------
         writer : StoreWriter
-            Writer of the whole file, complete up to the first of `sequences`.
+            Writer of the whole file, which must be complete up to the first of `sequences`.
         sequences : slice
-            Which of the file's sequences the shard holds.
+            Sequences of the file that the shard holds.
         index : mapping of str to array
-            The data sets that are known beforehand, of these sequences.
+            Index data sets of these sequences.
 
         Raises
         ------
@@ -118,11 +130,11 @@ class ShardFolder:
                 for layer in header.layers(quantity):
                     writer.put(quantity, shard.read(quantity, layer), layer)
         writer.advance(header.n_sequences)
-        writer.sync()  # a shard goes only when its copy is safe
+        writer.sync()  # the shard may be removed only when its copy is safely on disk
         path.unlink()
 
     def remove(self) -> None:
-        """Remove the folder, with what killed workers left in it."""
+        """Remove the folder and whatever killed workers left in it."""
         remove_shards(self._file)
 
     def _finished(self) -> list[slice]:
@@ -133,29 +145,29 @@ class ShardFolder:
 
 @contextlib.contextmanager
 def write_shard(path: Path, header: Header, index: Mapping[str, Any]) -> Iterator[StoreWriter]:
-    """Write a shard under a name of its own; complete, it takes its name in one step.
+    """Write a shard under a temporary name, and rename it in one step when it is complete.
 
-    Any number of processes may write the same shard at once, as happens when a worker was given up
-    that is still alive: the last one wins, with the same bytes.
+    Several processes may write the same shard at once, as happens if a worker is given up for lost
+    while it is still alive. The last one replaces the others with the same bytes.
 
     Parameters
     ----------
     path : Path
         Name of the complete shard.
     header : Header
-        Index of its own sequences.
+        Header of the shard's own sequences.
     index : mapping of str to array
-        As for `StoreWriter`.
+        Index data sets of these sequences, as for `StoreWriter`.
 
     Yields
     ------
     StoreWriter
-        To be filled; leaving the context without an error finishes the shard.
+        Writer to fill. Leaving the context without an error finishes the shard.
 
     Raises
     ------
     StoreError
-        As `StoreWriter`.
+        If the shard cannot be written, or is not complete at the end of the context.
     """
     attempt = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.h5")
     try:
@@ -173,23 +185,24 @@ def write_shard(path: Path, header: Header, index: Mapping[str, Any]) -> Iterato
 def missing_parts(
     batches: list[slice], finished: list[slice], size: int
 ) -> tuple[list[slice], list[slice]]:
-    """Which finished shards can be used, and which parts are still to be captured.
+    """Find which finished shards can be used and which parts are still to be captured.
 
     Parameters
     ----------
     batches : list of slice
-        Sequences of every forward pass that the file does not hold, in order, without gaps.
+        Sequences of every forward pass that the file does not hold yet, in order, without gaps.
     finished : list of slice
-        Sequences of finished shards, cut at any batches: by other numbers of workers.
+        Sequences of the finished shards. An earlier run with another number of workers may have
+        cut them differently.
     size : int
-        Batches to a new part, at most.
+        Largest number of batches in a new part.
 
     Returns
     -------
     kept : list of slice
         Finished shards that begin and end between batches and do not overlap.
     missing : list of slice
-        Whole batches that none of them holds, in parts.
+        Parts to capture: whole batches that no kept shard holds.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Checks of what is written and of what is read: index arrays, and activations."""
+"""Check index arrays and activations before they are written and when they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posprobe.store.layout import DATA_SETS, Header
 
 __all__ = ["check_index", "check_stored", "checked_index", "checked_values", "is_finite"]
 
-_BLOCK = 2**22  # bytes of a block in which places of NaN are looked at
+_BLOCK = 2**22  # bytes of a block in which the places of NaN are checked
 _AXES = {
     "S": "sequence",
     "Q": "query",
@@ -26,13 +26,24 @@ _AXES = {
 
 
 def checked_index(header: Header, index: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the per-sequence data sets in their stored type.
+    """Return the index data sets in their stored types.
+
+    Parameters
+    ----------
+    header : Header
+        Header of the file.
+    index : mapping of str to array
+        Index data sets, by name.
+
+    Returns
+    -------
+    dict of str to ndarray
 
     Raises
     ------
     StoreError
-        If one is missing, too many, not of the header's shape, not integer, or out of range; or if
-        a stored query would lie beyond the tokens of its sequence.
+        If a data set is missing, unexpected, not of the header's shape, not integer, or out of
+        range; or as in `check_index`.
     """
     if set(index) != set(header.index):
         raise StoreError(
@@ -55,13 +66,13 @@ def checked_index(header: Header, index: Mapping[str, Any]) -> dict[str, np.ndar
 
 
 def check_index(header: Header, arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse per-sequence data sets that contradict the header or one another.
+    """Refuse index data sets that contradict the header or one another.
 
     Raises
     ------
     StoreError
         If tokens are not padded on the right with -1, a stored query would lie beyond the tokens of
-        its sequence, or a sequence of the shifted design stands behind none of the prefixes.
+        its sequence, or a sequence of the shifted design has a prefix length that the header lacks.
     """
     tokens, ahead = arrays["tokens"], arrays["prefix_length"]
     real = tokens >= 0
@@ -96,29 +107,37 @@ def _check_queries(header: Header, arrays: Mapping[str, np.ndarray]) -> None:
 def checked_values(
     quantity: str, layer: int, first: int, values: np.ndarray, dtype: np.dtype
 ) -> np.ndarray:
-    """Return one layer of a batch in its stored type, refusing what must not be stored.
+    """Return one layer of a batch in its stored type, or refuse values that must not be stored.
 
     Parameters
     ----------
     quantity : str
         Name of the data set, for its rule on NaN and for the message.
-    layer, first : int
-        Layer number and number of the batch's first sequence, for the message.
+    layer : int
+        Layer number, for the message.
+    first : int
+        Number of the batch's first sequence, for the message.
     values : ndarray of shape (batch, ...)
         Values of one layer.
     dtype : dtype
         Stored type.
 
+    Returns
+    -------
+    ndarray of shape (batch, ...)
+        Contiguous values of type `dtype`.
+
     Raises
     ------
     StoreError
-        If a value is not finite once stored, other than NaN where `DataSet.nan` allows it.
+        If the values are not floating point, or a stored value would not be finite, other than NaN
+        where `DataSet.nan` allows it.
     """
     if values.dtype.kind != "f":
         raise StoreError(f"quantity '{quantity}' has type {values.dtype}: pass floating point")
     with np.errstate(over="ignore", invalid="ignore"):
         stored = np.ascontiguousarray(values, dtype)
-        # One pass without a mask; a finite sum has finite terms, and only others look closer.
+        # A finite sum has finite terms, so most arrays need only this one pass without a mask.
         finite = bool(np.isfinite(stored.sum(dtype="f4")))
     if finite:
         return stored
@@ -137,7 +156,7 @@ def checked_values(
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite: in the bits, which are quicker to look at.
+    """Whether all values are finite, read from their bits, which is faster than `numpy.isfinite`.
 
     Examples
     --------
@@ -159,19 +178,20 @@ def check_stored(
     Parameters
     ----------
     header : Header
+        Header of the file.
     quantity : str
-        An activation data set.
+        Name of an activation data set.
     layer : int
         Layer number, for the message.
     values : ndarray of shape (S, ...)
         The layer as it is stored.
     arrays : mapping of str to array
-        The index data sets, which say where a quantity does not exist.
+        Index data sets, which determine where a quantity does not exist.
 
     Raises
     ------
     StoreError
-        Naming data set, layer, sequence and the place in it.
+        If there is such a value; the message says where the first one is.
     """
     step = max(1, _BLOCK // max(1, values[:1].nbytes))
     for start in range(0, len(values), step):
@@ -196,21 +216,21 @@ def _absent(
     arrays: Mapping[str, np.ndarray],
     sequences: slice,
 ) -> np.ndarray:
-    """Where a quantity does not exist, in a shape that broadcasts to the values."""
-    if quantity == "offset_score":  # the key would stand ahead of position 0
+    """Return where a quantity does not exist, in a shape that broadcasts to the values."""
+    if quantity == "offset_score":  # the key would lie before position 0
         query = arrays["query_start"][sequences, np.newaxis] + np.arange(header.n_queries)
         return (query[..., np.newaxis] < np.array(header.offsets))[:, :, np.newaxis]
-    if quantity == "sink_value":  # no output projection is known, or every row has one
+    if quantity == "sink_value":  # all of it is NaN if the output projection is not known
         return np.isnan(values).all() & np.ones((1, 1), bool)
     own = (arrays["tokens"][sequences] >= 0).sum(axis=1) - header.window
     beyond = np.array(header.prefixes) > own[:, np.newaxis]
-    early = own[:, np.newaxis] < header.prefixes[-1]  # writers may leave these out
+    early = own[:, np.newaxis] < header.prefixes[-1]  # a writer may leave these out
     left_out = early & np.isnan(values[sequences]).all(axis=(2, 3))
     return (beyond | left_out)[..., np.newaxis, np.newaxis]
 
 
 def _place(header: Header, quantity: str, where: tuple[int, ...]) -> str:
-    """Say where a value stands, head first: "head 2, sequence 5, query 3"."""
+    """Describe where a value is, the head first, as in "head 2, sequence 5, query 3"."""
     numbers = {"D": header.offsets, "P": header.prefixes}
     parts = [
         f"{_AXES[axis]} {numbers[axis][i] if axis in numbers else i}"

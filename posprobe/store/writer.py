@@ -1,4 +1,4 @@
-"""Write a capture into one file, batch by batch."""
+"""Write captures to files, batch by batch."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ _CHUNK = 2**22
 
 
 class StoreWriter:
-    """Write a capture into one file, batch by batch, so it can be killed and resumed.
+    """Write a capture to one file, batch by batch, so it can be killed and resumed.
 
-    Make one with `create` or `resume`. It writes ``PATH.partial`` and a journal of what is safely
-    on disk, and `finish` turns the partial file into ``PATH``. Leaving the context saves progress;
-    only `finish` completes the file.
+    Use `create` or `resume` to make a writer. It writes ``PATH.partial`` and a journal of what is
+    safely on disk. Leaving the context saves progress, but only `finish` completes the file and
+    names it ``PATH``.
 
     Parameters
     ----------
     path : str or Path
         Name of the complete file.
     header : Header
-        Shapes and provenance, all of them known before the capture starts.
-    index : mapping of str to array
-        ``tokens`` (S, T), ``item``, ``prefix_length``, ``sequence_id`` and ``query_start`` (S,).
+        Shapes and provenance, all of which are known before the capture starts.
+    sync_seconds : float
+        Least time in seconds between two forced writes to disk.
 
     Attributes
     ----------
     done : int
-        Number of sequences that are complete; the next batch starts there.
+        Number of complete sequences; the next batch starts there.
     complete : bool
-        Whether ``PATH`` itself is complete, so there is nothing to write.
+        Whether ``PATH`` itself is complete, so there is nothing left to write.
 
     Examples
     --------
@@ -108,18 +108,29 @@ class StoreWriter:
 
         Parameters
         ----------
-        path, header, index
-            See the class.
-        overwrite : bool
-            Discard an unfinished capture of that name, and replace a complete one at `finish`.
-        sync_seconds : float
-            Least time between two forced writes to disk; a crash loses at most that much work.
+        path : str or Path
+            Name of the complete file.
+        header : Header
+            Shapes and provenance.
+        index : mapping of str to array
+            ``tokens`` of shape (S, T), and ``item``, ``prefix_length``, ``sequence_id`` and
+            ``query_start`` of shape (S,).
+        overwrite : bool, default=False
+            Whether to discard an unfinished capture of that name now, and to replace a complete
+            one at `finish`.
+        sync_seconds : float, default=10.0
+            Least time in seconds between two forced writes to disk, which limits how much work a
+            crash can lose.
+
+        Returns
+        -------
+        StoreWriter
 
         Raises
         ------
         StoreError
-            If the file exists, another process writes it, the index does not fit the header, the
-            disk is too small, or the folder cannot be written.
+            If the file exists, another process is writing it, the index does not fit the header,
+            the disk is too small, or the folder cannot be written.
         """
         writer = cls(path, header, sync_seconds)
         with writer._closing_on_error():
@@ -144,13 +155,29 @@ class StoreWriter:
         *,
         sync_seconds: float = 10.0,
     ) -> StoreWriter:
-        """Continue an interrupted capture, or start it if it never got as far as a file.
+        """Continue an interrupted capture, or start it if there is no file yet.
+
+        Parameters
+        ----------
+        path : str or Path
+            Name of the complete file.
+        header : Header
+            Shapes and provenance, the same as in the file.
+        index : mapping of str to array
+            Index data sets as in `create`, the same as in the file.
+        sync_seconds : float, default=10.0
+            Least time in seconds between two forced writes to disk.
+
+        Returns
+        -------
+        StoreWriter
+            If the file is already complete, so is the writer.
 
         Raises
         ------
         StoreError
-            As in `create`, and if an attribute, a shape or the index differs from the file's: the
-            message names the first that does.
+            If another process is writing the file, the header or the index differs from the
+            file's, the journal does not fit the file, or the file cannot be written.
         """
         writer = cls(path, header, sync_seconds)
         with writer._closing_on_error():
@@ -172,17 +199,18 @@ class StoreWriter:
         return writer
 
     def write(self, batch: Mapping[str, Any]) -> None:
-        """Write the next sequences: every kept quantity, all of its layers.
+        """Write every kept quantity of the next sequences, with all of its layers.
 
         Parameters
         ----------
         batch : mapping of str to array
-            Arrays in the shape of `DATA_SETS`, with the batch in place of all S sequences.
+            Arrays shaped as in `DATA_SETS`, except that the sequence axis has the length of the
+            batch.
 
         Raises
         ------
         StoreError
-            As in `put` and `advance`.
+            If the arrays differ in their number of sequences, or as in `put` and `advance`.
         """
         sizes = {np.shape(values)[1:2] for values in batch.values()}
         if len(sizes) != 1 or sizes == {()}:
@@ -199,15 +227,15 @@ class StoreWriter:
         quantity : str
             A kept activation quantity.
         values : array
-            With `layer`, (batch, ...); without, (layers, batch, ...).
+            With `layer`, of shape (batch, ...); without, (layers, batch, ...).
         layer : int, optional
             Layer number; for ``residual`` one of ``residual_layers``.
 
         Raises
         ------
         StoreError
-            If the quantity or layer is not kept, the shape does not fit, or a value is infinite,
-            NaN where the quantity exists, or beyond what float16 holds.
+            If the file is complete, the quantity or layer is not kept, the shape does not fit, or a
+            value is infinite, too large for float16, or NaN in a quantity that always exists.
         """
         if self.complete:
             raise StoreError(f"{self.path} is complete: there is nothing to write")
@@ -220,7 +248,7 @@ class StoreWriter:
         values = np.asarray(values)
         rows = values if layer is None else values[np.newaxis]
         self._check_shape(quantity, rows.shape, len(layers))
-        digests = []  # of each layer, while the next ones are written
+        digests = []  # each is computed while the next layers are written
         for number, row in zip(layers, rows, strict=True):
             stored = checked_values(quantity, number, self.done, row, self._places[quantity].dtype)
             position = self.header.row(quantity, number)
@@ -232,6 +260,11 @@ class StoreWriter:
 
     def advance(self, n_sequences: int) -> None:
         """Declare the current batch complete.
+
+        Parameters
+        ----------
+        n_sequences : int
+            Number of sequences in the batch.
 
         Raises
         ------
@@ -252,7 +285,7 @@ class StoreWriter:
             self.sync()
 
     def sync(self) -> None:
-        """Force what is written to disk, then say so in the journal.
+        """Force all completed batches to disk, then record them in the journal.
 
         Raises
         ------
@@ -266,7 +299,7 @@ class StoreWriter:
         self._synced = time.monotonic()
 
     def finish(self) -> Path:
-        """Mark the file complete and give it its name.
+        """Mark the file complete and rename it to ``PATH``.
 
         Returns
         -------
@@ -310,7 +343,7 @@ class StoreWriter:
             self._lock = -1
 
     def discard(self) -> None:
-        """Delete the unfinished file: what it refused once it would refuse again."""
+        """Delete the unfinished file and its journal, and release the lock."""
         partial_path(self.path).unlink(missing_ok=True)
         journal_path(self.path).unlink(missing_ok=True)
         self.close()
@@ -320,7 +353,7 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Save progress and release the file; an error on the way out does not hide another."""
+        """Save progress and release the file; do not hide an exception behind a failed save."""
         try:
             if self._file >= 0:
                 with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():
@@ -338,7 +371,7 @@ class StoreWriter:
             raise
 
     def _tidy(self) -> None:
-        """Remove what only an unfinished capture needs; shards too, whoever completed the file."""
+        """Remove the journal and any shards, which only an unfinished capture needs."""
         journal_path(self.path).unlink(missing_ok=True)
         remove_shards(self.path)
 
@@ -365,16 +398,16 @@ class StoreWriter:
         self._file = os.open(partial_path(self.path), os.O_RDWR | os.O_CLOEXEC)
 
     def _begin_digests(self) -> dict[tuple[str, int], int]:
-        """Digests of all layers, in the order of `Header.parts`."""
+        """Return the digests of all layers before any data, in the order of `Header.parts`."""
         parts = self.header.parts()
         return {(name, n): begin_digest(name, n) for name, n in parts if n is not None}
 
     def _journal(self) -> dict[str, Any]:
-        """What a journal says at this point, but for the digest of the data."""
+        """Return the contents of the journal at this point, except for the digest of the data."""
         return {"format": FORMAT, "version": VERSION, "done": self.done}
 
     def _continue(self) -> None:
-        """Go to where the journal says, if the data up to there are what it says they are."""
+        """Continue where the journal ends, provided that its digest matches the data."""
         path = journal_path(self.path)
         if not path.exists():
             return
@@ -393,7 +426,7 @@ class StoreWriter:
             ) from error
 
     def _digest_done(self) -> None:
-        """Read again what is done: the digests that the file has, whatever the journal says."""
+        """Recompute the digests of the complete sequences from the file itself."""
         for (quantity, layer), digest in self._digests.items():
             place = self._places[quantity]
             stride = math.prod(place.shape[2:]) * place.dtype.itemsize
@@ -430,7 +463,7 @@ class StoreWriter:
 
 
 def _checked_done(journal: Any, n_sequences: int) -> int:
-    """The number of complete sequences that a journal claims."""
+    """Return the number of complete sequences in a journal, or raise ValueError."""
     done = journal["done"]
     if type(done) is not int or not 0 <= done <= n_sequences:
         raise ValueError(f"{done!r} sequences of {n_sequences}")
