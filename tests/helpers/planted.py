@@ -119,3 +119,9 @@ def try_fault(fault):
     with copy_of_project(fault) as folder:
         missed = missed_by(fault, run_tests(folder, fault.caught_by))
     return missed, time.perf_counter() - start
+
+
+def row_of(fault):
+    """Cells of a fault's row: room, name, effect, and the tests that catch it."""
+    tests = ", ".join(f"`{test}`" for test in fault.caught_by)
+    return fault.room, fault.name, fault.effect, tests
