@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import sinks
 import synthetic
+from limits import compare_limits, follows
 
 from posprobe.analysis import (
     Analysis,
@@ -18,7 +19,7 @@ from posprobe.analysis import (
 from posprobe.captures import QUANTITIES, capture_stimulus
 from posprobe.claims.interventions import intervention_claims
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval
+from posprobe.intervals import Inference, Interval
 from posprobe.models import Intervention
 from posprobe.store import ActivationStore
 
@@ -132,10 +133,10 @@ def paths(tmp_path_factory):
     return {name: folder / f"{name}.h5" for name in plans}
 
 
-def analysis_of(paths, *names):
+def analysis_of(paths, *names, **inference):
     steps = []
     files = sort_files(ActivationStore(paths[name]) for name in names)
-    analysis = analyze_files(files, step=steps.append)
+    analysis = analyze_files(files, inference=Inference(**inference), step=steps.append)
     assert len(steps) == len(possible_steps(files))
     return analysis
 
@@ -159,6 +160,19 @@ def test_all_tables_where_all_files_are(paths):
     assert "window of 7 tokens; positions: all" in claims["window_growth"].protocol
     assert "first 6 natural sequences" in claims["normalizer_without_mask"].protocol
     assert claims["sinks_write"].verdict == "supported"  # as the model was built
+
+
+def test_every_limit_follows_the_level(paths):
+    levels = 0.3, 0.1  # ratios of six items have no limits at higher ones
+    sure, unsure = (analysis_of(paths, *paths, level=level) for level in levels)
+    compared, wrong = compare_limits(sure.tables, unsure.tables)
+    assert not wrong
+    tables = {"cut_sink", "sink_heads", "sink_writing", "fixed_denominator", "fixed_forward"}
+    tables |= {"precision", "specification", "masks", "mask_layers", "mask_probes"}
+    assert tables <= {name.partition(".")[0] for name in compared}
+    for name, interval in sure.intervals.items():
+        assert follows(interval, unsure.intervals[name], levels), name
+    assert {claim.ci_level for claim in intervention_claims(unsure)} == {0.1}
 
 
 @pytest.mark.parametrize(

@@ -172,22 +172,28 @@ def tokens_of(n, prefixes=PREFIXES, window=7, seed=0):
     return {"tokens": tokens}
 
 
-def test_items_are_paired_by_name_whatever_their_order_and_number(rng, tmp_path):
+@pytest.mark.parametrize("first", [0, 3])
+def test_items_are_paired_by_name_whatever_their_order_and_number(first, rng, tmp_path):
     mask, residual = effects(rng, 8)
     residual = residual * rng.uniform(0.5, 2, size=(8, 1))  # so that pairing matters
     native = synthetic.effect_store(
         tmp_path / "native.h5", mask, residual, prefixes=PREFIXES, window=7,
         fields={"index": tokens_of(8)},
     )  # fmt: skip
-    arrays = synthetic.effect_arrays(mask[:5], residual[:5] / 2, window=7)
-    index = synthetic.shifted_index(5, PREFIXES, 7) | tokens_of(5)
+    some = slice(first, first + 5)
+    arrays = synthetic.effect_arrays(mask[some], residual[some] / 2, window=7)
+    index = synthetic.shifted_index(5, PREFIXES, 7)
+    index["item"] = index["item"] + first
+    tokens = tokens_of(8)["tokens"].reshape(len(PREFIXES), 8, -1)[:, some]
+    index["tokens"] = tokens.reshape(len(index["item"]), -1)
     arrays, index = synthetic.shuffled(arrays, index, rng)
     fewer = synthetic.write(
         tmp_path / "fewer.h5", arrays, index=index, design="shifted", length=64,
         prefixes=PREFIXES, window=7, offsets=(1,), position0_treatment="mean",
     )  # fmt: skip
     own, other = common_items(native, fewer)
-    assert own.tolist() == other.tolist() == [0, 1, 2, 3, 4]
+    assert own.tolist() == list(range(8))[some]
+    assert other.tolist() == [0, 1, 2, 3, 4]
     interval, *_ = fraction_removed(native, fewer, up_to=57)
     assert interval.n == 5
     assert interval.estimate == pytest.approx(0.75, abs=1e-5)

@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import synthetic
+from limits import compare_limits, follows
 
 from posprobe.analysis import Files, analyze_files, possible_steps, sort_files
 from posprobe.errors import DesignError
+from posprobe.intervals import Inference
 
 NATIVE = ("natural", "shifted", "repeated", "bos_repeated")
 
@@ -196,6 +198,19 @@ def test_same_files_and_seed_same_analysis(analysis, stores):
     for name, table in analysis.tables.items():
         assert table.equals(again.tables[name]), name
     assert again.intervals == analysis.intervals
+
+
+def test_every_limit_follows_the_level(analysis, stores):
+    unsure = analyze_files(sort_files(stores.values()), inference=Inference(level=0.5))
+    compared, wrong = compare_limits(analysis.tables, unsure.tables)
+    assert not wrong
+    assert {
+        *("sinks.attention_low", "probes.low", "partition.low", "replacement.low"),
+        *("channels.V_R_low", "channels.share_mask_low", "channels_by_head.C_MR_low"),
+        *("channels_by_offset.T_low", "channels_by_offset.V_M_low", "position_effects.R_low"),
+    } <= compared
+    for name, sure in analysis.intervals.items():
+        assert follows(sure, unsure.intervals[name]), name
 
 
 def test_nothing_is_analyzed_without_files():

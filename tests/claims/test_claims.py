@@ -11,7 +11,7 @@ import synthetic
 
 from posprobe.analysis import Analysis, Files, analyze_files, n_units, sort_files
 from posprobe.claims import make_claims
-from posprobe.intervals import Interval
+from posprobe.intervals import Inference, Interval
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
 FIELDS += ["n", "verdict", "reference", "protocol"]
@@ -86,6 +86,16 @@ def test_no_claim_is_decided_without_an_interval(analysis):
             assert claim.unit
         if claim.verdict == "not_applicable":
             assert claim.estimate is claim.ci_low is claim.n is None
+
+
+def test_every_claim_names_the_level_of_its_limits(analysis, stores):
+    unsure = analyze_files(sort_files(stores.values()), inference=Inference(level=0.5))
+    named = by_id(unsure)
+    for claim in make_claims(analysis):
+        other = named[claim.id]
+        assert (claim.ci_level, other.ci_level) in ((0.95, 0.5), (None, None)), claim.id
+        if claim.ci_low is not None and claim.ci_high > claim.ci_low:
+            assert other.ci_high - other.ci_low < claim.ci_high - claim.ci_low, claim.id
 
 
 def test_claims_are_json_without_nan(analysis):

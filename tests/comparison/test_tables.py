@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import synthetic
+from limits import compare_limits, follows
 from lineups import MASK, TRUTH, family, file_of, variants
 
 from posprobe.analysis import check
 from posprobe.claims import answers, hypothesis_claims
 from posprobe.comparison import VALUES, compare_lineup, line_up
+from posprobe.intervals import Inference
 from posprobe.store import ActivationStore
 
 # --- models ---
@@ -242,3 +244,15 @@ def test_checks_are_those_of_each_model_also_where_layers_rotate_differently(tmp
         assert expected["rope"] == "full attention: linear; sliding attention: default"
         (row,) = table[table["model"] == store.model.removeprefix("zoo/")].to_dict("records")
         assert {name: row[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("kind", ["comparison", "paired"])
+def test_every_limit_follows_the_level(kind, request):
+    sure = request.getfixturevalue(kind)
+    unsure = compare_lineup(sure.lineup, inference=Inference(level=0.5))
+    compared, wrong = compare_limits(sure.tables, unsure.tables)
+    assert not wrong
+    assert {"models.V_R_low", "models.relative_low", "layers.V_M_low"} <= compared
+    for value, contrasts in sure.contrasts.items():
+        for one, other in zip(contrasts, unsure.contrasts[value], strict=True):
+            assert follows(one.interval, other.interval), one.contrast.name

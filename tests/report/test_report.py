@@ -15,6 +15,7 @@ import synthetic
 from posprobe.analysis import Analysis, Files, analyze_files, sort_files
 from posprobe.claims import make_claims
 from posprobe.errors import StoreError
+from posprobe.intervals import Inference
 from posprobe.report import study_page as report_module
 from posprobe.report import write_report
 from posprobe.report.facts import commands, kind, model_facts
@@ -335,6 +336,16 @@ def test_intervals_have_the_digits_that_their_width_allows():
     assert removed(row) == "nothing: V_R grows 10.0-fold (8.0 to 12.0)"
     row = pd.Series(dict(fraction_removed=-9.0, low=np.nan, high=np.nan))
     assert removed(row) == "nothing: V_R grows 10.0-fold (interval unbounded)"
+
+
+def test_the_page_says_the_level_that_was_asked_for(analysis, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module, "draw", lambda name, tables: name)
+    monkeypatch.setattr(report_module, "to_svg", lambda figure, name: "<svg></svg>")
+    asked = dataclasses.replace(analysis, inference=Inference(level=0.8))
+    text = render(asked, tmp_path)
+    assert "estimate [80% interval]" in text
+    assert text.count("80%") > 10  # in captions and sections too
+    assert "95%" not in text
 
 
 # --- which model ---
