@@ -100,7 +100,9 @@ def configuration(header: Header) -> Any:
     ModelError
         If a key is unknown, or has no counterpart: its name and value.
     """
-    config = transformers.AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
+    config = transformers.AutoConfig.from_pretrained(
+        header.path.parent, gguf_file=header.path.name, trust_remote_code=False
+    )
     if isinstance(config, transformers.MistralConfig):  # so transformers reads a llama of this name
         config = _converted(config, transformers.LlamaConfig)
     for key, value in header.values.items():

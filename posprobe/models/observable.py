@@ -332,7 +332,7 @@ def load_model(
     revision : str or None
         Revision of a hub model.
     trust_remote_code : bool
-        Whether code that comes with a hub model may run.
+        Whether code that comes with a model may run. The command line never allows it.
 
     Returns
     -------
