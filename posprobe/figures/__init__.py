@@ -10,6 +10,7 @@ import io
 import re
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
@@ -50,12 +51,21 @@ def draw(name: str, tables: Tables) -> Figure | None:
     panel = panels[name]
     if not panel.available(tables):
         return None
+    tables = {name: _literal(table) for name, table in tables.items()}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=panel.inches(tables), layout="constrained")
         ax = panel.draw(tables, figure.subplots())
         figure.suptitle(ax.get_title(loc="left"), x=0.01, ha="left", size=10.5, weight="bold")
         ax.set_title("", loc="left")
     return figure
+
+
+def _literal(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with names that matplotlib draws as they are: $ would begin a formula."""
+    words = table.select_dtypes(exclude=["number", "bool"])
+    return table.assign(
+        **words.map(lambda cell: cell.replace("$", r"\$") if isinstance(cell, str) else cell)
+    )
 
 
 def to_svg(figure: Figure, name: str) -> str:

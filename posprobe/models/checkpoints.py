@@ -19,7 +19,9 @@ from posprobe.models.gguf_conversion import convert
 
 __all__ = ["Checkpoint", "find_checkpoint"]
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+# Formats of weights that are pickles: reading one may run what it contains.
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Git leaves a pointer in place of a large file that was not fetched.
 POINTER, POINTER_SIZE = b"version https://git-lfs", 1024
 # Version of the conversion; increase it with every change, since conversions stay in the cache.
@@ -92,11 +94,20 @@ def find_checkpoint(name: str) -> Checkpoint:
 def _check_folder(name: str, path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"model {name!r}: the folder has no config.json; is it the right one?")
-    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+    if not _first(path, WEIGHTS):
+        if pickled := _first(path, PICKLED):
+            raise ModelError(
+                f"model {name!r}: its weights are pickled ({pickled.name}), and a pickle can run "
+                "code; save them as safetensors"
+            )
         raise ModelError(
             f"model {name!r}: the folder has no weights (no *.safetensors); download them into it"
         )
     _refuse_pointers(name, sorted(path.iterdir()))
+
+
+def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
+    return min((path for pattern in patterns for path in folder.glob(pattern)), default=None)
 
 
 def _refuse_pointers(name: str, paths: list[Path]) -> None:

@@ -130,4 +130,8 @@ def _save_tokenizer(header: Header, folder: Path) -> None:
 
 def _source(header: Header) -> dict[str, Any]:
     path = header.path
-    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {
+        "pretrained_model_name_or_path": str(path.parent),
+        "gguf_file": path.name,
+        "trust_remote_code": False,  # of the folder; by default transformers asks on a terminal
+    }

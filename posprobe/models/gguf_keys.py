@@ -101,7 +101,9 @@ def configuration(header: Header) -> Any:
     ModelError
         If a key is unknown or has no counterpart; the message gives its name and value.
     """
-    config = transformers.AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
+    config = transformers.AutoConfig.from_pretrained(
+        header.path.parent, gguf_file=header.path.name, trust_remote_code=False
+    )
     if isinstance(config, transformers.MistralConfig):  # transformers' reading of some llamas
         config = _converted(config, transformers.LlamaConfig)
     for key, value in header.values.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def source(
     revision : str or None, default=None
         Revision of a hub model. None means ``"main"``.
     trust_remote_code : bool, default=False
-        Whether code that comes with a hub model may run.
+        Whether code that comes with a model may run.
 
     Returns
     -------
@@ -132,25 +133,33 @@ def load_checkpoint(
     Raises
     ------
     ModelError
-        If the model is not a decoder, its files lack weights or have surplus weights or weights of
-        other shapes, the variant does not apply, or the model cannot be loaded.
+        If the model is not a decoder, its files lack weights, have surplus weights, weights of
+        other shapes, pickles or code of their own, the variant does not apply, or the model cannot
+        be loaded.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
+        _refuse_pickled_shards(checkpoint.name, config, place)
         variant.change_config(config.get_text_config())
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **place,
             config=config,
             dtype=dtype,
+            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name below
             **({"device_map": "auto"} if device == "auto" else {}),
         )
     except ModelError:
         raise
-    except Exception as error:  # transformers raises many kinds of errors if it cannot load
+    except Exception as error:  # transformers raises many kinds; each means: not loadable
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {checkpoint.name!r} comes with code of its own, which runs only if it is "
+                "asked for: read it, then give load_model trust_remote_code=True"
+            ) from error
         reason = " ".join(str(error).split()).partition(". ")[0][:160]
         raise ModelError(
             f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
@@ -163,6 +172,27 @@ def load_checkpoint(
             "dtype or more of them"
         )
     return model if device == "auto" else model.to(device)
+
+
+def _refuse_pickled_shards(name: str, config: Any, place: dict[str, Any]) -> None:
+    """Refuse an index of safetensors that names other files: transformers would unpickle them."""
+    index = getattr(config, "transformers_weights", None) or "model.safetensors.index.json"
+    path = transformers.utils.cached_file(
+        place["pretrained_model_name_or_path"],
+        index,
+        revision=place["revision"],
+        local_files_only=place["local_files_only"],
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if path is None or not index.endswith(".json"):
+        return
+    shards = {*json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()}
+    pickled = sorted(shard for shard in shards if not shard.endswith(".safetensors"))
+    if pickled:
+        raise ModelError(
+            f"model {name!r}: {index} names {pickled[0]}, which is not a safetensors file; save "
+            "its weights as safetensors"
+        )
 
 
 def _refuse_other_weights(

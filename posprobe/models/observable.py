@@ -415,7 +415,7 @@ def load_model(
     revision : str or None, default=None
         Revision of a hub model. None means its main branch.
     trust_remote_code : bool, default=False
-        Whether code that comes with a hub model may run.
+        Whether code that comes with a model may run. The command line never allows it.
 
     Returns
     -------

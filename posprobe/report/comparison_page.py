@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from posprobe.analysis import listed, shifted_design
 from posprobe.claims import Answer, Claim
 from posprobe.comparison import PRIMARY_VALUE, VALUES, Comparison
 from posprobe.figures import COMPARISON_PANELS, draw, to_svg
-from posprobe.report.pages import claim_row, inline_svg, render, write_files
+from posprobe.report.pages import as_csv, claim_row, inline_svg, render, write_files
 from posprobe.report.words import VERDICTS, bounds, number
 
 __all__ = ["summarise", "write_comparison"]
@@ -124,7 +125,7 @@ def write_comparison(
     plain = json.dumps(_plain(comparison, claims, found), indent=1, allow_nan=False)
     texts = {
         "comparison.json": plain + "\n",
-        **{f"tables/{name}.csv": t.to_csv(index=False) for name, t in comparison.tables.items()},
+        **{f"tables/{name}.csv": as_csv(t) for name, t in comparison.tables.items()},
         **{f"figures/{name}.svg": svg for name, svg in drawings.items()},
         "report.html": _page(comparison, claims, found, drawings),
     }
@@ -272,7 +273,7 @@ def _protocol(comparison: Comparison) -> list[str]:
 
 
 def _command(comparison: Comparison) -> str:
-    files = " ".join(store.path.name for store in comparison.lineup.stores())
+    files = " ".join(shlex.quote(store.path.name) for store in comparison.lineup.stores())
     shown = files if len(files) < 200 else "*.h5"
     more = "" if comparison.lineup.same_tokens else " --different-tokens"
     return f"posprobe compare {shown} -o REPORT{more}"

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from posprobe.claims import Claim
-from posprobe.errors import StoreError
+from posprobe.errors import StoreError, shown
 from posprobe.report.words import VERDICTS, claim_interval, number
 
-__all__ = ["claim_row", "inline_svg", "output_folder", "render", "write_files"]
+__all__ = ["as_csv", "claim_row", "inline_svg", "output_folder", "render", "write_files"]
 
 
 @contextlib.contextmanager
@@ -83,16 +84,40 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in one of the package's templates; a missing value is an error."""
+    """Fill in one of the package's templates; a missing value is an error.
+
+    Text is `shown` and escaped: names of models and files come from anywhere.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("posprobe.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,  # not of Markup
     )
     environment.filters["number"] = number
     return environment.get_template(template).render(**values)
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """A table as CSV whose text is `shown`, and is never a formula to a spreadsheet.
+
+    Examples
+    --------
+    >>> print(as_csv(pd.DataFrame({"model": ["=1+1", "a"], "V_R": [-0.5, 0.25]})))
+    model,V_R
+    '=1+1,-0.5
+    a,0.25
+    """
+    words = table.select_dtypes(exclude=["number", "bool"])
+    return table.assign(**words.map(_cell)).to_csv(index=False)
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(("=", "+", "-", "@")) else "") + shown(value)
 
 
 def _write(path: Path, text: str) -> None:

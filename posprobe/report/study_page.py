@@ -12,7 +12,7 @@ from posprobe.claims import Claim
 from posprobe.figures import PANELS, draw, to_svg
 from posprobe.report.facts import commands, kind, model_facts
 from posprobe.report.glossary import GLOSSARY, LIMITS
-from posprobe.report.pages import claim_row, inline_svg, render, write_files
+from posprobe.report.pages import as_csv, claim_row, inline_svg, render, write_files
 from posprobe.report.sections import SECTIONS, Section
 from posprobe.report.summary import summary
 
@@ -52,7 +52,7 @@ def write_report(
     plain = json.dumps([claim.asdict() for claim in claims], indent=1, allow_nan=False)
     texts = {
         "claims.json": plain + "\n",
-        **{f"tables/{name}.csv": t.to_csv(index=False) for name, t in analysis.tables.items()},
+        **{f"tables/{name}.csv": as_csv(t) for name, t in analysis.tables.items()},
         **{f"figures/{name}.svg": svg for name, svg in drawings.items()},
         "report.html": _page(analysis, claims, drawings, title),
     }

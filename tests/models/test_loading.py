@@ -2,8 +2,11 @@
 
 import copy
 import json
+import pickle
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -302,6 +305,97 @@ def test_pointer_to_a_file_that_was_not_fetched_is_refused(folder, name):
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ModelError, match=rf"{name} is a Git LFS pointer, .*; run git lfs pull"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pkl"]
+)
+def test_weights_that_are_pickled_are_refused_unread(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Marker(folder / "ran")))
+    reason = rf"its weights are pickled \({name}\), and a pickle can run code; save them as safe"
+    with pytest.raises(ModelError, match=reason) as error:
+        load_model(str(folder))
+    assert one_line(error)
+    assert not (folder / "ran").exists()
+
+
+class Marker:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_unpickling_would_have_been_seen(tmp_path):
+    pickle.loads(pickle.dumps(Marker(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "other.safetensors.index.json"])
+def test_shards_that_are_pickled_are_refused_unread(folder, index):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "weights.bin")
+    named = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "weights.bin")})
+    (folder / index).write_text(named)
+    if not index.startswith("model"):
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {"transformers_weights": index}))
+    with pytest.raises(ModelError, match=rf"{index} names weights\.bin, which is not a safe") as e:
+        load_model(str(folder))
+    assert one_line(e)
+
+
+def test_shards_of_safetensors_are_loaded(folder):
+    whole = load_model(str(folder)).logits(IDS)
+    (folder / "model.safetensors").unlink()
+    tiny.tiny_model("llama").save_pretrained(folder, max_shard_size="20kB")
+    assert (folder / "model.safetensors.index.json").exists()
+    assert torch.equal(load_model(str(folder)).logits(IDS), whole)
+
+
+OWN_CODE = """
+import pathlib
+
+import transformers
+
+pathlib.Path({ran!r}).touch()
+
+
+class OwnConfig(transformers.LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(transformers.LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("family", ["own", "llama"])
+def test_code_of_a_model_runs_only_if_it_is_asked_for(folder, family, monkeypatch):
+    modules = str(folder / "modules")
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", modules)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    ran = folder / "ran"
+    (folder / "own.py").write_text(OWN_CODE.format(ran=str(ran)))
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": family, "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(settings))
+    if family == "own":
+        reason = r"code of its own, which runs only if it is asked for: .* trust_remote_code=True"
+        with pytest.raises(ModelError, match=reason) as error:
+            load_model(str(folder))
+        assert one_line(error)
+    else:  # transformers has a class of its own for it
+        assert load_model(str(folder)).n_layers == 3
+    assert not ran.exists()
+    assert load_model(str(folder), trust_remote_code=True).n_layers == 3
+    assert ran.exists()
 
 
 def test_configuration_that_asks_for_tuples_is_loaded(folder):
