@@ -10,12 +10,14 @@ statistics share their draws. The intervals are
 - `fieller_ratio`, `log_ratio_bootstrap_t`: a ratio of two paired means;
 - `max_t`, `benjamini_hochberg`, `holm`: many statistics at once.
 
-`Inference` holds the level, the number of resamples, the seed and the number of processes.
+`Inference` holds the level, the number of resamples, the seed and the number of processes;
+`in_processes` runs what is fitted anew in them.
 """
 
 from posprobe.intervals.arrays import Array
 from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
+from posprobe.intervals.processes import in_processes
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
     bootstrap_interval,
@@ -42,6 +44,7 @@ __all__ = [
     "cluster_weights",
     "fieller_ratio",
     "holm",
+    "in_processes",
     "jackknife_interval",
     "leave_one_out",
     "log_ratio_bootstrap_t",
