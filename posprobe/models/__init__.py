@@ -9,6 +9,7 @@ interventions                  what is changed in the attention
 attention                      output and log-normalizer from one kernel
 scores, observation, masks     what is read off, and how transformers calls it
 proofs, variant_proofs         proof that what is shown is what is computed
+passes                         one pass at a time, whatever else the process does
 observable                     the model itself
 third_channel                  whether scores move with position by themselves
 """
@@ -18,6 +19,7 @@ from posprobe.models.bundled import PACKAGED, list_zoo
 from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
 from posprobe.models.observable import ObservableModel, load_model
 from posprobe.models.observation import Observer
+from posprobe.models.passes import plain_torch
 from posprobe.models.scores import Observation
 from posprobe.models.third_channel import own_position
 from posprobe.models.variants import VARIANTS, Variant, parse_variant
@@ -37,4 +39,5 @@ __all__ = [
     "own_position",
     "parse_heads",
     "parse_variant",
+    "plain_torch",
 ]
