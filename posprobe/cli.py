@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,24 +15,74 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import posprobe
-from posprobe.errors import PosprobeError
+from posprobe.errors import PosprobeError, shown, stoppable
 
 if TYPE_CHECKING:
     from posprobe.intervals import Inference
 
 __all__ = ["main"]
 
+PIPE = getattr(signal, "SIGPIPE", 13)
+LESS_MEMORY = "give it more, or ask for less: --batch-tokens, --jobs 1, fewer --n or --layers"
+HUSHED = "ignore:resource_tracker:UserWarning"
+CHECK_SYSTEM = "check the disk, the folder and permissions, then run it again"
+
 
 class Commands(click.Group):
-    """A group whose commands say what was wrong in one line, with exit status 2."""
+    """A group whose commands say what was wrong in one line, with exit status 2.
+
+    After a signal the status is 128 and the signal's number, as in a shell.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a `PosprobeError` is the user's mistake, anything else is ours."""
+        """Run a command; the user and the machine make the mistakes named here, we any other."""
         try:
-            return super().invoke(ctx)
+            _check_folder()
+            _hush_trackers()
+            with stoppable():
+                return super().invoke(ctx)
         except PosprobeError as error:
-            click.echo(f"posprobe: {error}", err=True)
-            ctx.exit(2)
+            line, status = str(error), 2
+        except BrokenPipeError:  # whoever read the output has seen enough
+            line, status = None, 128 + PIPE
+        except MemoryError as error:
+            line, status = f"out of memory ({error or 'no size is known'}): {LESS_MEMORY}", 2
+        except OSError as error:
+            where = shown(f"{error.filename}: ") if error.filename else ""
+            line, status = f"{where}{shown(error.strerror or str(error))}: {CHECK_SYSTEM}", 2
+        except KeyboardInterrupt as error:
+            notes = getattr(error, "__notes__", ["nothing new was written; run it again"])
+            line, status = f"interrupted: {shown(notes[-1])}", 128 + getattr(error, "number", 2)
+        _say(line)
+        ctx.exit(status)
+
+
+def _check_folder() -> None:
+    """Refuse a working directory that is gone: libraries end the process where they miss it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise PosprobeError("the working directory is gone; change to another") from error
+
+
+def _hush_trackers() -> None:
+    """Let joblib's helpers clean up after a process that was killed without a word."""
+    filters = os.environ.get("PYTHONWARNINGS", "")
+    if HUSHED not in filters:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, HUSHED)))
+
+
+def _say(line: str | None) -> None:
+    """Say one line where standard error can take it; what could not be written stays unwritten."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+                if line is not None and stream is sys.stderr:
+                    click.echo(f"posprobe: {line}", err=True)
+        except (OSError, ValueError):  # the interpreter would try again at exit, and complain
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def shared(*options: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
 __all__ = [
     "ClusterError",
     "DesignError",
     "ModelError",
     "PosprobeError",
     "StimulusError",
+    "Stopped",
     "StoreError",
+    "noting",
     "shown",
+    "stoppable",
 ]
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+REPEATED = 1.0  # seconds within which a signal is the same one again, by another way
 
 
 def shown(text: str) -> str:
@@ -59,3 +73,56 @@ class DesignError(PosprobeError):
 
 class ClusterError(PosprobeError):
     """A cluster cannot be reached, or its workers cannot do what is asked of them."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end: Ctrl-C, a scheduler's limit, or a terminal that closed.
+
+    Notes (`noting`) say what is saved and how to go on.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise `Stopped` where a signal would end the process, so whatever is open is closed.
+
+    The same signal often comes twice, from the terminal and from a program around this one. One
+    that comes later ends the process at once, since files bear that too. Signals that somebody else
+    handles or ignores, as under nohup, stay as they are.
+    """
+    first: list[float] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise Stopped(number)
+        if time.monotonic() - first[0] > REPEATED:
+            os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = (signal.SIG_DFL, signal.default_int_handler)
+    numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) in handled}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def noting(text: str) -> Iterator[None]:
+    """Note on an interruption what is saved and how to go on; the outermost note is shown."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(text)
+        raise

@@ -133,6 +133,7 @@ def plan_capture(
     PosprobeError
         As in `posprobe.captures.capture_stimulus`.
     """
+    model.check()
     _check_length(model, stimulus.tokens.shape[1], options.past_training)
     _check_tokens(model, stimulus)
     check_treatment(options.position0)

@@ -22,6 +22,7 @@ from posprobe.models import (
     Observation,
     Observer,
     load_model,
+    plain_torch,
 )
 from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
 from posprobe.store import ActivationStore, BackgroundWriter, Header, StoreWriter
@@ -210,6 +211,7 @@ def draw(
     )
 
 
+@plain_torch()
 def capture_stimulus(
     model: ObservableModel,
     stimulus: Stimulus,

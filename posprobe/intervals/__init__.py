@@ -11,12 +11,14 @@ so all statistics share the same draws. The functions are
 - `max_t`, `benjamini_hochberg`, `holm`: adjustments for many statistics at once.
 
 An `Interval` holds an estimate, its limits, its estimand and the number of units. `Inference` holds
-the settings: the level, the numbers of resamples, the seed and the number of processes.
+the settings: the level, the numbers of resamples, the seed and the number of processes, in which
+`in_processes` runs what is fitted anew.
 """
 
 from posprobe.intervals.arrays import Array
 from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
+from posprobe.intervals.processes import in_processes
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
     bootstrap_interval,
@@ -43,6 +45,7 @@ __all__ = [
     "cluster_weights",
     "fieller_ratio",
     "holm",
+    "in_processes",
     "jackknife_interval",
     "leave_one_out",
     "log_ratio_bootstrap_t",

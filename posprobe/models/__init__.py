@@ -9,6 +9,7 @@ interventions                  changes of the attention
 attention                      output and log-normalizer from one kernel
 scores, observation, masks     what is recorded, and how transformers calls it
 proofs, variant_proofs         proof that the observed attention is the model's own
+passes                         one pass at a time, whatever else the process does
 observable                     the model itself
 third_channel                  whether scores themselves change with position
 """
@@ -18,6 +19,7 @@ from posprobe.models.bundled import PACKAGED, list_zoo
 from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
 from posprobe.models.observable import ObservableModel, load_model
 from posprobe.models.observation import Observer
+from posprobe.models.passes import plain_torch
 from posprobe.models.scores import Observation
 from posprobe.models.third_channel import own_position
 from posprobe.models.variants import VARIANTS, Variant, parse_variant
@@ -37,4 +39,5 @@ __all__ = [
     "own_position",
     "parse_heads",
     "parse_variant",
+    "plain_torch",
 ]

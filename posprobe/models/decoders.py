@@ -7,7 +7,7 @@ import transformers
 
 from posprobe.errors import ModelError
 
-__all__ = ["check_state", "check_weights", "find_blocks"]
+__all__ = ["check_state", "check_weights", "coarsest_dtype", "find_blocks"]
 
 LAYER = "layer_idx"  # attribute with the layer number of transformers' attention modules
 
@@ -82,6 +82,12 @@ def check_state(model: torch.nn.Module) -> None:
             f"{len(away)} of the model's weights are offloaded ({away[0]}), so they cannot be "
             "read; load it whole, in a smaller dtype or onto more GPUs (device='auto')"
         )
+
+
+def coarsest_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The type of a model's weights that rounds most; quantised weights are computed in another."""
+    dtypes = {w.dtype for w in model.parameters() if w.is_floating_point() and w.itemsize > 1}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
 
 def check_weights(model: torch.nn.Module, blocks: list[torch.nn.Module]) -> None:

@@ -7,7 +7,6 @@ proves at once that the observed attention is the model's own.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import threading
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from posprobe.errors import ModelError
 from posprobe.models.checkpoints import find_checkpoint
-from posprobe.models.decoders import check_state, check_weights, find_blocks
+from posprobe.models.decoders import check_state, check_weights, coarsest_dtype, find_blocks
 from posprobe.models.interventions import Intervention
 from posprobe.models.loading import (
     DTYPES,
@@ -32,13 +31,17 @@ from posprobe.models.loading import (
     source,
 )
 from posprobe.models.observation import Observer
-from posprobe.models.passes import undisturbed
+from posprobe.models.passes import plain_torch, undisturbed
 from posprobe.models.proofs import ATTENTION, prove_observable
+from posprobe.models.rotary import differing_rotation
 from posprobe.models.tokens import native_frame
 from posprobe.models.variant_proofs import prove_variant, variant_evidence
 from posprobe.models.variants import Variant, parse_variant
 
 __all__ = ["ObservableModel", "load_model"]
+
+# Where a file says how far the model's frequencies are from those of its configuration.
+OTHER_ROTATION = "posprobe_other_rotation"
 
 
 class ObservableModel:
@@ -84,7 +87,7 @@ class ObservableModel:
         variant: Variant | None = None,
         quantization: str = "none",
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
         for part in model.modules():
             if isinstance(part, transformers.PreTrainedModel):
                 part.config.return_dict = True  # models read the outputs of their parts by name
@@ -93,10 +96,35 @@ class ObservableModel:
         self.variant = variant or parse_variant("standard")
         self.quantization = quantization
         self._lock = threading.RLock()
-        self.blocks = self._checked_blocks()
-        self._digest: tuple[list[tuple[str, int, int]], str] | None = None
-        prove_observable(self)
-        prove_variant(self)
+        self._digest: tuple[Any, str] | None = None
+        self._mean: tuple[Any, Tensor] | None = None
+        self._attention = self.config._attn_implementation
+        self._proved: tuple[Any, ...] = ()
+        self.check()
+
+    def check(self) -> None:
+        """Prove the model again if it was changed since: other parts, types, devices or rotations.
+
+        Raises
+        ------
+        ModelError
+            If it can no longer be observed, with the reason.
+        """
+        with self._lock, plain_torch():
+            state = _state(self.model)
+            if state == self._proved:
+                return
+            if self._proved:
+                self.model.set_attn_implementation(self._attention)
+            self._proved = state  # the proof itself makes passes
+            try:
+                self.model.requires_grad_(False)
+                self.blocks = self._checked_blocks()
+                prove_observable(self)
+                prove_variant(self)
+            except BaseException:
+                self._proved = ()
+                raise
 
     def _checked_blocks(self) -> list[torch.nn.Module]:
         """Return the decoder blocks, or refuse a model that cannot be observed."""
@@ -228,7 +256,10 @@ class ObservableModel:
         """Return the configuration that the forward pass really uses, as plain values."""
         values = json.loads(self.config.to_json_string(use_diff=False))
         values.pop("_name_or_path", None)  # a path on this machine
-        values["dtype"] = str(self.model.dtype).removeprefix("torch.")  # the model may be cast
+        # the model may have been cast since its configuration was read
+        values["dtype"] = str(coarsest_dtype(self.model)).removeprefix("torch.")
+        if gap := differing_rotation(self.model, self.config):
+            values[OTHER_ROTATION] = gap
         return values
 
     def variant_evidence(self, length: int) -> dict[str, Any]:
@@ -249,7 +280,7 @@ class ObservableModel:
         The digest is kept until a weight changes.
         """
         weights = sorted(self.model.state_dict().items())
-        state = [(key, tensor.data_ptr(), tensor._version) for key, tensor in weights]
+        state = [(key, _version(tensor)) for key, tensor in weights]
         if self._digest is not None and self._digest[0] == state:
             return self._digest[1]
         digest = hashlib.sha256()
@@ -279,13 +310,17 @@ class ObservableModel:
         """
         return self.model.get_input_embeddings()(tokens.to(self.model.device))
 
-    @functools.cached_property
+    @property
     def mean_embedding(self) -> Tensor:
         """Mean input embedding over the vocabulary, as scaled by the model, of shape (width,)."""
-        ids = torch.arange(self.model.get_input_embeddings().num_embeddings)
-        with torch.inference_mode():
-            sums = [self.embed(chunk).float().sum(0) for chunk in ids.split(8192)]
-            return (torch.stack(sums).sum(0) / len(ids)).cpu()
+        embeddings = self.model.get_input_embeddings()
+        state = _version(embeddings.weight)
+        if self._mean is None or self._mean[0] != state:
+            with plain_torch(), torch.inference_mode():
+                ids = torch.arange(embeddings.num_embeddings)
+                sums = [self.embed(chunk).float().sum(0) for chunk in ids.split(8192)]
+                self._mean = state, (torch.stack(sums).sum(0) / len(ids)).cpu()
+        return self._mean[1]
 
     @torch.inference_mode()
     def run(self, tokens: Tensor, observer: Observer, *, embedding0: Tensor | None = None) -> None:
@@ -309,6 +344,7 @@ class ObservableModel:
             If the model was changed since it was proved, or its blocks do not pass on one residual
             stream.
         """
+        self.check()
         with undisturbed(self.model, self._lock, ATTENTION), self._residual_hooks(observer):
             inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
             if embedding0 is not None:
@@ -339,6 +375,7 @@ class ObservableModel:
         """
         keywords = {} if observer is None else self._keywords(observer)
         needed = None if observer is None else ATTENTION
+        self.check()
         with undisturbed(self.model, self._lock, needed):
             return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
 
@@ -387,6 +424,19 @@ class ObservableModel:
                 hook.remove()
 
 
+def _state(model: torch.nn.Module) -> tuple[Any, ...]:
+    """What a proof holds for: the parts of a model, and types and devices of its numbers."""
+    numbers = (*model.parameters(), *model.buffers())
+    return (tuple(model.modules()), tuple((each.dtype, each.device) for each in numbers))
+
+
+def _version(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes as soon as a tensor does; tensors of inference mode do not count changes."""
+    changes = object() if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.dtype, changes
+
+
+@plain_torch()
 def load_model(
     name: str,
     *,

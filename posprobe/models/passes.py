@@ -12,7 +12,34 @@ import transformers
 from posprobe.errors import ModelError
 from posprobe.models.decoders import check_state
 
-__all__ = ["undisturbed"]
+EXACT = "highest"  # what torch calls products of float32 in float32
+
+__all__ = ["plain_torch", "undisturbed"]
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Set the caller's global state of torch aside: it belongs to the caller's own computations.
+
+    That is the default type, the default device, autocast, and the precision of matrix products of
+    float32, which lets some processors round them to bfloat16.
+    """
+    default, products = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    torch.set_default_dtype(torch.float32)
+    if products != EXACT:
+        torch.set_float32_matmul_precision(EXACT)
+    try:
+        with contextlib.ExitStack() as stack:
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        if products != EXACT:
+            torch.set_float32_matmul_precision(products)
 
 
 @contextlib.contextmanager
@@ -21,8 +48,9 @@ def undisturbed(
 ) -> Iterator[None]:
     """Run a pass alone, in evaluation mode, without autocast, and with float32 as default type.
 
-    Hooks on a model's blocks see the passes of every thread, so a second thread waits. The caller's
-    default type, autocast and training mode are restored after the pass.
+    Hooks on a model's blocks see the passes of every thread, so a second thread waits. torch's
+    global state is set aside for the pass, see `plain_torch`. Modules that were put into training
+    mode are evaluated all the same, and put back.
 
     Parameters
     ----------
@@ -47,16 +75,10 @@ def undisturbed(
                 "make the ObservableModel again"
             )
         training = [module for module in model.modules() if module.training]
-        default = torch.get_default_dtype()
         model.eval()
-        torch.set_default_dtype(torch.float32)
         try:
-            with contextlib.ExitStack() as stack:
-                for kind in ("cpu", "cuda"):
-                    if torch.is_autocast_enabled(kind):
-                        stack.enter_context(torch.autocast(kind, enabled=False))
+            with plain_torch():
                 yield
         finally:
-            torch.set_default_dtype(default)
             for module in training:
                 module.training = True

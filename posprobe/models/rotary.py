@@ -16,6 +16,7 @@ from posprobe.errors import ModelError
 __all__ = [
     "STANDARD_ROPE",
     "Rotation",
+    "differing_rotation",
     "rotations",
     "rotations_under",
     "standard_rotations",
@@ -25,6 +26,8 @@ __all__ = [
 # Attribute of a changed configuration that keeps the checkpoint's own rotary parameters.
 STANDARD_ROPE = "posprobe_standard_rope"
 FREQUENCIES = "inv_freq"
+DYNAMIC = {"dynamic", "longrope"}  # their frequencies follow the length of the sequence
+ROUNDING = 1e-5  # of frequencies in float32
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,39 @@ def rotations_under(model: torch.nn.Module, config: Any) -> dict[str, Rotation]:
                 f"standard self ({error}); rotary variants are not offered for this model"
             ) from error
     return found
+
+
+def differing_rotation(model: torch.nn.Module, config: Any) -> float:
+    """How far the frequencies of a model are from those of its own configuration, relatively.
+
+    Casting a model after loading rounds its frequencies too, and a configuration that is changed
+    after loading no longer says what the model does. Frequencies that change from pass to pass are
+    not compared, nor those of modules that cannot be built again.
+
+    Returns
+    -------
+    float
+        The largest relative difference of any pair's frequency; 0 where none exceeds `ROUNDING`.
+    """
+    if any(DYNAMIC & set(_types(module)) for module in _rotary_modules(model)):
+        return 0.0
+    try:
+        expected = rotations_under(model, config)
+    except ModelError:
+        return 0.0
+    found, largest = rotations(model), 0.0
+    for kind in found.keys() & expected.keys():
+        here, there = found[kind].frequencies, expected[kind].frequencies
+        if here.shape == there.shape:
+            gaps = np.abs(here - there) / np.abs(there)
+            largest = max(largest, float(gaps.max(initial=0.0)))
+    return float(f"{largest:.2g}") if largest > ROUNDING else 0.0
+
+
+def _types(module: torch.nn.Module) -> list[str]:
+    """Types of rotation of a module: one, or one for each type of layer."""
+    kind = getattr(module, "rope_type", None)
+    return list(kind.values()) if isinstance(kind, dict) else [str(kind)]
 
 
 @contextlib.contextmanager

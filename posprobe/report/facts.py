@@ -54,6 +54,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
             else "none",
         ),
         ("rotary embedding", _compact(config.get("rope_parameters"))),
+        ("rotary frequencies", _other_rotation(config)),
         ("weights, SHA-256", header.weights_digest or "not recorded"),
         ("text", _texts(analysis)),
         ("first tokens", _first_tokens(analysis)),
@@ -66,6 +67,11 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _compact(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in sorted(value.items())) if value else "none"
+
+
+def _other_rotation(config: dict[str, Any]) -> str:
+    gap = config.get("posprobe_other_rotation")
+    return f"not those of the configuration: they differ by up to {gap:.2g} of it" if gap else ""
 
 
 def _longest(analysis: Analysis) -> str:

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 
 from posprobe.claims import Claim
-from posprobe.errors import StoreError, shown
+from posprobe.errors import StoreError, noting, shown
 from posprobe.report.words import VERDICTS, claim_interval, number
 
 __all__ = ["as_csv", "claim_row", "inline_svg", "output_folder", "render", "write_files"]
@@ -21,7 +21,10 @@ __all__ = ["as_csv", "claim_row", "inline_svg", "output_folder", "render", "writ
 
 @contextlib.contextmanager
 def output_folder(folder: str | Path) -> Iterator[Path]:
-    """Make a folder that can be written, before any work is done; remove it if it stays empty."""
+    """Make a folder that can be written, before any work is done; remove it if it stays empty.
+
+    An interruption gets a note that there is no report, or none that is new.
+    """
     folder = Path(folder)
     probe = folder / ".writable"
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -34,7 +37,8 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
             f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
         ) from error
     try:
-        yield folder
+        with noting(f"{folder} has no new report; run the same command again"):
+            yield folder
     except BaseException:
         with contextlib.suppress(OSError):  # rmdir fails where something was written
             for path in new:
@@ -52,7 +56,9 @@ SHOWN_UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
 
 
 def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
-    """Write texts to a folder, in order, each whole or not at all.
+    """Write texts to a folder: all under temporary names, which they then lose in order.
+
+    report.html comes last, and an old one goes first: a folder with a report holds all of it.
 
     Parameters
     ----------
@@ -70,9 +76,13 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
     StoreError
         If the folder cannot be written.
     """
+    page = folder / "report.html"
     try:
-        for name, text in texts.items():
-            _write(folder / name, text)
+        with contextlib.ExitStack() as unused:
+            written = {name: _write(folder / name, text, unused) for name, text in texts.items()}
+            page.unlink(missing_ok=True)
+            for name, temporary in written.items():
+                os.replace(temporary, folder / name)
         for path in (*folder.glob("tables/*.csv"), *folder.glob("figures/*.svg")):
             if f"{path.parent.name}/{path.name}" not in texts:
                 path.unlink()
@@ -80,7 +90,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
         raise StoreError(
             f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
         ) from error
-    return folder / "report.html"
+    return page
 
 
 def render(template: str, **values: Any) -> str:
@@ -120,17 +130,16 @@ def _cell(value: Any) -> Any:
     return ("'" if value.startswith(("=", "+", "-", "@")) else "") + shown(value)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, unused: contextlib.ExitStack) -> Path:
+    """Write a text under a temporary name, which is removed in the end if it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    unused.callback(temporary.unlink, missing_ok=True)
+    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    temporary.chmod(0o644)
+    return temporary
 
 
 def claim_row(claim: Claim) -> dict[str, Any]:

@@ -118,6 +118,7 @@ OBJECT = _object(
     {
         "rope_parameters": lambda n, v: None if v is None else _ROPE(n, v),
         "posprobe_own_position": lambda n, v: None if v is None else _OWN_POSITION(n, v),
+        "posprobe_other_rotation": _shape("a number", _number),
     }
 )
 STRINGS = _object({}, _STRING)

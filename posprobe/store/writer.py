@@ -352,8 +352,13 @@ class StoreWriter:
         """Return the writer."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
         """Save progress and release the file; do not hide an exception behind a failed save."""
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(
+                f"{partial_path(self.path)} keeps {self.done} of {self.header.n_sequences} "
+                f"sequences; {RESUME}"
+            )
         try:
             if self._file >= 0:
                 with contextlib.suppress(StoreError) if kind else contextlib.nullcontext():

@@ -20,7 +20,7 @@ from posprobe.analysis import (
     strongest,
 )
 from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, noting
 from posprobe.intervals import Inference
 from posprobe.models import Intervention, ObservableModel, load_model
 from posprobe.report import output_folder
@@ -146,7 +146,8 @@ def audit(
     inference = dataclasses.replace(inference, **changes)
     size = Size(n, length, window, prefixes, tuple(offsets))
     size.check()
-    with output_folder(folder) as made:
+    kept = f"captured files in {folder} are kept; run the same command again to go on"
+    with noting(kept), output_folder(folder) as made:
         if isinstance(model, str):
             model = load_model(model, variant=variant)
         corpus = default_corpus() if text is None else text

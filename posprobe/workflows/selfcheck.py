@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
@@ -29,6 +28,7 @@ from posprobe.intervals import (
     Interval,
     cluster_weights,
     fieller_ratio,
+    in_processes,
     log_ratio_bootstrap_t,
     max_t,
 )
@@ -239,22 +239,19 @@ def run_study(
         As `run`, one row for each measure.
     """
     for_truth, for_data = seed.spawn(2)
-    with Parallel(n_jobs=n_jobs, return_as="generator") as parallel:
-        truth = np.nan
-        if study.draw is not None:
-            # Twice as many draws as repetitions: the error of the truth then adds a relative
-            # 1 / (4 R) to the width of an interval, which is far inside the gate.
-            seeds = for_truth.spawn(max(400, 2 * repetitions))
-            draws = parallel(delayed(study.draw)(n, np.random.default_rng(s)) for s in seeds)
-            truth = float(np.mean(list(draws)))
-        outcomes = []
-        seeds = for_data.spawn(repetitions)
-        for outcome in parallel(
-            delayed(study.repeat)(n, np.random.default_rng(s), truth) for s in seeds
-        ):
-            outcomes.append(outcome)
-            if tick is not None:
-                tick()
+    truth = np.nan
+    if study.draw is not None:
+        # Twice as many draws as repetitions: the error of the truth then adds a relative
+        # 1 / (4 R) to the width of an interval, which is far inside the gate.
+        seeds = for_truth.spawn(max(400, 2 * repetitions))
+        draws = in_processes(study.draw, ((n, np.random.default_rng(s)) for s in seeds), n_jobs)
+        truth = float(np.mean(list(draws)))
+    outcomes = []
+    calls = ((n, np.random.default_rng(s), truth) for s in for_data.spawn(repetitions))
+    for outcome in in_processes(study.repeat, calls, n_jobs):
+        outcomes.append(outcome)
+        if tick is not None:
+            tick()
     table = pd.DataFrame(outcomes)
     rows = [_row(measure, n, table[key]) for key, measure in study.measures.items()]
     return pd.DataFrame(rows)

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lapack
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Array
+from posprobe.intervals import Array, in_processes
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.banded import PIVOT_TOLERANCE, centre, solve
 from posprobe.probes.ridge.design import Design
@@ -134,10 +133,8 @@ def refit_scores(
     """
     size = max(1, BATCH_BYTES // ((folds.max() + 1) * gram.grams[0].nbytes))
     batches = [weights[i : i + size] for i in range(0, len(weights), size)]
-    parts = Parallel(n_jobs=n_jobs)(
-        delayed(_batch_scores)(gram, folds, design, subsets, start, batch) for batch in batches
-    )
-    return np.concatenate(parts)
+    calls = ((gram, folds, design, subsets, start, batch) for batch in batches)
+    return np.concatenate(list(in_processes(_batch_scores, calls, n_jobs)))
 
 
 def _batch_scores(
