@@ -11,10 +11,12 @@ scores, observation, masks     what is read off, and how transformers calls it
 proofs, variant_proofs         proof that what is shown is what is computed
 observable                     the model itself
 third_channel                  whether scores move with position by themselves
+exact                          a pass again in float64, block by block
 """
 
 from posprobe.models.attention import BLOCK
 from posprobe.models.bundled import PACKAGED, list_zoo
+from posprobe.models.exact import Seen, computed_and_exact
 from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
 from posprobe.models.observable import ObservableModel, load_model
 from posprobe.models.observation import Observer
@@ -31,7 +33,9 @@ __all__ = [
     "ObservableModel",
     "Observation",
     "Observer",
+    "Seen",
     "Variant",
+    "computed_and_exact",
     "list_zoo",
     "load_model",
     "own_position",

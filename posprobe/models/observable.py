@@ -60,6 +60,11 @@ class ObservableModel:
     quantization : str
         Quantisation of the checkpoint, or "none".
 
+    Attributes
+    ----------
+    learned_sinks : tuple of int
+        The layers with a learned logit in their denominators.
+
     Raises
     ------
     ModelError
@@ -86,7 +91,7 @@ class ObservableModel:
         self._lock = threading.RLock()
         self.blocks = self._checked_blocks()
         self._digest: tuple[list[tuple[str, int, int]], str] | None = None
-        prove_observable(self)
+        self.learned_sinks = prove_observable(self)
         prove_variant(self)
 
     def _checked_blocks(self) -> list[torch.nn.Module]:

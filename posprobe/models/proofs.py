@@ -71,13 +71,19 @@ AttentionMaskInterface.register(ATTENTION, recognise_mask)
 
 
 @torch.inference_mode()
-def prove_observable(observable: Observable) -> None:
+def prove_observable(observable: Observable) -> tuple[int, ...]:
     """Switch the model to posprobe's attention and prove that what it shows is what it does.
 
     On a short random input: (1) the logits equal those of the model's own attention; (2) every
     layer calls back exactly once, with as many heads as the configuration says; (3) the observed
     exp(s - z) of every row sum to 1; (4) changing the scores of any one layer moves the logits;
     (5) one residual stream of the configuration's width enters every block and leaves the last.
+
+    Returns
+    -------
+    tuple of int
+        The layers whose denominators have a learned sink, so rows over real keys sum to less than
+        1.
 
     Raises
     ------
@@ -117,6 +123,7 @@ def prove_observable(observable: Observable) -> None:
             )
     _prove_effect(observable, tokens[:1, :4])
     _prove_stream(observable, tokens[:1, :4])
+    return tuple(sorted(observer.sink_logits))
 
 
 def _native_logits(observable: Observable, tokens: Tensor) -> Tensor:

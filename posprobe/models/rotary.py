@@ -16,6 +16,7 @@ from posprobe.errors import ModelError
 __all__ = [
     "STANDARD_ROPE",
     "Rotation",
+    "rotary_modules",
     "rotations",
     "rotations_under",
     "standard_rotations",
@@ -61,7 +62,7 @@ def rotations(model: torch.nn.Module) -> dict[str, Rotation]:
     """
     return {
         kind: rotation
-        for module in _rotary_modules(model)
+        for module in rotary_modules(model)
         for kind, rotation in _read(module).items()
     }
 
@@ -115,7 +116,7 @@ def rotations_under(model: torch.nn.Module, config: Any) -> dict[str, Rotation]:
         If a module cannot be built from the configuration.
     """
     found: dict[str, Rotation] = {}
-    for module in _rotary_modules(model):
+    for module in rotary_modules(model):
         try:
             found |= _read(type(module)(config=config))
         except (AttributeError, KeyError, TypeError) as error:
@@ -131,7 +132,7 @@ def unrotated(model: torch.nn.Module) -> Iterator[None]:
     """Set all rotary frequencies to zero for a while: every position is then rotated alike."""
     buffers = [
         buffer
-        for module in _rotary_modules(model)
+        for module in rotary_modules(model)
         for name, buffer in module.named_buffers(recurse=False)
         if _kind(name) is not None
     ]
@@ -145,7 +146,8 @@ def unrotated(model: torch.nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
-def _rotary_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+def rotary_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of a model that make rotations."""
     return [
         module
         for module in model.modules()

@@ -20,6 +20,7 @@ from posprobe.store.schema import (
     INTERVENTIONS,
     NAMES,
     OBJECT,
+    ROUNDING,
     STIMULUS,
     STRINGS,
     Integer,
@@ -33,6 +34,7 @@ __all__ = [
     "ATTRIBUTES",
     "DATA_SETS",
     "FORMAT",
+    "LEARNED_SINKS",
     "OWN_POSITION",
     "READABLE",
     "VERSION",
@@ -46,9 +48,11 @@ VERSION = 2
 READABLE = (1, VERSION)
 # Where a header's configuration says how scores move with position by themselves.
 OWN_POSITION = "posprobe_own_position"
+# The layers whose denominators have a learned logit.
+LEARNED_SINKS = "posprobe_learned_sinks"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
-_LATER = ("residual_queries", "trained_length")  # attributes that some files of format 1 lack
+_LATER = ("residual_queries", "trained_length", "rounding")  # attributes that some files of format 1 lack
 _COUNT, _SIZE, _ANY = Integer(1), Integer(0), Integer(0, 63)
 
 
@@ -225,6 +229,11 @@ class Header:
         default_factory=dict,
     )
 
+    rounding: Mapping[str, Any] = _attribute(
+        Json("object", ROUNDING),
+        "largest errors against float64, by quantity and layer; empty where not measured",
+        default_factory=dict,
+    )
     version: int = _attribute(Integer(1), "version of this format", default=VERSION)
 
     def __post_init__(self) -> None:
