@@ -55,7 +55,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class _Identity:
-    """What is 0 on paper: its files, the errors that add up in it, and the smallest that matters."""
+    """What is 0 on paper: in which files, and the errors that add up in it, named in words."""
 
     stores: Callable[[Files], Stores]
     errors: tuple[str, ...]
@@ -115,7 +115,9 @@ def limit(identity: str, files: Files) -> Limit:
     value = max(one.smallest, FACTOR * rounding)
     types = " and ".join(dict.fromkeys(store.compute_type for store in stores))
     unit = " nats" if one.unit == "nats" else ""
-    seen = f"the rounding of {one.words} seen in float64 ({rounding:.2g}{unit}, computed in {types})"
+    seen = (
+        f"the rounding of {one.words} seen in float64 ({rounding:.2g}{unit}, computed in {types})"
+    )
     if value > one.smallest:
         source = f"The limit is {FACTOR} times {seen}."
     else:

@@ -184,7 +184,7 @@ class _Errors:
 
 
 def _mean(values: Tensor, inside: Tensor) -> Tensor:
-    """Mean over the rows of each offset whose key is inside the window: (position, offset, head)."""
+    """Mean over the rows whose key is inside the window: (position, offset, head)."""
     kept = inside[..., None]  # (row, offset, head)
     return torch.where(kept, values, 0.0).sum(1) / kept.sum(0)
 

@@ -75,7 +75,9 @@ def computed_and_exact(
         raise
     except Exception as error:  # of the model's own code, or of a kernel without float64
         reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"no float64 on {model.name!r} ({type(error).__name__}: {reason})") from error
+        raise ModelError(
+            f"no float64 on {model.name!r} ({type(error).__name__}: {reason})"
+        ) from error
     return computed.seen, exact.seen
 
 
@@ -110,9 +112,10 @@ def _calls_of(model: ObservableModel) -> Iterator[_Calls]:
     def rotary(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.rotary.append((module, args, kwargs, output))
 
-    noted = [(part, block) for part in model.blocks]
-    noted += [(part, rotary) for part in rotary_modules(model.model)]
-    hooks = [part.register_forward_hook(note, with_kwargs=True) for part, note in noted]
+    hooks = [part.register_forward_hook(block, with_kwargs=True) for part in model.blocks]
+    hooks += [
+        part.register_forward_hook(rotary, with_kwargs=True) for part in rotary_modules(model.model)
+    ]
     try:
         yield calls
     finally:
@@ -120,9 +123,7 @@ def _calls_of(model: ObservableModel) -> Iterator[_Calls]:
             hook.remove()
 
 
-def _run_exactly(
-    model: ObservableModel, calls: _Calls, observer: Observer, n_queries: int
-) -> None:
+def _run_exactly(model: ObservableModel, calls: _Calls, observer: Observer, n_queries: int) -> None:
     """Run the blocks on, in float64, from the stream that entered the first."""
     assert observer.emit is not None
     turned = _exact_rotations(calls)
@@ -201,13 +202,9 @@ def _check_stream(model: ObservableModel, calls: _Calls) -> None:
 class _InFloat64(TorchFunctionMode):
     """Compute in float64 what a model's code says to compute in float32."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
             func = Tensor.double
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {
-            k: torch.float64 if a is torch.float32 else a for k, a in (kwargs or {}).items()
-        }
+        kwargs = {k: torch.float64 if a is torch.float32 else a for k, a in (kwargs or {}).items()}
         return func(*args, **kwargs)

@@ -52,7 +52,11 @@ OWN_POSITION = "posprobe_own_position"
 LEARNED_SINKS = "posprobe_learned_sinks"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
-_LATER = ("residual_queries", "trained_length", "rounding")  # attributes that some files of format 1 lack
+_LATER = (
+    "residual_queries",
+    "trained_length",
+    "rounding",
+)  # attributes that some files of format 1 lack
 _COUNT, _SIZE, _ANY = Integer(1), Integer(0), Integer(0, 63)
 
 

@@ -137,7 +137,7 @@ class ActivationStore:
 
     @property
     def compute_type(self) -> str:
-        """Type in which the model computed, such as bfloat16; "unknown" where the file is silent."""
+        """Type in which the model computed, such as bfloat16; or "unknown"."""
         return str(self.header.config.get("dtype") or "unknown")
 
     @property
