@@ -57,6 +57,7 @@ _LATER = (
     "trained_length",
     "rounding",
 )  # attributes that some files of format 1 lack
+_STREAMS = ("residual", "position0")  # whose rounding is known after the last block too
 _COUNT, _SIZE, _ANY = Integer(1), Integer(0), Integer(0, 63)
 
 
@@ -289,6 +290,7 @@ class Header:
             n_layers=1,
             layer_window=self.layer_window[layer : layer + 1],
             residual_layers=(0,),
+            rounding={},
         )
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -394,6 +396,17 @@ def _check_header(header: Header) -> None:
         if kept and kept[-1] > limit:
             raise StoreError(f"attribute '{name}' is {_ranges(kept)}, beyond {limit}: leave it out")
     _check_heads(header)
+    _check_rounding(header)
+
+
+def _check_rounding(header: Header) -> None:
+    for name, sizes in header.rounding.items():
+        n_layers = header.n_layers + (name in _STREAMS)
+        if name not in ("sequences", "unknown") and len(sizes) != n_layers:
+            raise StoreError(
+                f"attribute 'rounding.{name}' has {len(sizes)} entries, expected {n_layers}: give "
+                "one per layer"
+            )
 
 
 def _check_quantities(header: Header) -> None:
