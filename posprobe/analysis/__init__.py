@@ -6,6 +6,7 @@ tables         runs all steps that the files allow
 interventions  lists the steps that compare interventions with the native model
 checks         reports what each file says about the model, the mask and the first token
 exact          checks what must hold exactly, at layer 0 and with one token repeated
+limits         says up to where an identity counts as kept, by the rounding of its files
 probes         predicts absolute position from features, layer by layer
 sinks          measures attention to key 0, head by head
 position0      measures whether position 0 is closed, and how far it differs between inputs
@@ -30,30 +31,39 @@ from posprobe.analysis.heads import (
     sink_reading_heads,
     strongest,
 )
+from posprobe.analysis.limits import FINEST_R2, Limit, floor, limit
+from posprobe.analysis.masks import NO_MASK, mask_name
 from posprobe.analysis.position0 import closed_system_table
 from posprobe.analysis.replacement import PRIMARY_TREATMENT, replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads
 from posprobe.analysis.tables import Analysis, analyze_files, possible_steps
-from posprobe.analysis.wording import first_token, listed, n_units, shifted_design
+from posprobe.analysis.wording import first_token, listed, n_units, rounding, shifted_design
 
 __all__ = [
+    "FINEST_R2",
     "INTERVENTIONS",
+    "NO_MASK",
     "PRIMARY_TREATMENT",
     "SINK_RATE",
     "Analysis",
     "Files",
     "Head",
+    "Limit",
     "analyze_files",
     "check",
     "closed_system_table",
     "first_token",
+    "floor",
     "held_back_half",
+    "limit",
     "listed",
+    "mask_name",
     "mean_normalizers",
     "n_units",
     "possible_steps",
     "random_heads",
     "replacement_table",
+    "rounding",
     "share_of_sink_heads",
     "shifted_design",
     "sink_reading_heads",

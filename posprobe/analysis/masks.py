@@ -35,9 +35,9 @@ from posprobe.intervals import (
 from posprobe.probes import PositionProbe, features
 from posprobe.store import ActivationStore
 
-__all__ = ["NATIVE", "Masks", "mask_name", "mask_probes", "mask_tables"]
+__all__ = ["NATIVE", "NO_MASK", "Masks", "mask_name", "mask_probes", "mask_tables"]
 
-NATIVE = "native"
+NATIVE, NO_MASK = "native", "no causal mask"
 VARIANCES = ("V_T", "V_M", "V_R")
 
 
@@ -71,7 +71,7 @@ def mask_name(store: ActivationStore) -> str:
     """Describe the mask of a file in words, from its header."""
     changes = store.header.interventions
     if any(change.get("causal") is False for change in changes):
-        return "no causal mask"
+        return NO_MASK
     windows = [change["window"] for change in changes if change.get("window")]
     return f"window of {min(windows)} tokens" if windows else NATIVE
 
@@ -173,7 +173,7 @@ def _closed(part: _Range, level: float) -> Interval:
 
 def _window(store: ActivationStore) -> int | None:
     windows = [change["window"] for change in store.header.interventions if change.get("window")]
-    return min(windows) if mask_name(store) != "no causal mask" and windows else None
+    return min(windows) if mask_name(store) != NO_MASK and windows else None
 
 
 def _pairs(

@@ -13,6 +13,7 @@ from posprobe.analysis.checks import check
 from posprobe.analysis.exact import layer_0_table, repeated_table
 from posprobe.analysis.files import Files
 from posprobe.analysis.interventions import INTERVENTION_STEPS
+from posprobe.analysis.limits import limits_table
 from posprobe.analysis.position0 import closed_system_table, closure, fingerprint_spread
 from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
@@ -98,7 +99,8 @@ def analyze_files(
         step(one.name)
         found = found.joined(one.make(files, inference))
     checks = pd.DataFrame([check(store) for store in files.all()])
-    return Analysis(files, found.tables | {"checks": checks}, found.intervals, inference)
+    given_once = {"checks": checks, "limits": limits_table(files)}
+    return Analysis(files, found.tables | given_once, found.intervals, inference)
 
 
 def _sinks(files: Files, inference: Inference) -> Found:

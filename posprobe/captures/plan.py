@@ -11,11 +11,12 @@ import numpy as np
 
 from posprobe.captures.options import CaptureOptions
 from posprobe.captures.position0 import check_treatment, replace_token
+from posprobe.captures.rounding import measure_rounding
 from posprobe.captures.selection import parse_layers, parse_positions
 from posprobe.errors import StimulusError, StoreError
 from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
 from posprobe.stimuli import Stimulus
-from posprobe.store import OWN_POSITION, Header
+from posprobe.store import LEARNED_SINKS, OWN_POSITION, Header
 
 __all__ = [
     "ALONE",
@@ -151,6 +152,12 @@ def plan_capture(
         or stimulus.bos_token is not None
         or options.position0 != "native",
     )
+    header = dataclasses.replace(
+        header,
+        rounding=measure_rounding(model, stimulus, observation, change, options.position0)
+        if known is None
+        else known.rounding,
+    )
     firsts = dataclasses.replace(
         stimulus, tokens=stimulus.tokens[:, :1], lengths=np.ones_like(stimulus.lengths)
     )
@@ -227,6 +234,7 @@ def _header(
         config=model.effective_config()
         | {"posprobe_quantization": model.quantization}
         | {"posprobe_variant": model.variant_evidence(longest)}
+        | ({LEARNED_SINKS: list(model.learned_sinks)} if model.learned_sinks else {})
         | own_position,
         trained_length=model.max_length or 0,
         variant=str(model.variant),

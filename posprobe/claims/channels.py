@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
-from posprobe.analysis import Analysis, listed, n_units, shifted_design
+from posprobe.analysis import Analysis, floor, limit, listed, n_units, shifted_design
 from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
-    TOLERANCE,
     Claim,
     above,
     below_everywhere,
+    found,
     make_claim,
     not_applicable,
     split_needs,
@@ -51,7 +51,8 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
         interval = Interval.of_row(
             row, variance, limits=variance, level=analysis.level, method="t", n=n_units(store)
         )
-        claims.append(make_claim(name, text, interval, "nats^2", above(interval, 0.0), protocol))
+        verdict = found(interval, floor(store, variance))
+        claims.append(make_claim(name, text, interval, "nats^2", verdict, protocol))
     return [*claims, *_share_claims(row, store, protocol, analysis.level)]
 
 
@@ -89,9 +90,10 @@ def _share_claims(
 
 def repeated_claims(analysis: Analysis) -> list[Claim]:
     """With one token repeated the residual channel is closed; a BOS opens it."""
+    bounds = {name: limit(name, analysis.files) for name in ("mask_isolated", "residual_opened")}
     closed = (
         "With one token repeated, all hidden states are equal and only the mask is left: the "
-        f"residual channel is 0 (|R| < {TOLERANCE:g} nats everywhere)."
+        f"residual channel is 0 (|R| < {bounds['mask_isolated'].value:g} nats everywhere)."
     )
     opened = "A BOS in front of the repeated token opens the residual channel (|R| > 0)."
     pairs = (
@@ -103,20 +105,32 @@ def repeated_claims(analysis: Analysis) -> list[Claim]:
         if store is None or why_not_split(store):
             claims.append(not_applicable(name, statement, split_needs(store, "repeated")))
             continue
+        if store.learned_sinks:
+            claims.append(not_applicable(name, statement, _learned_sinks(store)))
+            continue
         table = analysis.tables["repeated"]
         kind = "repeated" if name == "mask_isolated" else "bos_repeated"
         residual, mask = table.loc[table["stimulus"] == kind, ["residual", "mask"]].max()
         interval = analysis.intervals[kind]
         verdict = (
-            below_everywhere(interval, TOLERANCE, residual)
+            below_everywhere(interval, bounds[name].value, residual)
             if name == "mask_isolated"
-            else above(interval, TOLERANCE)
+            else above(interval, bounds[name].value)
         )
         protocol = (
             f"{store.n_items} tokens, each repeated to {store.length} tokens; positions "
             f"{listed(store.prefixes)}, window of {store.window} rows. Largest |R| over layers, "
             f"heads, offsets and positions, averaged over items; in any item |R| is at most "
-            f"{residual:.3g} and |M| {mask:.3g} nats."
+            f"{residual:.3g} and |M| {mask:.3g} nats. {bounds[name].source}"
         )
         claims.append(make_claim(name, statement, interval, "nats", verdict, protocol))
     return claims
+
+
+def _learned_sinks(store: ActivationStore) -> str:
+    """Why hidden states differ between the positions of one repeated token."""
+    return (
+        f"{store.path.name}: a learned sink is in the denominators of {len(store.learned_sinks)} "
+        f"of {store.n_layers} layers, so attention over the keys sums to less than 1, by an amount "
+        "that depends on their number. The hidden states of a repeated token are not equal then"
+    )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from posprobe.analysis import Analysis, listed, shifted_design
+from posprobe.analysis import Analysis, floor, listed, shifted_design
 from posprobe.architectures import Contrast, ContrastResult
-from posprobe.claims.verdicts import Claim, Verdict, above, make_claim, not_applicable
+from posprobe.claims.verdicts import Claim, Verdict, found, make_claim, not_applicable
 from posprobe.comparison import PRIMARY_VALUE, RELATIVE, VALUES, Comparison
 from posprobe.intervals import Interval
 
@@ -170,9 +170,8 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
                 f"and offsets {listed(store.offsets)}. The interval is that of {worst['model']}, "
                 "whose lower limit is the lowest."
             )
-            claims.append(
-                make_claim(name, statement, interval, "nats^2", above(interval, 0.0), protocol)
-            )
+            verdict = found(interval, floor(store, value))
+            claims.append(make_claim(name, statement, interval, "nats^2", verdict, protocol))
     return claims
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import pandas as pd
 
-from posprobe.analysis import SINK_RATE, Analysis, listed, shifted_design
+from posprobe.analysis import (
+    FINEST_R2,
+    NO_MASK,
+    SINK_RATE,
+    Analysis,
+    floor,
+    limit,
+    listed,
+    mask_name,
+    shifted_design,
+)
 from posprobe.claims.verdicts import (
     NEGLIGIBLE_R2,
-    TOLERANCE,
     Claim,
+    Verdict,
     above,
     below,
     below_everywhere,
+    found,
     make_claim,
     not_applicable,
     split_needs,
@@ -21,7 +32,6 @@ from posprobe.store import ActivationStore
 
 __all__ = ["WHY_LAYER_0", "intervention_claims"]
 
-MOVED = 1e-3
 WHY_LAYER_0 = (
     "Key 0 stays where it is while the window moves away from it: the distance between them "
     "changes, and with it the rotation of key 0's score. That change is S."
@@ -49,9 +59,10 @@ def intervention_claims(analysis: Analysis) -> list[Claim]:
 
 def _layer_0(analysis: Analysis) -> Claim:
     name = "layer_0_residual"
+    bound = limit(name, analysis.files)
     statement = (
         "At layer 0, where the residual stream is the embedding, only key 0's own score opens "
-        f"the residual channel (|R - S| < {TOLERANCE:g} nats everywhere)."
+        f"the residual channel (|R - S| < {bound.value:g} nats everywhere)."
     )
     store, interval = analysis.files.shifted, analysis.intervals.get("layer_0_rest")
     table = analysis.tables.get("channels_by_layer")
@@ -62,17 +73,20 @@ def _layer_0(analysis: Analysis) -> Claim:
     protocol = (
         f"{shifted_design(store)} {WHY_LAYER_0} V_R of layer 0 is {row['V_R']:.3g} "
         f"[{row['V_R_low']:.3g}, {row['V_R_high']:.3g}] nats^2. Largest |R - S| over heads, "
-        f"offsets and positions, averaged over items; at most {largest:.3g} in any item."
+        f"offsets and positions, averaged over items; at most {largest:.3g} in any item. "
+        f"{bound.source}"
     )
-    verdict = below_everywhere(interval, TOLERANCE, largest)
+    verdict = below_everywhere(interval, bound.value, largest)
     return make_claim(name, statement, interval, "nats", verdict, protocol)
 
 
 def _offsets_only(analysis: Analysis) -> Claim:
     name = "offsets_only"
+    bound = limit(name, analysis.files)
     statement = (
         "The position encoding depends on offsets only: shifting all positions alike leaves the "
-        f"score of the same two tokens as it is (within {MOVED:g} standard deviations everywhere)."
+        f"score of the same two tokens as it is (within {bound.value:g} standard deviations "
+        "everywhere)."
     )
     store, interval = analysis.files.shifted, analysis.intervals.get("scores_moved")
     if store is None or interval is None:
@@ -83,9 +97,9 @@ def _offsets_only(analysis: Analysis) -> Claim:
         f"within the window at offsets {listed(store.offsets)}, before any mask. Largest change "
         "against the reference over heads, rows, offsets and positions, relative to the standard "
         f"deviation of the item's scores there, averaged over items; at most {largest:.3g} in any "
-        "item. Rotations in float32 leave rounding that grows with position."
+        f"item. Rotations in float32 leave rounding that grows with position. {bound.source}"
     )
-    verdict = below_everywhere(interval, MOVED, largest)
+    verdict = below_everywhere(interval, bound.value, largest)
     return make_claim(name, statement, interval, "1", verdict, protocol)
 
 
@@ -218,17 +232,20 @@ def _patterns(analysis: Analysis) -> Claim:
         f"adjusted by max-T: P is above P_fix in {int((clear['difference'] > 0).sum())} of "
         f"{len(table)} layers and below in {int((clear['difference'] < 0).sum())}."
     )
-    return make_claim(name, statement, interval, "R2", above(interval, 0.0), protocol)
+    return make_claim(name, statement, interval, "R2", found(interval, FINEST_R2), protocol)
 
 
 def _masks(analysis: Analysis) -> list[Claim]:
-    closed = (
-        f"(largest |M|, and difference of normalizers from those of the keys shown, < {TOLERANCE:g}"
-    )
+    bounds = {name: limit(name, analysis.files) for name in ("mask_removed", "window_closes_mask")}
+    closed = {
+        name: "closed (largest |M|, and difference of normalizers from those of the keys shown, < "
+        f"{bound.value:g} nats)."
+        for name, bound in bounds.items()
+    }
     statements = {
-        "mask_removed": f"Without the causal mask the mask channel is closed {closed} nats).",
+        "mask_removed": f"Without the causal mask the mask channel is {closed['mask_removed']}",
         "window_closes_mask": "At positions past the length of a sliding window the mask channel "
-        f"is closed {closed} nats).",
+        f"is {closed['window_closes_mask']}",
         "residual_behind_window": "At positions past the length of a sliding window, where only "
         "the residual stream can carry position, attention still depends on it (V_T > 0).",
         "window_growth": "A sliding window forced on this model makes the residual channel grow "
@@ -236,26 +253,33 @@ def _masks(analysis: Analysis) -> list[Claim]:
     }
     keys = ("mask_closed", "window_closed", "window_left", "window_growth")
     units = ("nats", "nats", "nats^2", "nats^2")
-    tests = (below, below, above, above)
-    bounds = (TOLERANCE, TOLERANCE, 0.0, 0.0)
     store, table = analysis.files.shifted, analysis.tables.get("masks")
     claims = []
-    for (name, text), key, unit, test, bound in zip(
-        statements.items(), keys, units, tests, bounds, strict=True
-    ):
+    for (name, text), key, unit in zip(statements.items(), keys, units, strict=True):
         interval = analysis.intervals.get(key)
         if store is None or table is None or interval is None:
             reason = "needs shifted captures under another mask (posprobe audit --full)"
             claims.append(not_applicable(name, text, reason))
             continue
         protocol = f"{shifted_design(store)} {_mask_protocol(table, key)}"
-        claims.append(make_claim(name, text, interval, unit, test(interval, bound), protocol))
+        if name in bounds:
+            protocol += f" {bounds[name].source}"
+            verdict = below(interval, bounds[name].value)
+        else:
+            verdict = _left_by_window(analysis, interval, "V_T" if key == "window_left" else "V_R")
+        claims.append(make_claim(name, text, interval, unit, verdict, protocol))
     return claims
+
+
+def _left_by_window(analysis: Analysis, interval: Interval, quantity: str) -> Verdict:
+    """Whether what is left of a variance behind a window is more than its rounding."""
+    windowed = [store for store in analysis.files.masks if mask_name(store) != NO_MASK]
+    return found(interval, max(floor(store, quantity) for store in windowed))
 
 
 def _mask_protocol(table: pd.DataFrame, key: str) -> str:
     """How a mask was changed, and what it removed."""
-    bare = table["mask"] == "no causal mask"
+    bare = table["mask"] == NO_MASK
     rows = table[bare if key == "mask_closed" else ~bare]
     if key in ("window_closed", "window_left"):
         rows = rows[rows["positions"] != "all"]

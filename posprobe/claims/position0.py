@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from posprobe.analysis import PRIMARY_TREATMENT, Analysis, first_token, listed, shifted_design
+from posprobe.analysis import (
+    NO_MASK,
+    PRIMARY_TREATMENT,
+    Analysis,
+    first_token,
+    limit,
+    listed,
+    mask_name,
+    shifted_design,
+)
 from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
-    TOLERANCE,
     Claim,
     Verdict,
     above,
@@ -42,43 +50,62 @@ def sink_claims(analysis: Analysis) -> list[Claim]:
 
 def position0_claims(analysis: Analysis) -> list[Claim]:
     """Whether position 0 is a closed system with a fingerprint of its token."""
-    claims = []
     natural, shifted = analysis.files.natural, analysis.files.shifted
+    return [
+        _closed_system(analysis, natural),
+        _fingerprint_constant(analysis, shifted),
+        _fingerprint_varies(analysis, natural),
+    ]
+
+
+def _closed_system(analysis: Analysis, store: ActivationStore | None) -> Claim:
+    name, bound = "closed_system", limit("closed_system", analysis.files)
     statement = (
         "Position 0 is a closed system: its activations equal those of a run on its token alone "
-        f"(relative difference < {TOLERANCE:g})."
+        f"(relative difference < {bound.value:g})."
     )
-    if natural is None:
-        claims.append(not_applicable("closed_system", statement, "needs a natural capture"))
-    else:
-        interval = analysis.intervals["closure"]
-        protocol = (
-            f"{natural.n_sequences} sequences; largest relative difference over "
-            f"{natural.n_layers + 1} depths, averaged over sequences."
-        )
-        verdict = below(interval, TOLERANCE)
-        claims.append(make_claim("closed_system", statement, interval, "1", verdict, protocol))
+    if store is None:
+        return not_applicable(name, statement, "needs a natural capture")
+    if mask_name(store) == NO_MASK:
+        return not_applicable(name, statement, _sees_all(store))
+    interval = analysis.intervals["closure"]
+    protocol = (
+        f"{store.n_sequences} sequences; largest relative difference over "
+        f"{store.n_layers + 1} depths, averaged over sequences. {bound.source}"
+    )
+    return make_claim(name, statement, interval, "1", below(interval, bound.value), protocol)
+
+
+def _fingerprint_constant(analysis: Analysis, store: ActivationStore | None) -> Claim:
+    name, bound = "fingerprint_constant", limit("fingerprint_constant", analysis.files)
     statement = "Behind a fixed first token, position 0 leaves the same fingerprint in every input."
-    if shifted is None or len(np.unique(shifted.tokens[:, 0])) > 1:
+    if store is None or len(np.unique(store.tokens[:, 0])) > 1:
         reason = "needs a capture with the same token at position 0 throughout (--bos force)"
-        claims.append(not_applicable("fingerprint_constant", statement, reason))
-    else:
-        interval = analysis.intervals["fingerprint_bos"]
-        protocol = f"{_fingerprint(shifted)} First token: {first_token(shifted)}."
-        verdict = below(interval, TOLERANCE)
-        claims.append(
-            make_claim("fingerprint_constant", statement, interval, "1", verdict, protocol)
-        )
+        return not_applicable(name, statement, reason)
+    if mask_name(store) == NO_MASK:
+        return not_applicable(name, statement, _sees_all(store))
+    interval = analysis.intervals["fingerprint_bos"]
+    protocol = f"{_fingerprint(store)} First token: {first_token(store)}. {bound.source}"
+    return make_claim(name, statement, interval, "1", below(interval, bound.value), protocol)
+
+
+def _fingerprint_varies(analysis: Analysis, store: ActivationStore | None) -> Claim:
+    name, bound = "fingerprint_varies", limit("fingerprint_varies", analysis.files)
     statement = "Without a fixed first token the fingerprint varies with the input."
-    if natural is None or len(np.unique(natural.tokens[:, 0])) == 1:
+    if store is None or len(np.unique(store.tokens[:, 0])) == 1:
         reason = "needs a natural capture whose sequences begin with different tokens (--bos none)"
-        claims.append(not_applicable("fingerprint_varies", statement, reason))
-    else:
-        interval = analysis.intervals["fingerprint_text"]
-        protocol = f"{_fingerprint(natural)} First token: {first_token(natural)}."
-        verdict = above(interval, TOLERANCE)
-        claims.append(make_claim("fingerprint_varies", statement, interval, "1", verdict, protocol))
-    return claims
+        return not_applicable(name, statement, reason)
+    interval = analysis.intervals["fingerprint_text"]
+    protocol = f"{_fingerprint(store)} First token: {first_token(store)}. {bound.source}"
+    return make_claim(name, statement, interval, "1", above(interval, bound.value), protocol)
+
+
+def _sees_all(store: ActivationStore) -> str:
+    """Why position 0 is open."""
+    return (
+        f"{store.path.name} was captured without a causal mask, so position 0 sees the tokens "
+        "after it"
+    )
 
 
 def replacement_claims(analysis: Analysis) -> list[Claim]:

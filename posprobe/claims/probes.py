@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from posprobe.analysis import Analysis
-from posprobe.claims.verdicts import NEGLIGIBLE_R2, Claim, above, below, make_claim, not_applicable
+from posprobe.analysis import FINEST_R2, Analysis
+from posprobe.claims.verdicts import NEGLIGIBLE_R2, Claim, below, found, make_claim, not_applicable
 from posprobe.intervals import Interval
 
 __all__ = ["probe_claims"]
@@ -34,7 +34,8 @@ def probe_claims(analysis: Analysis) -> list[Claim]:
     for features in ("normalizer", "residual"):
         name = f"probe_{features}"
         interval = analysis.intervals[name]
-        claims.append(make_claim(name, names[name], interval, "R2", above(interval, 0.0), protocol))
+        verdict = found(interval, FINEST_R2)
+        claims.append(make_claim(name, names[name], interval, "R2", verdict, protocol))
     name = "residual_at_layer_0"
     first = fixed[(fixed["layer"] == 0) & (fixed["features"] == "residual")]
     if first.empty:

@@ -12,12 +12,12 @@ from posprobe.store import ActivationStore
 
 __all__ = [
     "NEGLIGIBLE_R2",
-    "TOLERANCE",
     "Claim",
     "Verdict",
     "above",
     "below",
     "below_everywhere",
+    "found",
     "make_claim",
     "not_applicable",
     "split_needs",
@@ -25,8 +25,6 @@ __all__ = [
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "not_applicable"]
 
-# Rounding allowed in what is an identity on paper: in nats, or relative.
-TOLERANCE = 1e-4
 # A probe below this R2 is said to tell nothing about position.
 NEGLIGIBLE_R2 = 0.02
 
@@ -96,6 +94,14 @@ def below_everywhere(interval: Interval, bound: float, largest: float) -> Verdic
     """As `below`, and never supported where `largest`, of all items, is not below `bound`."""
     verdict = below(interval, bound)
     return "inconclusive" if verdict == "supported" and not largest < bound else verdict
+
+
+def found(interval: Interval, floor: float) -> Verdict:
+    """As `above` 0, and never supported by what is not above `floor`, the size of rounding."""
+    verdict = above(interval, 0.0)
+    if verdict == "supported" and above(interval, floor) != "supported":
+        return "inconclusive"
+    return verdict
 
 
 def make_claim(

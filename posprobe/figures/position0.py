@@ -28,7 +28,6 @@ from posprobe.figures.style import (
 __all__ = ["PANELS"]
 
 FLOOR = 1e-9
-TOLERANCE = 1e-4
 
 
 def sinks(tables: Tables, ax: Axes) -> Axes:
@@ -108,7 +107,8 @@ def closure(tables: Tables, ax: Axes) -> Axes:
     """Difference between position 0 and a run on its token alone."""
     table = tables["closed_system"]
     ax.plot(table["layer"], table["difference"].clip(lower=FLOOR), color=SINK)
-    reference_line(ax, TOLERANCE, "tolerance 1e-4")
+    if (bound := _limit(tables, "closed_system")) is not None:
+        reference_line(ax, bound, f"limit {bound:g}")
     ax.set(title="Does position 0 depend on what follows?", yscale="log", ylim=(FLOOR / 2, 1))
     ax.set(xlabel="depth (blocks passed)", ylabel="largest relative difference")
     return ax
@@ -136,12 +136,22 @@ def repeated(tables: Tables, ax: Axes, kind: str) -> Axes:
     rows = rows.clip(lower=FLOOR)
     ax.plot(rows.index, rows["mask"], color=MASK, label="largest |M|")
     ax.plot(rows.index, rows["residual"], color=RESIDUAL, label="largest |R|")
-    reference_line(ax, TOLERANCE, "1e-4 nats")
     high = float(table[["mask", "residual"]].max().max())
-    ax.set(title=title, yscale="log", ylim=(FLOOR / 2, 5 * max(high, TOLERANCE)))
+    claim = {"repeated": "mask_isolated", "bos_repeated": "residual_opened"}[kind]
+    if (bound := _limit(tables, claim)) is not None:
+        reference_line(ax, bound, f"limit {bound:g} nats")
+        high = max(high, bound)
+    ax.set(title=title, yscale="log", ylim=(FLOOR / 2, 5 * max(high, FLOOR)))
     ax.set(xlabel="layer", ylabel="nats")
     legend_below(ax)
     return ax
+
+
+def _limit(tables: Tables, claim: str) -> float | None:
+    """Up to where an identity counts as kept; None where no table says so."""
+    table = tables.get("limits", pd.DataFrame(columns=["claim", "value"]))
+    value = table.loc[table["claim"] == claim, "value"]
+    return float(value.iloc[0]) if len(value) else None
 
 
 def replacement(tables: Tables, ax: Axes) -> Axes:

@@ -12,10 +12,12 @@ proofs, variant_proofs         proof that the observed attention is the model's 
 passes                         one pass at a time, whatever else the process does
 observable                     the model itself
 third_channel                  whether scores themselves change with position
+exact                          a pass again in float64, block by block
 """
 
 from posprobe.models.attention import BLOCK
 from posprobe.models.bundled import PACKAGED, list_zoo
+from posprobe.models.exact import Seen, computed_and_exact
 from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
 from posprobe.models.observable import ObservableModel, load_model
 from posprobe.models.observation import Observer
@@ -33,7 +35,9 @@ __all__ = [
     "ObservableModel",
     "Observation",
     "Observer",
+    "Seen",
     "Variant",
+    "computed_and_exact",
     "list_zoo",
     "load_model",
     "own_position",

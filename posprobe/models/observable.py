@@ -71,6 +71,8 @@ class ObservableModel:
         Its tokenizer.
     blocks : list of torch.nn.Module
         Its decoder blocks, in order.
+    learned_sinks : tuple of int
+        The layers with a learned logit in their denominators.
 
     Raises
     ------
@@ -120,7 +122,7 @@ class ObservableModel:
             try:
                 self.model.requires_grad_(False)
                 self.blocks = self._checked_blocks()
-                prove_observable(self)
+                self.learned_sinks = prove_observable(self)
                 prove_variant(self)
             except BaseException:
                 self._proved = ()

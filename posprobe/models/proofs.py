@@ -72,7 +72,7 @@ AttentionMaskInterface.register(ATTENTION, recognise_mask)
 
 
 @torch.inference_mode()
-def prove_observable(observable: Observable) -> None:
+def prove_observable(observable: Observable) -> tuple[int, ...]:
     """Switch a model to posprobe's attention and prove that it still computes the same.
 
     The proof uses a short random input and shows that
@@ -87,6 +87,12 @@ def prove_observable(observable: Observable) -> None:
     ----------
     observable : Observable
         Model to prove; its attention implementation is changed in place.
+
+    Returns
+    -------
+    tuple of int
+        The layers whose denominators have a learned sink, so rows over real keys sum to less than
+        1.
 
     Raises
     ------
@@ -127,6 +133,7 @@ def prove_observable(observable: Observable) -> None:
             )
     _prove_effect(observable, tokens[:1, :4])
     _prove_stream(observable, tokens[:1, :4])
+    return tuple(sorted(observer.sink_logits))
 
 
 def _native_logits(observable: Observable, tokens: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ __all__ = [
     "STANDARD_ROPE",
     "Rotation",
     "differing_rotation",
+    "rotary_modules",
     "rotations",
     "rotations_under",
     "standard_rotations",
@@ -80,7 +81,7 @@ def rotations(model: torch.nn.Module) -> dict[str, Rotation]:
     """
     return {
         kind: rotation
-        for module in _rotary_modules(model)
+        for module in rotary_modules(model)
         for kind, rotation in _read(module).items()
     }
 
@@ -137,7 +138,7 @@ def rotations_under(model: torch.nn.Module, config: Any) -> dict[str, Rotation]:
         If a module cannot be built from the configuration.
     """
     found: dict[str, Rotation] = {}
-    for module in _rotary_modules(model):
+    for module in rotary_modules(model):
         try:
             found |= _read(type(module)(config=config))
         except (AttributeError, KeyError, TypeError) as error:
@@ -160,7 +161,7 @@ def differing_rotation(model: torch.nn.Module, config: Any) -> float:
     float
         The largest relative difference of any pair's frequency; 0 where none exceeds `ROUNDING`.
     """
-    if any(DYNAMIC & set(_types(module)) for module in _rotary_modules(model)):
+    if any(DYNAMIC & set(_types(module)) for module in rotary_modules(model)):
         return 0.0
     try:
         expected = rotations_under(model, config)
@@ -186,7 +187,7 @@ def unrotated(model: torch.nn.Module) -> Iterator[None]:
     """Set all rotary frequencies to zero within the context, so all positions rotate alike."""
     buffers = [
         buffer
-        for module in _rotary_modules(model)
+        for module in rotary_modules(model)
         for name, buffer in module.named_buffers(recurse=False)
         if _kind(name) is not None
     ]
@@ -200,7 +201,8 @@ def unrotated(model: torch.nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
-def _rotary_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+def rotary_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of a model that make rotations."""
     return [
         module
         for module in model.modules()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from posprobe.errors import ModelError
+from posprobe.models.exact import computed_and_exact
 from posprobe.models.observation import Observer
 from posprobe.models.scores import Observation
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["own_position"]
 
+Run = dict[int, dict[str, Tensor]]
+
 OFFSETS = tuple(range(9))
 # Relative to the spread of a layer's scores, or to the norm of its stream. The angles of a rotation
-# are rounded in float32, whatever the precision of the model.
+# are rounded in float32, whatever the precision of the model. What exceeds it is run again in float64.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1}
 ROUNDING_OF_ANGLES = 4 * torch.finfo(torch.float32).eps
 
@@ -57,10 +61,21 @@ def own_position(
         change in nats. None if the scores of no layer change before the stream itself does. In a
         model that adds learned positions to its embeddings, the stream changes from the start.
     """
-    tolerance = TOLERANCE.get(model.model.dtype, 1e-1) + ROUNDING_OF_ANGLES * longest
     offsets = tuple(offset for offset in OFFSETS if offset < shortest)
-    runs = [_run(model, token, length, offsets) for length in sorted({shortest, longest})]
-    for layer in range(model.n_layers):
+    lengths, dtype = sorted({shortest, longest}), model.model.dtype
+    rounding = TOLERANCE.get(dtype, 1e-1) + ROUNDING_OF_ANGLES * longest
+    found = _moved(_computed(model, token, lengths, offsets), rounding)
+    if found is None and dtype in (torch.float32, torch.float64):
+        return None
+    try:  # in float64, what is left is not rounding
+        return _moved(_exact(model, token, lengths, offsets), TOLERANCE[torch.float64])
+    except ModelError:
+        return found
+
+
+def _moved(runs: list[Run], tolerance: float) -> dict[str, Any] | None:
+    """The first layer whose scores move while the stream that enters it does not."""
+    for layer in range(max(runs[0])):
         streams = torch.cat([run[layer]["residual"] for run in runs])
         if (streams - streams[:1]).norm(dim=-1).max() > tolerance * streams[0].norm():
             return None
@@ -79,16 +94,32 @@ def _range(scores: Tensor) -> float:
     return float((highest - lowest).max())
 
 
-def _run(
-    model: ObservableModel, token: int, length: int, offsets: tuple[int, ...]
-) -> dict[int, dict[str, Tensor]]:
-    """Return the streams (query, width) and scores (query, head, offset) of each layer."""
-    seen: dict[int, dict[str, Tensor]] = {}
+def _computed(
+    model: ObservableModel, token: int, lengths: list[int], offsets: tuple[int, ...]
+) -> list[Run]:
+    """Streams (query, width) and scores (query, head, offset) of each layer, by length."""
+    runs: list[Run] = [{} for _ in lengths]
+    for run, length in zip(runs, lengths, strict=True):
 
-    def emit(name: str, layer: int, tensor: Tensor) -> None:
-        if name in ("residual", "offset_score"):
-            seen.setdefault(layer, {})[name] = tensor[0].double().cpu()
+        def emit(name: str, layer: int, tensor: Tensor, run: Run = run) -> None:
+            if name in ("residual", "offset_score"):
+                run.setdefault(layer, {})[name] = tensor[0].double().cpu()
 
-    observer = Observer(emit, Observation(n_queries=length, offsets=offsets), model.intervention())
-    model.run(torch.full((1, length), token), observer)
-    return seen
+        observation = Observation(n_queries=length, offsets=offsets)
+        observer = Observer(emit, observation, model.intervention())
+        model.run(torch.full((1, length), token), observer)
+    return runs
+
+
+def _exact(
+    model: ObservableModel, token: int, lengths: list[int], offsets: tuple[int, ...]
+) -> list[Run]:
+    """The same in float64."""
+    runs: list[Run] = [{} for _ in lengths]
+    for run, length in zip(runs, lengths, strict=True):
+        observation = Observation(n_queries=length, offsets=offsets)
+        tokens = torch.full((1, length), token)
+        _, exact = computed_and_exact(model, tokens, observation, model.intervention())
+        for (name, layer), tensor in exact.items():
+            run.setdefault(layer, {})[name] = tensor[0]
+    return runs

@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any
 
-from posprobe.analysis import Analysis
+from posprobe.analysis import Analysis, rounding
 from posprobe.stimuli import DEFAULT_CORPUS, corpus_name
 from posprobe.store import ActivationStore, Header
 
@@ -45,6 +45,8 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("architecture", str(config.get("model_type", "unknown"))),
         ("size", f"{header.n_layers} layers, {header.n_heads} heads, width {header.width}"),
         ("quantization", str(config.get("posprobe_quantization", "none"))),
+        ("computed in", ", ".join(dict.fromkeys(s.compute_type for s in analysis.files.all()))),
+        ("rounding, seen in float64", _rounding(analysis)),
         ("variant", header.variant),
         ("longest sequence", _longest(analysis)),
         (
@@ -72,6 +74,14 @@ def _compact(value: Any) -> str:
 def _other_rotation(config: dict[str, Any]) -> str:
     gap = config.get("posprobe_other_rotation")
     return f"not those of the configuration: they differ by up to {gap:.2g} of it" if gap else ""
+
+
+def _rounding(analysis: Analysis) -> str:
+    """The rounding of each file, files of the same rounding together."""
+    by_size: dict[str, list[str]] = {}
+    for store in analysis.files.all():
+        by_size.setdefault(rounding(store), []).append(store.path.name.removesuffix(".h5"))
+    return "; ".join(f"{', '.join(names)}: {size}" for size, names in by_size.items())
 
 
 def _longest(analysis: Analysis) -> str:

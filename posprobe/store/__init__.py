@@ -9,7 +9,15 @@ The format is described in ``docs/format.md``, whose tables come from `posprobe.
 from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
-from posprobe.store.layout import ATTRIBUTES, DATA_SETS, OWN_POSITION, DataSet, Header, difference
+from posprobe.store.layout import (
+    ATTRIBUTES,
+    DATA_SETS,
+    LEARNED_SINKS,
+    OWN_POSITION,
+    DataSet,
+    Header,
+    difference,
+)
 from posprobe.store.reader import ActivationStore
 from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
@@ -17,6 +25,7 @@ from posprobe.store.writer import StoreWriter
 __all__ = [
     "ATTRIBUTES",
     "DATA_SETS",
+    "LEARNED_SINKS",
     "OWN_POSITION",
     "RESUME",
     "ActivationStore",

@@ -20,6 +20,7 @@ from posprobe.store.schema import (
     INTERVENTIONS,
     NAMES,
     OBJECT,
+    ROUNDING,
     STIMULUS,
     STRINGS,
     Integer,
@@ -33,6 +34,7 @@ __all__ = [
     "ATTRIBUTES",
     "DATA_SETS",
     "FORMAT",
+    "LEARNED_SINKS",
     "OWN_POSITION",
     "READABLE",
     "VERSION",
@@ -46,9 +48,16 @@ VERSION = 2
 READABLE = (1, VERSION)
 # Key in a header's configuration that says how scores themselves change with position.
 OWN_POSITION = "posprobe_own_position"
+# The layers whose denominators have a learned logit.
+LEARNED_SINKS = "posprobe_learned_sinks"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
-_LATER = ("residual_queries", "trained_length")  # attributes that some files of format 1 lack
+_LATER = (
+    "residual_queries",
+    "trained_length",
+    "rounding",
+)  # attributes that some files of format 1 lack
+_STREAMS = ("residual", "position0")  # whose rounding is known after the last block too
 _COUNT, _SIZE, _ANY = Integer(1), Integer(0), Integer(0, 63)
 
 
@@ -228,6 +237,11 @@ class Header:
         default_factory=dict,
     )
 
+    rounding: Mapping[str, Any] = _attribute(
+        Json("object", ROUNDING),
+        "largest errors against float64, by quantity and layer; empty where not measured",
+        default_factory=dict,
+    )
     version: int = _attribute(Integer(1), "version of this format", default=VERSION)
 
     def __post_init__(self) -> None:
@@ -279,6 +293,7 @@ class Header:
             n_layers=1,
             layer_window=self.layer_window[layer : layer + 1],
             residual_layers=(0,),
+            rounding={},
         )
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -405,6 +420,17 @@ def _check_header(header: Header) -> None:
         if kept and kept[-1] > limit:
             raise StoreError(f"attribute '{name}' is {_ranges(kept)}, beyond {limit}: leave it out")
     _check_heads(header)
+    _check_rounding(header)
+
+
+def _check_rounding(header: Header) -> None:
+    for name, sizes in header.rounding.items():
+        n_layers = header.n_layers + (name in _STREAMS)
+        if name not in ("sequences", "unknown") and len(sizes) != n_layers:
+            raise StoreError(
+                f"attribute 'rounding.{name}' has {len(sizes)} entries, expected {n_layers}: give "
+                "one per layer"
+            )
 
 
 def _check_quantities(header: Header) -> None:

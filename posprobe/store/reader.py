@@ -17,7 +17,7 @@ from posprobe.errors import StoreError
 from posprobe.store.digests import begin_digest, extended
 from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
-from posprobe.store.layout import DATA_SETS, OWN_POSITION, Header
+from posprobe.store.layout import DATA_SETS, LEARNED_SINKS, OWN_POSITION, Header
 from posprobe.store.values import check_index, check_stored, is_finite
 
 __all__ = ["ActivationStore"]
@@ -161,6 +161,36 @@ class ActivationStore:
     def own_position(self) -> dict[str, Any] | None:
         """How scores themselves change with position, a third channel; None if they do not."""
         return self.header.config.get(OWN_POSITION)
+
+    @property
+    def compute_type(self) -> str:
+        """Type in which the model computed, such as bfloat16; or "unknown"."""
+        return str(self.header.config.get("dtype") or "unknown")
+
+    @property
+    def learned_sinks(self) -> tuple[int, ...]:
+        """Layers whose denominators have a learned logit: rows over real keys do not sum to 1."""
+        return tuple(self.header.config.get(LEARNED_SINKS, ()))
+
+    def rounding(self, name: str, layer: int | None = None) -> float | None:
+        """Largest error of a quantity or an effect against float64, of one layer or of all.
+
+        Parameters
+        ----------
+        name : str
+            A quantity; or ``M``, ``R``, ``mismatch``, ``moved``: see ``docs/format.md``.
+        layer : int, optional
+            0-based layer.
+
+        Returns
+        -------
+        float or None
+            In nats; of streams and of ``moved`` relative. None where it was not measured.
+        """
+        sizes = self.header.rounding.get(name)
+        if not sizes:
+            return None
+        return float(max(sizes) if layer is None else sizes[layer])
 
     @property
     def n_digests(self) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "INTERVENTIONS",
     "NAMES",
     "OBJECT",
+    "ROUNDING",
     "STIMULUS",
     "STRINGS",
     "Integer",
@@ -119,6 +120,7 @@ OBJECT = _object(
         "rope_parameters": lambda n, v: None if v is None else _ROPE(n, v),
         "posprobe_own_position": lambda n, v: None if v is None else _OWN_POSITION(n, v),
         "posprobe_other_rotation": _shape("a number", _number),
+        "posprobe_learned_sinks": _list(_shape("a layer", _whole)),
     }
 )
 STRINGS = _object({}, _STRING)
@@ -132,6 +134,10 @@ STIMULUS = _object(
         "tokens_sha256": _STRING,
         "special_tokens": _object({}, _shape("a count", _whole)),
     }
+)
+ROUNDING = _object(
+    {"unknown": _STRING, "sequences": _list(_shape("a sequence", _whole))},
+    _list(_shape("a size", lambda v: _number(v) and v >= 0)),
 )
 INTERVENTIONS = _list(
     _object(

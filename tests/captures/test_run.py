@@ -229,7 +229,7 @@ def test_consumers_see_all_or_nothing(llama, tmp_path, monkeypatch):
     path, run, calls = tmp_path / "a.h5", llama.run, iter(range(100))
 
     def failing(*args, **keywords):
-        if next(calls) == 4:
+        if next(calls) == 6:
             raise KeyboardInterrupt
         run(*args, **keywords)
 
