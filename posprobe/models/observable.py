@@ -21,7 +21,7 @@ from torch import Tensor
 
 from posprobe.errors import ModelError
 from posprobe.models.checkpoints import find_checkpoint
-from posprobe.models.decoders import check_state, check_weights, find_blocks
+from posprobe.models.decoders import check_state, check_weights, find_blocks, size
 from posprobe.models.interventions import Intervention
 from posprobe.models.loading import (
     DTYPES,
@@ -31,7 +31,7 @@ from posprobe.models.loading import (
     quiet,
     source,
 )
-from posprobe.models.observation import Observer
+from posprobe.models.observation import Observer, observing
 from posprobe.models.passes import undisturbed
 from posprobe.models.proofs import ATTENTION, prove_observable
 from posprobe.models.tokens import native_frame
@@ -112,12 +112,12 @@ class ObservableModel:
     @property
     def n_heads(self) -> int:
         """Query heads per layer."""
-        return int(self.config.num_attention_heads)
+        return size(self.config, "num_attention_heads")
 
     @property
     def width(self) -> int:
         """Width of the residual stream."""
-        return int(self.config.hidden_size)
+        return size(self.config, "hidden_size")
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
@@ -244,29 +244,29 @@ class ObservableModel:
         embedding0 : Tensor, shape (batch, width), or None
             Replaces the input embedding at position 0.
         """
-        with undisturbed(self.model, self._lock, ATTENTION), self._residual_hooks(observer):
+        with (
+            undisturbed(self.model, self._lock, ATTENTION),
+            observing(observer),
+            self._residual_hooks(observer),
+        ):
             inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
             if embedding0 is not None:
                 embedded = self.embed(tokens).clone()
                 embedded[:, 0] = embedding0.to(embedded)
                 inputs = {"inputs_embeds": embedded}
-            self.model.base_model(**inputs, use_cache=False, **self._keywords(observer))
+            self.model.base_model(**inputs, use_cache=False)
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
         """Next-token logits: (batch, token, vocabulary)."""
-        keywords = {} if observer is None else self._keywords(observer)
         needed = None if observer is None else ATTENTION
-        with undisturbed(self.model, self._lock, needed):
-            return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
+        shown = contextlib.nullcontext() if observer is None else observing(observer)
+        with undisturbed(self.model, self._lock, needed), shown:
+            return self.model(tokens.to(self.model.device), use_cache=False).logits
 
     def intervention(self) -> Intervention:
         """What the variant itself changes in the attention."""
         return self.variant.intervention
-
-    @staticmethod
-    def _keywords(observer: Observer) -> dict[str, Any]:
-        return {"posprobe": observer}
 
     @contextlib.contextmanager
     def _residual_hooks(self, observer: Observer) -> Iterator[None]:

@@ -6,7 +6,9 @@ mask counterfactual off each layer, and applies the interventions of the study.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -16,11 +18,11 @@ from posprobe.models.attention import Scoring, Visibility, attend
 from posprobe.models.interventions import NO_INTERVENTION, Intervention
 from posprobe.models.scores import Observation, observe_scores
 
-__all__ = ["Observer", "observed_attention"]
+__all__ = ["Observer", "observed_attention", "observing"]
 
 
 class Observer:
-    """The context of one forward pass, passed down to every attention call as a keyword.
+    """What one forward pass shows, and what is changed in it; see `observing`.
 
     Parameters
     ----------
@@ -75,6 +77,22 @@ class Observer:
             self.sink_logits[layer] = sink_logit
 
 
+_OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextlib.contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Let `observer` see every attention call in this block, and in this thread alone.
+
+    A keyword to the model would not do: some models (StableLM) lose it on the way to a layer.
+    """
+    token = _OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
 def observed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -85,10 +103,9 @@ def observed_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    posprobe: Observer | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; `posprobe` is the observer of this forward pass.
+    """Attention as transformers calls it, seen by the observer of this forward pass, if any.
 
     Parameters
     ----------
@@ -101,8 +118,6 @@ def observed_attention(
         What posprobe's mask function made of the model's own mask.
     scaling, softcap, s_aux
         The parameters of `Scoring`, by transformers' names.
-    posprobe : Observer or None
-        None: plain attention.
     **kwargs : object
         Whatever else the model passes; the mask already has it.
 
@@ -123,7 +138,7 @@ def observed_attention(
             f"layer {layer} got a mask that posprobe did not make; pass token ids of equal length "
             "and no attention_mask"
         )
-    observer = Observer() if posprobe is None else posprobe
+    observer = _OBSERVER.get() or Observer()
     change = observer.intervention
     visibility = change.visibility(attention_mask)
     cut = change.heads_without_sink(layer, query.shape[1])
