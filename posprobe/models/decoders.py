@@ -7,7 +7,7 @@ import transformers
 
 from posprobe.errors import ModelError
 
-__all__ = ["check_state", "check_weights", "coarsest_dtype", "find_blocks"]
+__all__ = ["check_state", "check_weights", "coarsest_dtype", "find_blocks", "size"]
 
 LAYER = "layer_idx"  # attribute with the layer number of transformers' attention modules
 
@@ -44,16 +44,34 @@ def find_blocks(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:
         )
     if model.get_output_embeddings() is None:
         raise ModelError(f"{kind} has no language-model head; load a causal LM")
+    n_layers = size(config, "num_hidden_layers")
     for part in (model.get_decoder(), model.base_model):
         for module in part.modules():
-            if isinstance(module, torch.nn.ModuleList) and _is_stack(module, config):
+            if isinstance(module, torch.nn.ModuleList) and _is_stack(module, n_layers):
                 return list(module)
-    raise ModelError(f"{kind} has no list of {config.num_hidden_layers} blocks with attention")
+    raise ModelError(f"{kind} has no list of {n_layers} blocks with attention")
 
 
-def _is_stack(blocks: torch.nn.ModuleList, config: object) -> bool:
+def size(config: object, name: str) -> int:
+    """A size of the decoder, by transformers' name for it.
+
+    Raises
+    ------
+    ModelError
+        If the configuration does not have it.
+    """
+    value = getattr(config, name, None)
+    if not isinstance(value, int):
+        raise ModelError(
+            f"{type(config).__name__} does not say how large the decoder is ({name} is {value}), "
+            "so it cannot be observed"
+        )
+    return value
+
+
+def _is_stack(blocks: torch.nn.ModuleList, n_layers: int) -> bool:
     """Whether each module of a list contains the attention of the layer with its index."""
-    if len(blocks) != config.num_hidden_layers:  # type: ignore[attr-defined]
+    if len(blocks) != n_layers:
         return False
     return all(
         any(getattr(module, LAYER, None) == layer for module in block.modules())

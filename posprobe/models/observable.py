@@ -20,7 +20,13 @@ from torch import Tensor
 
 from posprobe.errors import ModelError
 from posprobe.models.checkpoints import find_checkpoint
-from posprobe.models.decoders import check_state, check_weights, coarsest_dtype, find_blocks
+from posprobe.models.decoders import (
+    check_state,
+    check_weights,
+    coarsest_dtype,
+    find_blocks,
+    size,
+)
 from posprobe.models.interventions import Intervention
 from posprobe.models.loading import (
     DTYPES,
@@ -32,6 +38,8 @@ from posprobe.models.loading import (
 )
 from posprobe.models.observation import Observer
 from posprobe.models.passes import plain_torch, undisturbed
+from posprobe.models.observation import Observer, observing
+from posprobe.models.passes import undisturbed
 from posprobe.models.proofs import ATTENTION, prove_observable
 from posprobe.models.rotary import differing_rotation
 from posprobe.models.tokens import native_frame
@@ -151,12 +159,12 @@ class ObservableModel:
     @property
     def n_heads(self) -> int:
         """H, the number of query heads per layer."""
-        return int(self.config.num_attention_heads)
+        return size(self.config, "num_attention_heads")
 
     @property
     def width(self) -> int:
         """Width d of the residual stream."""
-        return int(self.config.hidden_size)
+        return size(self.config, "hidden_size")
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
@@ -347,13 +355,17 @@ class ObservableModel:
             stream.
         """
         self.check()
-        with undisturbed(self.model, self._lock, ATTENTION), self._residual_hooks(observer):
+        with (
+            undisturbed(self.model, self._lock, ATTENTION),
+            observing(observer),
+            self._residual_hooks(observer),
+        ):
             inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
             if embedding0 is not None:
                 embedded = self.embed(tokens).clone()
                 embedded[:, 0] = embedding0.to(embedded)
                 inputs = {"inputs_embeds": embedded}
-            self.model.base_model(**inputs, use_cache=False, **self._keywords(observer))
+            self.model.base_model(**inputs, use_cache=False)
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, observer: Observer | None = None) -> Tensor:
@@ -375,19 +387,15 @@ class ObservableModel:
         ModelError
             If the model was changed since it was proved.
         """
-        keywords = {} if observer is None else self._keywords(observer)
         needed = None if observer is None else ATTENTION
+        shown = contextlib.nullcontext() if observer is None else observing(observer)
         self.check()
-        with undisturbed(self.model, self._lock, needed):
-            return self.model(tokens.to(self.model.device), use_cache=False, **keywords).logits
+        with undisturbed(self.model, self._lock, needed), shown:
+            return self.model(tokens.to(self.model.device), use_cache=False).logits
 
     def intervention(self) -> Intervention:
         """Return the change of the attention that belongs to the variant."""
         return self.variant.intervention
-
-    @staticmethod
-    def _keywords(observer: Observer) -> dict[str, Any]:
-        return {"posprobe": observer}
 
     @contextlib.contextmanager
     def _residual_hooks(self, observer: Observer) -> Iterator[None]:

@@ -6,7 +6,9 @@ log-normalizer, the sink score, the scores at chosen offsets and the mask counte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -16,11 +18,11 @@ from posprobe.models.attention import Scoring, Visibility, attend
 from posprobe.models.interventions import NO_INTERVENTION, Intervention
 from posprobe.models.scores import Observation, observe_scores
 
-__all__ = ["Observer", "observed_attention"]
+__all__ = ["Observer", "observed_attention", "observing"]
 
 
 class Observer:
-    """The context of one forward pass, which is passed to every attention call as a keyword.
+    """The context of one forward pass, which every attention call in it sees; see `observing`.
 
     Parameters
     ----------
@@ -103,6 +105,22 @@ class Observer:
             self.sink_logits[layer] = sink_logit
 
 
+_OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextlib.contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Let `observer` see every attention call in this block, and in this thread alone.
+
+    A keyword to the model would not do: some models (StableLM) lose it on the way to a layer.
+    """
+    token = _OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
 def observed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -113,7 +131,6 @@ def observed_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    posprobe: Observer | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Compute the attention of one layer, with the signature that transformers expects.
@@ -134,8 +151,6 @@ def observed_attention(
         As in `Scoring`.
     s_aux : Tensor of shape (head,), or None, default=None
         The learned logits, called `sink_logit` in `Scoring`.
-    posprobe : Observer or None, default=None
-        The observer of this forward pass. None means plain attention.
     **kwargs : object
         Other keywords of the model, which `attention_mask` already takes into account.
 
@@ -157,7 +172,7 @@ def observed_attention(
             f"layer {layer} got a mask that posprobe did not make; pass token ids of equal length "
             "and no attention_mask"
         )
-    observer = Observer() if posprobe is None else posprobe
+    observer = _OBSERVER.get() or Observer()
     change = observer.intervention
     visibility = change.visibility(attention_mask)
     cut = change.heads_without_sink(layer, query.shape[1])

@@ -114,6 +114,11 @@ def prove_observable(observable: Observable) -> tuple[int, ...]:
         observed = observable.logits(tokens, observer)
     except ModelError as error:
         raise ModelError(f"model {name!r}: {error}") from error
+    except Exception as error:  # of the model's own code, which ran with its own mask
+        raise ModelError(
+            f"model {name!r} does not run with posprobe's attention ({_in_short(error)}): its "
+            "layers work on the mask themselves, so it cannot be observed"
+        ) from error
     _prove_callbacks(name, observer.layers, observable.n_layers)
     if not all(visibility.causal for visibility in observer.visibilities.values()):
         raise ModelError(f"model {name!r} is not causal: its tokens see those after them")
@@ -143,11 +148,15 @@ def _native_logits(observable: Observable, tokens: Tensor) -> Tensor:
     except Exception as error:  # the model's own code may raise anything
         dtypes = {str(w.dtype).removeprefix("torch.") for w in observable.model.parameters()}
         mixed = f"; its weights are of {len(dtypes)} types ({', '.join(sorted(dtypes))})"
-        reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"model {observable.name!r} does not run on {tokens.shape[1]} random tokens "
-            f"({type(error).__name__}: {reason}){mixed if len(dtypes) > 1 else ''}"
+            f"({_in_short(error)}){mixed if len(dtypes) > 1 else ''}"
         ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """An exception of a model's own code, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _prove_stream(observable: Observable, tokens: Tensor) -> None:

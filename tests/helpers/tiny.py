@@ -71,6 +71,7 @@ FAMILIES = {
         | dict(no_rope_layers=[0, 1, 0], layer_types=["full_attention"] * 3)
         | dict(rope_parameters=WHOLE, attn_temperature_tuning=False, use_qk_norm=False),
     ),
+    "stablelm": ("StableLmConfig", COMMON | dict(num_key_value_heads=2, rope_parameters=PARTIAL)),
     "opt": ("OPTConfig", COMMON | dict(ffn_dim=48, word_embed_proj_dim=32)),
 }
 

@@ -91,6 +91,25 @@ def test_heads_that_the_configuration_does_not_have_are_refused():
         ObservableModel(model)
 
 
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_attention_heads", "hidden_size"])
+def test_configuration_without_a_size_is_refused(name):
+    model = tiny.tiny_model("llama")
+    vars(model.config)[name] = None
+    with pytest.raises(ModelError, match=rf"how large the decoder is \({name} is None\), so"):
+        ObservableModel(model)
+
+
+def test_layers_that_work_on_the_mask_themselves_are_refused():
+    model = tiny.tiny_model("llama", attention="eager")
+
+    def first_key(module, args, keywords):
+        keywords["attention_mask"][..., :1]
+
+    model.model.layers[1].register_forward_pre_hook(first_key, with_kwargs=True)
+    with pytest.raises(ModelError, match=r"posprobe's attention \(TypeError: .*work on the mask"):
+        ObservableModel(model)
+
+
 # --- weights ---
 
 

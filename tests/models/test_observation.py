@@ -8,7 +8,7 @@ import torch
 from posprobe.errors import ModelError
 from posprobe.models import NO_INTERVENTION, Intervention, Observation, Observer
 from posprobe.models.attention import Scoring, Visibility
-from posprobe.models.observation import observed_attention
+from posprobe.models.observation import observed_attention, observing
 from posprobe.models.scores import observe_scores
 
 T, HEADS, GROUPS, WIDTH = 30, 4, 2, 8
@@ -40,8 +40,9 @@ def observe(observation, visibility, *, cut="none", sink=None, softcap=None, len
         observation,
         Intervention(cut_sink={"none": None, "all": "all", "some": ((1, 2), (0, 1))}[cut]),
     )
-    keywords = dict(scaling=0.5, softcap=softcap, s_aux=sink, posprobe=observer)
-    observed_attention(LAYER, query, key, value, visibility, **keywords)
+    keywords = dict(scaling=0.5, softcap=softcap, s_aux=sink)
+    with observing(observer):
+        observed_attention(LAYER, query, key, value, visibility, **keywords)
     assert observer.layers == [1]
     assert observer.visibilities == {1: visibility}
     return seen, scores_of(query, key, softcap=softcap)
@@ -178,8 +179,8 @@ def test_sink_value_is_what_key_0_writes_through_each_head(name):
     seen = {}
     observer = Observer(lambda name, _, tensor: seen.update({name: tensor}), Observation(3))
     query, key, value = draw()
-    with torch.no_grad():
-        observed_attention(module, query, key, value, Visibility(), posprobe=observer)
+    with torch.no_grad(), observing(observer):
+        observed_attention(module, query, key, value, Visibility())
     weight = project.weight.detach().unflatten(1, (HEADS, WIDTH))
     first = value[:, [0, 0, 1, 1], 0]
     expected = torch.einsum("bhd,whd->bhw", first, weight).norm(dim=-1)
@@ -200,8 +201,8 @@ def test_fixed_denominator_weighs_by_the_scores_alone(window, sink):
     keywords = dict(scaling=0.5, s_aux=sink)
     visibility = Visibility(window=window)
     plain = observed_attention(LAYER, query, key, value, visibility, **keywords)[0]
-    keywords["posprobe"] = Observer(intervention=change)
-    fixed = observed_attention(LAYER, query, key, value, visibility, **keywords)[0]
+    with observing(Observer(intervention=change)):
+        fixed = observed_attention(LAYER, query, key, value, visibility, **keywords)[0]
     scores, rows = scores_of(query, key), torch.arange(T)
     scores.masked_fill_(~visibility.mask(rows, rows), -torch.inf)
     for head, c in ((0, 2.0), (3, -1.0)):
@@ -214,12 +215,12 @@ def test_fixed_denominator_weighs_by_the_scores_alone(window, sink):
 def test_cut_heads_do_not_see_key_0_and_the_others_do(visibility):
     query, key, value = draw()
     cut = Intervention(cut_sink=((1, 0), (1, 3), (7, 2)))
-    shown, hidden = (
-        observed_attention(
-            LAYER, query, key, value, visibility, scaling=0.5, posprobe=Observer(intervention=i)
-        )[0].transpose(1, 2)
-        for i in (NO_INTERVENTION, cut)
-    )
+    outputs = []
+    for intervention in (NO_INTERVENTION, cut):
+        with observing(Observer(intervention=intervention)):
+            output, _ = observed_attention(LAYER, query, key, value, visibility, scaling=0.5)
+        outputs.append(output.transpose(1, 2))
+    shown, hidden = outputs
     weights = scores_of(query, key)
     rows = torch.arange(T)
     weights.masked_fill_(~visibility.mask(rows, rows), -torch.inf)
@@ -233,7 +234,8 @@ def test_cut_heads_do_not_see_key_0_and_the_others_do(visibility):
 def test_length_1_has_no_sink_to_cut():
     query, key, value = draw(1)
     observer = Observer(intervention=Intervention(cut_sink="all"))
-    output, _ = observed_attention(LAYER, query, key, value, Visibility(), posprobe=observer)
+    with observing(observer):
+        output, _ = observed_attention(LAYER, query, key, value, Visibility())
     torch.testing.assert_close(output.transpose(1, 2), value.repeat_interleave(2, 1))
 
 
