@@ -13,13 +13,14 @@ cuts, masks    key 0 hidden from heads; attention without its mask, or behind a 
 denominator    patterns and forward passes with a fixed denominator
 replacement    position 0 replaced
 specification  how much that removes, over all ways to say it, as one curve
+conditions     the channels with another token at position 0, another text, another length
 precision      shifted against natural design
 wording        a stored file in words
 """
 
 from posprobe.analysis.checks import check
 from posprobe.analysis.denominator import mean_normalizers
-from posprobe.analysis.files import INTERVENTIONS, Files, sort_files
+from posprobe.analysis.files import INTERVENTIONS, Condition, Files, condition_of, sort_files
 from posprobe.analysis.heads import (
     SINK_RATE,
     Head,
@@ -39,11 +40,13 @@ __all__ = [
     "PRIMARY_TREATMENT",
     "SINK_RATE",
     "Analysis",
+    "Condition",
     "Files",
     "Head",
     "analyze_files",
     "check",
     "closed_system_table",
+    "condition_of",
     "first_token",
     "held_back_half",
     "listed",

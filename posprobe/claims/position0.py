@@ -19,7 +19,7 @@ from posprobe.claims.verdicts import (
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["position0_claims", "replacement_claims", "sink_claims"]
+__all__ = ["agrees_with_study", "position0_claims", "replacement_claims", "sink_claims"]
 
 REMOVED_IN_STUDY = 0.40
 MARGIN = 0.20
@@ -43,7 +43,7 @@ def sink_claims(analysis: Analysis) -> list[Claim]:
 def position0_claims(analysis: Analysis) -> list[Claim]:
     """Whether position 0 is a closed system with a fingerprint of its token."""
     claims = []
-    natural, shifted = analysis.files.natural, analysis.files.shifted
+    natural, alike = analysis.files.natural, analysis.files.behind_one_token
     statement = (
         "Position 0 is a closed system: its activations equal those of a run on its token alone "
         f"(relative difference < {TOLERANCE:g})."
@@ -59,12 +59,14 @@ def position0_claims(analysis: Analysis) -> list[Claim]:
         verdict = below(interval, TOLERANCE)
         claims.append(make_claim("closed_system", statement, interval, "1", verdict, protocol))
     statement = "Behind a fixed first token, position 0 leaves the same fingerprint in every input."
-    if shifted is None or len(np.unique(shifted.tokens[:, 0])) > 1:
-        reason = "needs a capture with the same token at position 0 throughout (--bos force)"
+    if alike is None:
+        reason = (
+            "needs a shifted capture with the same token at position 0 throughout (--bos force)"
+        )
         claims.append(not_applicable("fingerprint_constant", statement, reason))
     else:
         interval = analysis.intervals["fingerprint_bos"]
-        protocol = f"{_fingerprint(shifted)} First token: {first_token(shifted)}."
+        protocol = f"{_fingerprint(alike)} First token: {first_token(alike)}."
         verdict = below(interval, TOLERANCE)
         claims.append(
             make_claim("fingerprint_constant", statement, interval, "1", verdict, protocol)
@@ -120,16 +122,19 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
             statement,
             interval,
             "1",
-            _agrees(interval, REMOVED_IN_STUDY),
+            agrees_with_study(interval),
             protocol,
             REMOVED_IN_STUDY,
         )
     ]
 
 
-def _agrees(interval: Interval, value: float) -> Verdict:
-    """Supported if the whole interval is within `MARGIN` of `value`, contradicted if none of it."""
-    verdicts = above(interval, value - MARGIN), below(interval, value + MARGIN)
+def agrees_with_study(interval: Interval) -> Verdict:
+    """Supported if the whole interval is within .2 of the study's .4, contradicted if outside."""
+    verdicts = (
+        above(interval, REMOVED_IN_STUDY - MARGIN),
+        below(interval, REMOVED_IN_STUDY + MARGIN),
+    )
     if "contradicted" in verdicts:
         return "contradicted"
     return "supported" if set(verdicts) == {"supported"} else "inconclusive"

@@ -53,6 +53,10 @@ class Claim:
         The study's own value.
     protocol : str
         How the number was made, or why the claim does not apply.
+    scope : str
+        In how many of the conditions tested the verdict is the same, and what it is in the others.
+    conditions : tuple of dict
+        The estimate, its limits and the verdict in each condition, the main one first.
     """
 
     id: str
@@ -67,6 +71,8 @@ class Claim:
     verdict: Verdict
     reference: float | None = None
     protocol: str
+    scope: str = ""
+    conditions: tuple[dict[str, Any], ...] = ()
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON: no NaN and no infinity."""
