@@ -73,9 +73,11 @@ def condition_tables(files: Files, inference: Inference = Inference()) -> dict[s
     dict of str to pandas.DataFrame
         conditions
             One row for each condition, the main one first: variances and shares as in
-            `posprobe.decompose`; T, M and R (nats) at the earliest position; `fraction_removed`
-            of V_R by the mean embedding at position 0; `sink_rate`. The unit is the item, so the
-            limits are over items of this text.
+            `posprobe.decompose`; T, M and R (nats) at the earliest position; `sink_rate`. The unit
+            is the item, so the limits are over items of this text.
+        condition_replacement
+            The fraction of V_R that the mean embedding at position 0 removes at early queries, in
+            the conditions that were captured with it.
         condition_differences
             V_T, V_M, V_R and C_MR of one condition less those of another that has the same text
             and length, hence the same windows: paired by item.
@@ -85,10 +87,10 @@ def condition_tables(files: Files, inference: Inference = Inference()) -> dict[s
             texts. Shuffled tokens are a control, and left out.
     """
     measured = [_measure(one, inference) for one in measurable(files)]
-    rows = pd.DataFrame([_row(one, inference) for one in measured])
-    rows.insert(0, "condition", _labels([one.condition for one in measured]))
+    labels = _labels([one.condition for one in measured])
     tables = {
-        "conditions": rows,
+        "conditions": _labelled(labels, [_row(one) for one in measured]),
+        "condition_replacement": _labelled(labels, [_removed(one, inference) for one in measured]),
         "condition_differences": _differences(measured, inference),
         "condition_texts": _over_texts(measured, inference),
     }
@@ -99,6 +101,12 @@ def _measure(files: Files, inference: Inference) -> Measured:
     store = files.shifted
     assert store is not None
     return Measured(condition_of(store), files, store, decompose(store, inference=inference))
+
+
+def _labelled(labels: list[str], rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows behind the label of their condition; empty ones are left out."""
+    pairs = zip(labels, rows, strict=True)
+    return pd.DataFrame([{"condition": label, **row} for label, row in pairs if row])
 
 
 def _labels(conditions: list[Condition]) -> list[str]:
@@ -118,7 +126,7 @@ def _names(condition: Condition) -> dict[str, Any]:
     return {"position0": condition.position0, "text": condition.text, "length": condition.length}
 
 
-def _row(one: Measured, inference: Inference) -> dict[str, Any]:
+def _row(one: Measured) -> dict[str, Any]:
     """One condition as a row of the table."""
     overall = one.split.overall.iloc[0].drop(["layer", "head"])
     profile = one.split.positions
@@ -131,7 +139,6 @@ def _row(one: Measured, inference: Inference) -> dict[str, Any]:
         **overall.to_dict(),
         **{k: v for k, v in earliest.items() if str(k)[0] in "TMR"},
         "sink_rate": sink_rate(one.store),
-        **_removed(one, inference),
     }
 
 
@@ -142,11 +149,7 @@ def _removed(one: Measured, inference: Inference) -> dict[str, Any]:
             interval, *_ = fraction_removed(
                 one.store, replaced, up_to=early_limit(one.store), level=inference.level
             )
-            return {
-                "fraction_removed": interval.estimate,
-                **interval.limits("fraction_removed"),
-                "fraction_removed_method": interval.how,
-            }
+            return interval.row("fraction_removed")
     return {}
 
 

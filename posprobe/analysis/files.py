@@ -151,8 +151,11 @@ def _by_condition(stores: list[ActivationStore]) -> list[list[ActivationStore]]:
         near = any(condition[1:] == natural[1:] for natural in naturals)
         return not native, not near, -len(groups[condition]), condition
 
-    found = [groups[condition] for condition in sorted(groups, key=order)]
-    return [[*found[0], *elsewhere], *found[1:]] if found else [elsewhere]
+    if not groups:
+        return [elsewhere]
+    main, *others = sorted(groups, key=order)
+    others.sort(key=lambda other: (other[1:] != main[1:], other))
+    return [[*groups[main], *elsewhere], *(groups[other] for other in others)]
 
 
 def _by_question(stores: list[ActivationStore], weakest: dict[str, Any]) -> Files:

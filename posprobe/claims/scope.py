@@ -15,6 +15,9 @@ from posprobe.intervals import Interval
 
 __all__ = ["with_scope"]
 
+NAMES = ["condition", "position0", "text", "length", "native"]
+REMOVED = ["condition", "fraction_removed", "low", "high", "n"]
+REPLACED = "bos_replacement"
 # Claims that every condition tests, by the column of the table `conditions` that they rest on.
 TESTED = {
     "position_in_attention": "V_T",
@@ -23,7 +26,7 @@ TESTED = {
     "channels_add": "C_MR",
     "share_mask": "share_mask",
     "share_residual": "share_residual",
-    "bos_replacement": "fraction_removed",
+    REPLACED: "fraction_removed",
 }
 
 
@@ -41,18 +44,19 @@ def with_scope(claims: list[Claim], analysis: Analysis) -> list[Claim]:
     list of Claim
         The same claims; those that several conditions test have `scope` and `conditions`.
     """
-    table = analysis.tables.get("conditions")
-    if table is None:
+    if "conditions" not in analysis.tables:
         return claims
-    return [
-        _scoped(claim, table, analysis.level) if claim.id in TESTED else claim for claim in claims
-    ]
+    return [_scoped(claim, analysis) if claim.id in TESTED else claim for claim in claims]
 
 
-def _scoped(claim: Claim, table: pd.DataFrame, level: float) -> Claim:
-    column = TESTED[claim.id]
-    test = agrees_with_study if claim.id == "bos_replacement" else _above_0
-    found = [_tested(row, column, test, level) for _, row in table.iterrows()]
+def _scoped(claim: Claim, analysis: Analysis) -> Claim:
+    table, column, test = analysis.tables["conditions"], TESTED[claim.id], _above_0
+    limits = column
+    if claim.id == REPLACED:
+        replaced = analysis.tables.get("condition_replacement", pd.DataFrame(columns=REMOVED))
+        table = table[NAMES].merge(replaced, "left", on="condition")
+        limits, test = "", agrees_with_study
+    found = [_tested(row, column, limits, test, analysis.level) for _, row in table.iterrows()]
     return dataclasses.replace(claim, scope=_scope(claim.verdict, found), conditions=tuple(found))
 
 
@@ -61,15 +65,15 @@ def _above_0(interval: Interval) -> Verdict:
 
 
 def _tested(
-    row: pd.Series, column: str, test: Callable[[Interval], Verdict], level: float
+    row: pd.Series, column: str, limits: str, test: Callable[[Interval], Verdict], level: float
 ) -> dict[str, Any]:
     """The verdict on a claim in one condition, with what it rests on."""
-    named = {name: row[name] for name in ("condition", "position0", "text")}
+    named = {name: row[name] for name in NAMES}
     named |= {"length": int(row["length"]), "native": bool(row["native"])}
-    if pd.isna(row.get(column)):
+    if pd.isna(row[column]):
         missing = dict.fromkeys(("estimate", "ci_low", "ci_high"))
         return named | missing | {"verdict": "not_applicable"}
-    interval = Interval.of_row(row, column, limits=column, level=level, method="", n=int(row["n"]))
+    interval = Interval.of_row(row, column, limits=limits, level=level, method="", n=int(row["n"]))
     values = {"estimate": interval.estimate, "ci_low": interval.low, "ci_high": interval.high}
     return named | values | {"verdict": test(interval)}
 

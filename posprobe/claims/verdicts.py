@@ -76,10 +76,11 @@ class Claim:
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON: no NaN and no infinity."""
-        return {
+        plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in asdict(self).items()
         }
+        return plain | {"conditions": list(self.conditions)}
 
 
 def above(interval: Interval, bound: float) -> Verdict:

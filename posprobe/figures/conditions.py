@@ -41,8 +41,7 @@ def conditions(tables: Tables, ax: Axes) -> Axes:
 
 def removed(tables: Tables, ax: Axes) -> Axes:
     """Fraction of V_R that the mean embedding at position 0 removes in each condition."""
-    table = _removed_rows(tables["conditions"])
-    rows = _with_limits(table, "fraction_removed")
+    rows = tables["condition_replacement"]
     span = fraction_span(rows)
     dots(ax, rows, "fraction_removed", np.arange(len(rows)), SINK, span=span)
     ax.set_yticks(range(len(rows)), rows["condition"], fontsize=8.5)
@@ -57,12 +56,6 @@ def _with_limits(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table.assign(low=table[f"{name}_low"], high=table[f"{name}_high"])
 
 
-def _removed_rows(table: pd.DataFrame) -> pd.DataFrame:
-    if "fraction_removed" not in table:
-        return table.iloc[:0]
-    return table[table["fraction_removed"].notna()]
-
-
 def _height(table: pd.DataFrame) -> float:
     return 1.6 + 0.42 * len(table)
 
@@ -75,8 +68,8 @@ PANELS = {
         "The first row is the main condition.",
         height=_height,
     ),
-    "conditions_replacement": Panel(
-        "conditions",
+    "condition_replacement": Panel(
+        "condition_replacement",
         removed,
         "The mean embedding at position 0, early queries. Bars: {level} Fieller intervals over "
         "items of that text, cut off at the edges.",

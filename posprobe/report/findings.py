@@ -48,15 +48,10 @@ def conditions(analysis: Analysis) -> str:
         f"{relation.get('reinforcing', 0)}, and are not distinguishable in "
         f"{relation.get('not distinguishable', 0)}"
     )
-    rows = (
-        table[table["fraction_removed_low"].notna()] if "fraction_removed" in table else table[:0]
-    )
-    if len(rows):
-        low, high = (percent(float(rows["fraction_removed"].agg(f))) for f in ("min", "max"))
-        sentences.append(
-            "The mean embedding at position 0 removes between "
-            f"{low} and {high} of V_R at early queries"
-        )
+    replaced = analysis.tables.get("condition_replacement")
+    if replaced is not None:
+        parts = "; ".join(f"{row['condition']}, {removed(row)}" for _, row in replaced.iterrows())
+        sentences.append(f"The mean embedding at position 0 removes at early queries: {parts}")
     return ". ".join(sentences) + "."
 
 

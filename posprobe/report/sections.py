@@ -288,7 +288,7 @@ SECTIONS = (
         name="conditions",
         title="Does it hold in other conditions?",
         needs="conditions",
-        figures=("conditions", "conditions_replacement"),
+        figures=("conditions", "condition_replacement"),
         finding=findings.conditions,
         estimand="V_M, V_R and C as above, in each condition by itself: what stands at position 0, "
         "which text, how many tokens. Differences between tokens at position 0 are over the same "

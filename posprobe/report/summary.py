@@ -102,14 +102,7 @@ def _elsewhere(analysis: Analysis) -> list[str]:
         for relation, rows in others.groupby("relation", sort=False)
         if relation != main["relation"]
     ]
-    if "fraction_removed" in table:
-        does = table.apply(_removal, axis=1)
-        for what, rows in others.groupby(does.iloc[1:], sort=False):
-            if what != does.iloc[0] and what:
-                changed.append(
-                    f"the mean embedding at position 0 {what} the residual channel with "
-                    f"{_named(rows)}"
-                )
+    changed += _removed_elsewhere(analysis, str(main["condition"]))
     if not changed:
         return [f"This is so in each of the {len(table)} conditions tried."]
     return [f"This depends on the condition: {'; '.join(changed)}."]
@@ -119,14 +112,25 @@ def _named(rows: pd.DataFrame) -> str:
     return " and with ".join(rows["condition"])
 
 
+def _removed_elsewhere(analysis: Analysis, main: str) -> list[str]:
+    """Conditions in which the mean embedding does something else to the residual channel."""
+    table = analysis.tables.get("condition_replacement")
+    if table is None or main not in set(table["condition"]):
+        return []
+    does = table.apply(_removal, axis=1)
+    natively = does[table["condition"] == main].iloc[0]
+    return [
+        f"the mean embedding at position 0 {what} the residual channel with {_named(rows)}"
+        for what, rows in table.groupby(does, sort=False)
+        if what != natively
+    ]
+
+
 def _removal(row: pd.Series) -> str:
-    """What the mean embedding does to the residual channel, as a verb; nothing if not captured."""
-    value, low, high = (row[f"fraction_removed{end}"] for end in ("", "_low", "_high"))
-    if pd.isna(value):
-        return ""
-    if pd.isna(low) or low <= 0 <= high:
+    """What the mean embedding does to the residual channel, as a verb."""
+    if pd.isna(row["low"]) or row["low"] <= 0 <= row["high"]:
         return "has no clear effect on"
-    return "removes part of" if value > 0 else "enlarges"
+    return "removes part of" if row["fraction_removed"] > 0 else "enlarges"
 
 
 def _carried(analysis: Analysis, row: pd.Series) -> str:

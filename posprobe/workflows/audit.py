@@ -20,7 +20,7 @@ from posprobe.analysis import (
     sink_reading_heads,
     strongest,
 )
-from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus
+from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference
 from posprobe.models import Intervention, ObservableModel, load_model
@@ -255,6 +255,8 @@ def _levels(
             )
     if "length" in factors and size.prefixes is not None:
         raise DesignError("prefixes belong to one length: give prefixes or conditions of length")
+    for other in factors.get("length", []):
+        check_length(model, other)
     if "text" in factors:
         factors["text"] = [main, *(read_corpus(text) for text in factors["text"])]
     return factors
