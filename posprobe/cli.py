@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -111,6 +112,27 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers such as 1,2,4,8", param, ctx)
 
 
+class Conditions(click.ParamType):
+    """Factors with their levels, separated by blanks: ``position0=native,bos length=128,512``."""
+
+    name = "FACTOR=LEVEL,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, tuple[Any, ...]]:
+        """Text to levels by factor."""
+        if isinstance(value, dict):
+            return value
+        found: dict[str, tuple[Any, ...]] = {}
+        for part in shlex.split(value):
+            factor, _, levels = part.partition("=")
+            listed = tuple(level for level in levels.split(",") if level)
+            if not listed or factor in found:
+                self.fail(f"{part!r}: write each factor once, as in position0=native,bos", param)
+            found[factor] = listed
+        if "length" in found:
+            found["length"] = Numbers().convert(",".join(found["length"]), param, ctx)
+        return found
+
+
 TEXT = click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text file to draw from.")
 REPORT = click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the report."
@@ -200,6 +222,13 @@ def main() -> None:
 )
 @click.option("--n", type=int, help="Sequences and windows.  [default: 40 and 32]")
 @SIZE_OPTIONS
+@click.option(
+    "--conditions",
+    type=Conditions(),
+    metavar="FACTOR=LEVEL,...",
+    help="Conditions to cross, such as 'position0=native,bos text=code length=128,512'.  "
+    "[default: native, and a BOS where the tokenizer has one]",
+)
 @click.option("--full", is_flag=True, help="Also more replacements, and interventions.")
 @TEXT
 @inference_options

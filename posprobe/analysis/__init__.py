@@ -16,13 +16,14 @@ masks          removes the causal mask, or adds a sliding window
 denominator    fixes the softmax denominator, in stored patterns and in forward passes
 replacement    replaces the embedding at position 0
 specification  varies how the effect of a replacement is measured
+conditions     compares what is at position 0, texts and lengths
 precision      compares standard errors of the shifted and the natural design
 wording        describes a stored file in words
 """
 
 from posprobe.analysis.checks import check
 from posprobe.analysis.denominator import mean_normalizers
-from posprobe.analysis.files import INTERVENTIONS, Files, sort_files
+from posprobe.analysis.files import INTERVENTIONS, Condition, Files, condition_of, sort_files
 from posprobe.analysis.heads import (
     SINK_RATE,
     Head,
@@ -46,12 +47,14 @@ __all__ = [
     "PRIMARY_TREATMENT",
     "SINK_RATE",
     "Analysis",
+    "Condition",
     "Files",
     "Head",
     "Limit",
     "analyze_files",
     "check",
     "closed_system_table",
+    "condition_of",
     "first_token",
     "floor",
     "held_back_half",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
-__all__ = ["INTERVENTIONS", "Files", "sort_files"]
+__all__ = ["INTERVENTIONS", "Condition", "Files", "condition_of", "sort_files"]
 
 # The field of `Files` for captures under each kind of intervention.
 INTERVENTIONS = {
@@ -21,9 +24,37 @@ INTERVENTIONS = {
 SEVERAL = ("replaced", "cut_sink", "masks")  # fields of `Files` that hold several captures
 
 
+class Condition(NamedTuple):
+    """The condition in which a model was captured, beside its weights and its variant.
+
+    Attributes
+    ----------
+    position0 : str
+        "BOS", or "text" where the first token of the text is at position 0.
+    text : str
+        Name of the text.
+    length : int
+        Tokens of the longest sequence.
+    """
+
+    position0: str
+    text: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.position0} at position 0, {self.text}, {self.length} tokens"
+
+
+def condition_of(store: ActivationStore) -> Condition:
+    """The condition of a file, by its header."""
+    stimulus = store.header.stimulus
+    first = "text" if stimulus.get("bos_token") is None else "BOS"
+    return Condition(first, str(stimulus.get("corpus", "")), store.length)
+
+
 @dataclass(frozen=True)
 class Files:
-    """Captures of one model, by the question that each answers.
+    """Captures of one model in one condition, by the question that each answers.
 
     Attributes
     ----------
@@ -40,6 +71,8 @@ class Files:
     masks : list of ActivationStore
         Captures of the shifted stimulus without causal mask or with a sliding window, and of the
         natural stimulus without causal mask.
+    conditions : list of Files
+        Captures of the same model in other conditions, each with a shifted one.
     """
 
     natural: ActivationStore | None = None
@@ -50,12 +83,25 @@ class Files:
     cut_sink: list[ActivationStore] = field(default_factory=list)
     fixed_denominator: ActivationStore | None = None
     masks: list[ActivationStore] = field(default_factory=list)
+    conditions: list[Files] = field(default_factory=list)
+
+    @property
+    def native(self) -> bool:
+        """Whether position 0 of the shifted stimulus is what the tokenizer puts there by itself."""
+        return self.shifted is not None and self.shifted.header.stimulus.get("bos") == "native"
+
+    @property
+    def behind_one_token(self) -> ActivationStore | None:
+        """The first shifted capture, over all conditions, whose sequences all begin alike."""
+        shifted = [one.shifted for one in (self, *self.conditions) if one.shifted is not None]
+        return next((s for s in shifted if len(np.unique(s.tokens[:, 0])) == 1), None)
 
     def all(self) -> list[ActivationStore]:
         """Return all files in one list."""
         one = (self.natural, self.shifted, self.repeated, self.bos_repeated, self.fixed_denominator)
         there = [store for store in one if store is not None]
-        return there + self.replaced + self.cut_sink + self.masks
+        own = there + self.replaced + self.cut_sink + self.masks
+        return own + [store for other in self.conditions for store in other.all()]
 
     def intervened(self) -> list[ActivationStore]:
         """Return the files that were captured under an intervention."""
@@ -69,6 +115,10 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
     A file whose attention was changed (key 0 hidden from heads, fixed denominators, no causal mask
     or a smaller window) answers a question of its own. A change that all files have in common
     counts as part of the model, as a variant does.
+
+    Shifted captures may come from several conditions. The main one is native (position 0 is what
+    the tokenizer puts there by itself) and has the text and the length of the natural capture, as
+    far as the files allow.
 
     Parameters
     ----------
@@ -90,9 +140,40 @@ def sort_files(stores: Iterable[ActivationStore]) -> Files:
         raise DesignError("no file was given; make one with: posprobe capture MODEL -o FILE.h5")
     weakest = _weakest(stores)
     first = next((s for s in stores if not _intervention(s, weakest)), stores[0])
-    found: dict[str, Any] = {role: [] for role in SEVERAL}
     for store in stores:
         _check_same(store, first)
+    main, *others = _by_condition(stores)
+    return dataclasses.replace(
+        _by_question(main, weakest),
+        conditions=[_by_question(other, weakest) for other in others],
+    )
+
+
+def _by_condition(stores: list[ActivationStore]) -> list[list[ActivationStore]]:
+    """Files by the condition of their shifted capture, the main one first, with all other files."""
+    groups: dict[Condition, list[ActivationStore]] = {}
+    for store in stores:
+        if store.design == "shifted":
+            groups.setdefault(condition_of(store), []).append(store)
+    elsewhere = [store for store in stores if store.design != "shifted"]
+    naturals = [condition_of(store) for store in elsewhere if store.design == "natural"]
+
+    def order(condition: Condition) -> tuple[Any, ...]:
+        native = any(s.header.stimulus.get("bos") == "native" for s in groups[condition])
+        near = any(condition[1:] == natural[1:] for natural in naturals)
+        return not native, not near, -len(groups[condition]), condition
+
+    if not groups:
+        return [elsewhere]
+    main, *others = sorted(groups, key=order)
+    others.sort(key=lambda other: (other[1:] != main[1:], other))
+    return [[*groups[main], *elsewhere], *(groups[other] for other in others)]
+
+
+def _by_question(stores: list[ActivationStore], weakest: dict[str, Any]) -> Files:
+    """Files of one condition, by the question that each answers."""
+    found: dict[str, Any] = {role: [] for role in SEVERAL}
+    for store in stores:
         role = _role(store, _intervention(store, weakest))
         if role in SEVERAL:
             _check_new(store, found[role])

@@ -72,7 +72,7 @@ IDENTITIES = {
         lambda f: [f.natural], ("position0",), "the stream at position 0", unit="1"
     ),
     "fingerprint_constant": _Identity(
-        lambda f: [f.shifted], ("position0",), "the stream at position 0", unit="1"
+        lambda f: [f.behind_one_token], ("position0",), "the stream at position 0", unit="1"
     ),
     "fingerprint_varies": _Identity(
         lambda f: [f.natural], ("position0",), "the stream at position 0", unit="1"

@@ -21,6 +21,7 @@ __all__ = [
     "fraction_removed",
     "ratio_of_variances",
     "replacement_table",
+    "sink_rate",
 ]
 
 PRIMARY_TREATMENT = "mean"
@@ -144,14 +145,15 @@ def replacement_table(
                     **interval.row("fraction_removed"),
                     "V_R_native": before,
                     "V_R_replaced": after,
-                    "sink_rate_native": _sink_rate(native),
-                    "sink_rate_replaced": _sink_rate(store),
+                    "sink_rate_native": sink_rate(native),
+                    "sink_rate_replaced": sink_rate(store),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _sink_rate(store: ActivationStore) -> float:
+def sink_rate(store: ActivationStore) -> float:
+    """Share of sequences and heads whose mean attention to key 0 is > 0.3."""
     attention = [sink_attention(store, layer) for layer in range(store.n_layers)]
     return float((np.stack(attention) > SINK_THRESHOLD).mean())
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis.checks import check
+from posprobe.analysis.conditions import condition_tables, measurable
 from posprobe.analysis.exact import layer_0_table, repeated_table
 from posprobe.analysis.files import Files
 from posprobe.analysis.interventions import INTERVENTION_STEPS
@@ -148,7 +149,7 @@ def _layer_0(files: Files, inference: Inference) -> Found:
 
 
 def _fingerprint(files: Files, inference: Inference) -> Found:
-    store = given(files.shifted)
+    store = given(files.behind_one_token or files.shifted)
     interval, spread = fingerprint_spread(store, inference=inference)
     return Found(
         {"fingerprint": titled(spread, _first_token(store))}, {"fingerprint_bos": interval}
@@ -163,6 +164,10 @@ def _replacement(files: Files, inference: Inference) -> Found:
 def _repeated(files: Files, inference: Inference, *, role: str) -> Found:
     table, interval = repeated_table(given(getattr(files, role)), inference)
     return Found({"repeated": titled(table, role)}, {role: interval})
+
+
+def _conditions(files: Files, inference: Inference) -> Found:
+    return Found(condition_tables(files, inference))
 
 
 def _has_channels(files: Files, *, role: str) -> bool:
@@ -207,4 +212,5 @@ STEPS = (
         partial(_repeated, role="bos_repeated"),
     ),
     *INTERVENTION_STEPS,
+    Step("conditions", lambda files: len(measurable(files)) > 1, _conditions),
 )

@@ -22,6 +22,7 @@ __all__ = [
     "ALONE",
     "BATCH_TOKENS",
     "CapturePlan",
+    "check_length",
     "effective_window",
     "plan_capture",
     "versions",
@@ -135,7 +136,7 @@ def plan_capture(
         As in `posprobe.captures.capture_stimulus`.
     """
     model.check()
-    _check_length(model, stimulus.tokens.shape[1], options.past_training)
+    check_length(model, stimulus.tokens.shape[1], options.past_training)
     _check_tokens(model, stimulus)
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
@@ -181,7 +182,7 @@ def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
     return max(BATCH_TOKENS, 2 ** int(np.log2(free / 2 / (4 * numbers))))
 
 
-def _check_length(model: ObservableModel, length: int, past_training: bool) -> None:
+def check_length(model: ObservableModel, length: int, past_training: bool = False) -> None:
     """Refuse sequences past the training length, unless they were asked for and can run."""
     if model.max_length is None or length <= model.max_length:
         return

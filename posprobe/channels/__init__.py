@@ -6,7 +6,7 @@ variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
 """
 
-from posprobe.channels.decomposition import MAX_UNITS, decompose
+from posprobe.channels.decomposition import MAX_UNITS, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
 from posprobe.channels.reading import (
     REQUIRED,
@@ -22,6 +22,7 @@ __all__ = [
     "MAX_UNITS",
     "REQUIRED",
     "ChannelEffects",
+    "Decomposition",
     "Variances",
     "channel_effects",
     "cut_heads",

@@ -6,6 +6,7 @@ channels       the two channels, their shares, one repeated token
 probes         what linear probes read
 position0      who reads position 0, whether it is closed, what replacing it removes
 interventions  what changed attention shows: fixed denominators, cut sinks, other masks
+scope          in which conditions a claim holds
 hypotheses     H1 to H3 across architectures
 """
 

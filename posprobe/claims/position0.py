@@ -27,7 +27,7 @@ from posprobe.claims.verdicts import (
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["position0_claims", "replacement_claims", "sink_claims"]
+__all__ = ["agrees_with_study", "position0_claims", "replacement_claims", "sink_claims"]
 
 REMOVED_IN_STUDY = 0.40
 MARGIN = 0.20
@@ -50,10 +50,10 @@ def sink_claims(analysis: Analysis) -> list[Claim]:
 
 def position0_claims(analysis: Analysis) -> list[Claim]:
     """Whether position 0 is a closed system with a fingerprint of its token."""
-    natural, shifted = analysis.files.natural, analysis.files.shifted
+    natural, alike = analysis.files.natural, analysis.files.behind_one_token
     return [
         _closed_system(analysis, natural),
-        _fingerprint_constant(analysis, shifted),
+        _fingerprint_constant(analysis, alike),
         _fingerprint_varies(analysis, natural),
     ]
 
@@ -79,8 +79,10 @@ def _closed_system(analysis: Analysis, store: ActivationStore | None) -> Claim:
 def _fingerprint_constant(analysis: Analysis, store: ActivationStore | None) -> Claim:
     name, bound = "fingerprint_constant", limit("fingerprint_constant", analysis.files)
     statement = "Behind a fixed first token, position 0 leaves the same fingerprint in every input."
-    if store is None or len(np.unique(store.tokens[:, 0])) > 1:
-        reason = "needs a capture with the same token at position 0 throughout (--bos force)"
+    if store is None:
+        reason = (
+            "needs a shifted capture with the same token at position 0 throughout (--bos force)"
+        )
         return not_applicable(name, statement, reason)
     if mask_name(store) == NO_MASK:
         return not_applicable(name, statement, _sees_all(store))
@@ -147,16 +149,19 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
             statement,
             interval,
             "1",
-            _agrees(interval, REMOVED_IN_STUDY),
+            agrees_with_study(interval),
             protocol,
             REMOVED_IN_STUDY,
         )
     ]
 
 
-def _agrees(interval: Interval, value: float) -> Verdict:
-    """Supported if the whole interval is within `MARGIN` of `value`, contradicted if none of it."""
-    verdicts = above(interval, value - MARGIN), below(interval, value + MARGIN)
+def agrees_with_study(interval: Interval) -> Verdict:
+    """Supported if the whole interval is within .2 of the study's .4, contradicted if outside."""
+    verdicts = (
+        above(interval, REMOVED_IN_STUDY - MARGIN),
+        below(interval, REMOVED_IN_STUDY + MARGIN),
+    )
     if "contradicted" in verdicts:
         return "contradicted"
     return "supported" if set(verdicts) == {"supported"} else "inconclusive"

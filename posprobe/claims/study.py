@@ -14,6 +14,7 @@ from posprobe.claims.hypotheses import architecture_claims
 from posprobe.claims.interventions import intervention_claims
 from posprobe.claims.position0 import position0_claims, replacement_claims, sink_claims
 from posprobe.claims.probes import probe_claims
+from posprobe.claims.scope import with_scope
 from posprobe.claims.verdicts import Claim
 
 __all__ = ["make_claims"]
@@ -41,4 +42,4 @@ def make_claims(analysis: Analysis) -> list[Claim]:
         intervention_claims,
         architecture_claims,
     ]
-    return [claim for make in makers for claim in make(analysis)]
+    return with_scope([claim for make in makers for claim in make(analysis)], analysis)

@@ -51,6 +51,10 @@ class Claim:
         The study's own value.
     protocol : str
         How the number was made, or why the claim does not apply.
+    scope : str
+        In how many of the conditions tested the verdict is the same, and what it is in the others.
+    conditions : tuple of dict
+        The estimate, its limits and the verdict in each condition, the main one first.
     """
 
     id: str
@@ -65,13 +69,16 @@ class Claim:
     verdict: Verdict
     reference: float | None = None
     protocol: str
+    scope: str = ""
+    conditions: tuple[dict[str, Any], ...] = ()
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON: no NaN and no infinity."""
-        return {
+        plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in asdict(self).items()
         }
+        return plain | {"conditions": list(self.conditions)}
 
 
 def above(interval: Interval, bound: float) -> Verdict:

@@ -36,10 +36,8 @@ from posprobe.models.loading import (
     quiet,
     source,
 )
-from posprobe.models.observation import Observer
-from posprobe.models.passes import plain_torch, undisturbed
 from posprobe.models.observation import Observer, observing
-from posprobe.models.passes import undisturbed
+from posprobe.models.passes import plain_torch, undisturbed
 from posprobe.models.proofs import ATTENTION, prove_observable
 from posprobe.models.rotary import differing_rotation
 from posprobe.models.tokens import native_frame

@@ -27,7 +27,8 @@ Run = dict[int, dict[str, Tensor]]
 
 OFFSETS = tuple(range(9))
 # Relative to the spread of a layer's scores, or to the norm of its stream. The angles of a rotation
-# are rounded in float32, whatever the precision of the model. What exceeds it is run again in float64.
+# are rounded in float32, whatever the precision of the model. What exceeds these limits is run
+# again in float64.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1}
 ROUNDING_OF_ANGLES = 4 * torch.finfo(torch.float32).eps
 

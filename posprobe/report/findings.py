@@ -11,6 +11,7 @@ from posprobe.report.words import bounds, number, percent, removed, with_interva
 
 __all__ = [
     "channels",
+    "conditions",
     "cut_sink",
     "denominator",
     "heads",
@@ -28,6 +29,30 @@ __all__ = [
 def overall(analysis: Analysis) -> pd.Series:
     """The two channels over all layers and heads, shifted design first."""
     return one_design(analysis.tables["channels"]).iloc[0]
+
+
+def conditions(analysis: Analysis) -> str:
+    """What is the same in all conditions, and what changes."""
+    table = analysis.tables["conditions"]
+    sentences = []
+    for name, what in (("V_M", "mask channel"), ("V_R", "residual channel")):
+        seen = int((table[f"{name}_low"] > 0).sum())
+        low, high = number(float(table[name].min())), number(float(table[name].max()))
+        sentences.append(
+            f"The {what} is found in {seen} of {len(table)} conditions ({name} between {low} and "
+            f"{high} nats²)"
+        )
+    relation = table["relation"].value_counts()
+    sentences.append(
+        f"The channels oppose each other in {relation.get('opposed', 0)}, reinforce each other in "
+        f"{relation.get('reinforcing', 0)}, and are not distinguishable in "
+        f"{relation.get('not distinguishable', 0)}"
+    )
+    replaced = analysis.tables.get("condition_replacement")
+    if replaced is not None:
+        parts = "; ".join(f"{row['condition']}, {removed(row)}" for _, row in replaced.iterrows())
+        sentences.append(f"The mean embedding at position 0 removes at early queries: {parts}")
+    return ". ".join(sentences) + "."
 
 
 def position_effects(analysis: Analysis) -> str:

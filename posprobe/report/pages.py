@@ -155,6 +155,7 @@ def claim_row(claim: Claim) -> dict[str, Any]:
         "unit": SHOWN_UNITS.get(claim.unit, claim.unit),
         "n": "" if claim.n is None else str(claim.n),
         "reference": number(claim.reference),
+        "scope": claim.scope,
         "protocol": claim.protocol + ("" if name == "none" else method),
     }
 

@@ -93,6 +93,11 @@ def _both(analysis: Analysis) -> str:
     return " ".join(f"{name}: {text(analysis)}" for name, text in there.items())
 
 
+def _conditions(analysis: Analysis) -> str:
+    table = analysis.tables["conditions"]
+    return f"{len(table)} conditions of {table['n'].min()} items or more each."
+
+
 def _repeated(analysis: Analysis) -> str:
     store = analysis.files.repeated or analysis.files.bos_repeated
     if store is None:
@@ -278,6 +283,25 @@ SECTIONS = (
         "tests.",
         missing="shifted captures with position 0 native and replaced "
         "(posprobe capture MODEL --design shifted --bos force --position0 mean)",
+    ),
+    Section(
+        name="conditions",
+        title="Does it hold in other conditions?",
+        needs="conditions",
+        figures=("conditions", "condition_replacement"),
+        finding=findings.conditions,
+        estimand="V_M, V_R and C as above, in each condition by itself: what stands at position 0, "
+        "which text, how many tokens. Differences between tokens at position 0 are over the same "
+        "windows. Over texts: the mean over texts, which are a sample of the texts one could take.",
+        unit="The item; for the limits over texts, the text.",
+        interval="{level}. Over items of a text: cluster bootstrap of items, t; differences paired "
+        "by item. Over texts: t, with one degree of freedom less than there are texts.",
+        n=_conditions,
+        note="Conditions are not adjusted for their number. tables/conditions.csv has all of them, "
+        "tables/condition_differences.csv the paired differences, and tables/condition_texts.csv "
+        "the means over three texts or more. Shuffled tokens are a control, not a text.",
+        missing="shifted captures in two conditions (posprobe audit MODEL --conditions "
+        "'position0=native,bos text=code')",
     ),
     Section(
         name="cuts",

@@ -18,6 +18,11 @@ RELATIONS = {
     "not distinguishable": "These data do not tell whether the two channels oppose or reinforce "
     "each other.",
 }
+RELATED = {
+    "opposed": "oppose each other",
+    "reinforcing": "reinforce each other",
+    "not distinguishable": "can neither be said to oppose nor to reinforce each other",
+}
 
 
 def summary(analysis: Analysis, claims: list[Claim]) -> str:
@@ -46,10 +51,14 @@ def _channels(analysis: Analysis) -> list[str]:
     row = overall(analysis)
     held = "with content held fixed" if row["stimulus"] == "shifted" else "in natural text"
     if row["V_T_low"] > 0:
-        first = f"Attention in this model depends on absolute position, {held}. {_moved(analysis)}"
+        first = (
+            f"{_condition(analysis)} attention in this model depends on absolute position, {held}. "
+            f"{_moved(analysis)}"
+        )
     else:
         first = (
-            "We find no evidence that attention in this model depends on absolute position, "
+            f"{_condition(analysis)} we find no evidence that attention in this model depends on "
+            "absolute position, "
             f"{held}: the variance of its effect is {with_interval(row, 'V_T')} nats²."
         )
     if row["status"] == "ok":
@@ -61,7 +70,67 @@ def _channels(analysis: Analysis) -> list[str]:
         )
     else:
         shared = "Shares are undefined because V_T is not distinguishable from 0."
-    return [first, _carried(analysis, row), RELATIONS[row["relation"]], shared]
+    return [
+        first,
+        _carried(analysis, row),
+        RELATIONS[row["relation"]],
+        shared,
+        *_elsewhere(analysis),
+    ]
+
+
+def _condition(analysis: Analysis) -> str:
+    """The condition that the answer is about: what is at position 0, and who put it there."""
+    store = analysis.files.shifted or analysis.files.natural
+    assert store is not None
+    policy = store.header.stimulus.get("bos")
+    has_bos = store.header.stimulus.get("bos_token") is not None
+    if policy == "native":
+        first = "its own BOS" if has_bos else "the first token of the text, and no BOS,"
+        return f"Used as its tokenizer has it, with {first} at position 0,"
+    return f"With {'a forced' if has_bos else 'no'} BOS at position 0,"
+
+
+def _elsewhere(analysis: Analysis) -> list[str]:
+    """Which of these sentences change in other conditions, and to what."""
+    table = analysis.tables.get("conditions")
+    if table is None:
+        return []
+    main, others = table.iloc[0], table.iloc[1:]
+    changed = [
+        f"the two channels {RELATED[str(relation)]} with {_named(rows)}"
+        for relation, rows in others.groupby("relation", sort=False)
+        if relation != main["relation"]
+    ]
+    changed += _removed_elsewhere(analysis, str(main["condition"]))
+    if not changed:
+        return [f"This is so in each of the {len(table)} conditions tried."]
+    return [f"This depends on the condition: {'; '.join(changed)}."]
+
+
+def _named(rows: pd.DataFrame) -> str:
+    return " and with ".join(rows["condition"])
+
+
+def _removed_elsewhere(analysis: Analysis, main: str) -> list[str]:
+    """Conditions in which the mean embedding does something else to the residual channel."""
+    table = analysis.tables.get("condition_replacement")
+    if table is None or main not in set(table["condition"]):
+        return []
+    does = table.apply(_removal, axis=1)
+    natively = does[table["condition"] == main].iloc[0]
+    return [
+        f"the mean embedding at position 0 {what} the residual channel with {_named(rows)}"
+        for what, rows in table.groupby(does, sort=False)
+        if what != natively
+    ]
+
+
+def _removal(row: pd.Series) -> str:
+    """What the mean embedding does to the residual channel, as a verb."""
+    if pd.isna(row["low"]) or row["low"] <= 0 <= row["high"]:
+        return "has no clear effect on"
+    return "removes part of" if row["fraction_removed"] > 0 else "enlarges"
 
 
 def _carried(analysis: Analysis, row: pd.Series) -> str:

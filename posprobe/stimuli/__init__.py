@@ -6,10 +6,11 @@ stimulus  a drawn stimulus: design, first token, checks
 """
 
 from posprobe.stimuli.corpus import DEFAULT_CORPUS, corpus_name, default_corpus, read_corpus
-from posprobe.stimuli.stimulus import Stimulus, make_stimulus
+from posprobe.stimuli.stimulus import Corpus, Stimulus, make_stimulus
 
 __all__ = [
     "DEFAULT_CORPUS",
+    "Corpus",
     "Stimulus",
     "corpus_name",
     "default_corpus",

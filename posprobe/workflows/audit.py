@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -19,21 +20,31 @@ from posprobe.analysis import (
     sink_reading_heads,
     strongest,
 )
-from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus
+from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
 from posprobe.errors import DesignError, noting
 from posprobe.intervals import Inference
 from posprobe.models import Intervention, ObservableModel, load_model
 from posprobe.report import output_folder
-from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
+from posprobe.stimuli import (
+    Corpus,
+    Stimulus,
+    corpus_name,
+    default_corpus,
+    make_stimulus,
+    read_corpus,
+)
 from posprobe.store import ActivationStore
 from posprobe.workflows.analyze import analyze
 
 __all__ = ["REPLACEMENTS", "audit"]
 
 Cut = tuple[Head, ...] | Literal["all"]
+Conditions = Mapping[str, Sequence[Any]]
 
 REPLACEMENTS = ("mean", "content")
 FULL_REPLACEMENTS = ("special", "noise", "zero")
+FACTORS = ("position0", "text", "length")
+POSITION0 = {"native": "native", "bos": "force", "none": "none"}  # conditions as BOS policies
 N_NATURAL, N_SHIFTED, N_REPEATED, N_FULL = 40, 32, 4, 16
 RANDOM_DRAWS = 2
 LEAST_N = 5
@@ -41,13 +52,15 @@ LEAST_N = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """One capture of an audit."""
+    """One capture of an audit; text and length are those of the main condition if None."""
 
     file: str
     design: str
     n: int
     bos: str
     options: CaptureOptions
+    text: Corpus | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ def audit(
     prefixes: tuple[int, ...] | None = None,
     offsets: tuple[int, ...] = OFFSETS,
     replacements: Sequence[str] = REPLACEMENTS,
+    conditions: Conditions | None = None,
     full: bool = False,
     inference: Inference = Inference(),
     progress: bool = True,
@@ -94,8 +108,11 @@ def audit(
     """Find out where a model's absolute position comes from: capture, analyze, report.
 
     Captures the natural and the shifted design, the shifted one again with each replacement of
-    position 0, and one repeated token with and without BOS. If it is interrupted, call it again
-    with the same arguments: it continues where it stopped.
+    position 0, and one repeated token with and without BOS. The main condition is the one in which
+    people use the model: position 0 is what its tokenizer puts there. Where that is no BOS, a
+    forced one is a second condition: the shifted design again, natively and with the mean embedding
+    at position 0. `conditions` asks for others. If the audit is interrupted, call it again with the
+    same arguments: it continues where it stopped.
 
     A full audit also captures more replacements, and interventions: key 0 hidden from the
     sink-reading heads (chosen on one half of the natural sequences), from as many random other
@@ -124,6 +141,11 @@ def audit(
         Distances, in tokens, at which scores are kept.
     replacements : sequence of str
         Treatments of position 0, see `posprobe.captures.position0.POSITION0`.
+    conditions : mapping of str to sequence, or None
+        Conditions to cross, by factor: ``position0`` ("native", "bos", "none"), ``text`` (what
+        `read_corpus` takes) and ``length`` (tokens). Texts come in addition to `text`. Each
+        condition is captured once: where the tokenizer puts a BOS, "native" and "bos" are one.
+        None: native, and a BOS where the tokenizer has one.
     full : bool
         Also capture more replacements and the interventions; takes about twice as long.
     inference : Inference
@@ -150,39 +172,103 @@ def audit(
     with noting(kept), output_folder(folder) as made:
         if isinstance(model, str):
             model = load_model(model, variant=variant)
-        corpus = default_corpus() if text is None else text
-        ids, name = model.tokenize(corpus), corpus_name(corpus)
-        capturing = _Capturing(model, made, ids, name, size, inference.seed, progress)
-        paths = capturing.run(_plans(model, size, replacements))
+        main = default_corpus() if text is None else Corpus.named(text, corpus_name(text))
+        capturing = _Capturing(model, made, main, size, inference.seed, progress)
+        elsewhere = _condition_plans(model, size, main, conditions)
+        paths = capturing.run(_plans(model, size, replacements) + elsewhere)
         if full:
             paths += capturing.run(_full_plans(model, made, size, replacements))
         return analyze(paths, made, inference=inference, progress=progress)
 
 
 def _plans(model: ObservableModel, size: Size, replacements: Sequence[str]) -> list[Plan]:
-    """The captures of an audit, in order; BOS is forced where the tokenizer has one."""
-    bos = "none" if model.bos_id is None else "force"
+    """The captures of the main condition, in order: position 0 as the tokenizer leaves it."""
     natural, shifted = (N_NATURAL, N_SHIFTED) if size.n is None else (size.n, size.n)
     scores = size.options
     plans = [
         Plan("natural.h5", "natural", natural, "native", scores.changed(quantities=QUANTITIES)),
-        Plan("shifted.h5", "shifted", shifted, bos, scores),
+        Plan("shifted.h5", "shifted", shifted, "native", scores),
         *(
-            Plan(f"replaced_{r}.h5", "shifted", shifted, bos, scores.changed(position0=r))
+            Plan(f"replaced_{r}.h5", "shifted", shifted, "native", scores.changed(position0=r))
             for r in replacements
         ),
         Plan("repeated.h5", "repeated", N_REPEATED, "none", scores),
     ]
-    if bos == "force":
-        plans.append(Plan("bos_repeated.h5", "repeated", N_REPEATED, bos, scores))
+    if model.bos_id is not None:
+        plans.append(Plan("bos_repeated.h5", "repeated", N_REPEATED, "force", scores))
     return plans
+
+
+def _condition_plans(
+    model: ObservableModel, size: Size, main: Corpus, conditions: Conditions | None
+) -> list[Plan]:
+    """The captures of all conditions but the main one: factors crossed, each condition once."""
+    if conditions is None:
+        conditions = {} if model.bos_id is None else {"position0": ("native", "bos")}
+    factors: dict[str, list[Any]] = {
+        "position0": ["native"],
+        "text": [main],
+        "length": [size.length],
+    }
+    factors |= _levels(model, size, main, conditions)
+    lead = {"native": model.native_bos, "bos": model.bos_id, "none": None}
+    n, scores = N_SHIFTED if size.n is None else size.n, size.options
+    treatments = {"shifted": scores, "replaced_mean": scores.changed(position0="mean")}
+    seen = {(main.name, size.length, lead["native"])}
+    plans = []
+    for text, length, first in product(factors["text"], factors["length"], factors["position0"]):
+        if (text.name, length, lead[first]) in seen:
+            continue  # where the tokenizer puts a BOS, native and bos are one condition
+        seen.add((text.name, length, lead[first]))
+        ending = "".join(
+            f"_{part}"
+            for part, differs in (
+                (PurePath(text.name).stem, text.name != main.name),
+                (length, length != size.length),
+                (first, lead[first] != lead["native"]),
+            )
+            if differs
+        )
+        plans += [
+            Plan(f"{name}{ending}.h5", "shifted", n, POSITION0[first], options, text, length)
+            for name, options in treatments.items()
+        ]
+    return plans
+
+
+def _levels(
+    model: ObservableModel, size: Size, main: Corpus, conditions: Conditions
+) -> dict[str, list[Any]]:
+    """The levels of each factor, with those that the model cannot have refused."""
+    factors: dict[str, list[Any]] = {}
+    for factor, levels in conditions.items():
+        if factor not in FACTORS:
+            raise DesignError(f"{factor!r} is not a condition: choose {', '.join(FACTORS)}")
+        if not levels:
+            raise DesignError(f"condition {factor!r} has no level: give one or more")
+        factors[factor] = list(levels)
+    for first in factors.get("position0", []):
+        if first not in POSITION0:
+            known = ", ".join(POSITION0)
+            raise DesignError(f"position0={first!r} is not a condition: choose {known}")
+        if first == "bos" and model.bos_id is None:
+            raise DesignError(
+                f"condition position0=bos needs a BOS token, and the tokenizer of {model.name!r} "
+                "has none: leave it out"
+            )
+    if "length" in factors and size.prefixes is not None:
+        raise DesignError("prefixes belong to one length: give prefixes or conditions of length")
+    for other in factors.get("length", []):
+        check_length(model, other)
+    if "text" in factors:
+        factors["text"] = [main, *(read_corpus(text) for text in factors["text"])]
+    return factors
 
 
 def _full_plans(
     model: ObservableModel, folder: Path, size: Size, replacements: Sequence[str]
 ) -> list[Plan]:
     """The captures that a full audit adds; heads and constants come from its natural capture."""
-    bos = "none" if model.bos_id is None else "force"
     count = N_FULL if size.n is None else size.n
     with ActivationStore(folder / "natural.h5") as natural:
         changes = {
@@ -200,7 +286,10 @@ def _full_plans(
         if r not in replacements and (r != "special" or len(model.special_ids) > 1)
     }
     return [
-        *(Plan(f"{name}.h5", "shifted", count, bos, o) for name, o in (added | options).items()),
+        *(
+            Plan(f"{name}.h5", "shifted", count, "native", o)
+            for name, o in (added | options).items()
+        ),
         Plan("no_causal_natural.h5", "natural", count, "native", options["no_causal"]),
     ]
 
@@ -226,14 +315,14 @@ class _Capturing:
 
     model: ObservableModel
     folder: Path
-    corpus: NDArray[np.int32]
-    corpus_name: str
+    main: Corpus
     size: Size
     seed: int
     progress: bool
+    tokenized: dict[str, NDArray[np.int32]] = field(default_factory=dict)
 
     def run(self, plans: Sequence[Plan]) -> list[Path]:
-        """Capture what the folder does not contain yet."""
+        """Capture what the folder does not contain yet; all stimuli are drawn first."""
         stimuli = [self._stimulus(plan) for plan in plans]
         total = sum(int(stimulus.lengths.sum()) for stimulus in stimuli)
         off = None if self.progress else True
@@ -247,15 +336,22 @@ class _Capturing:
         return [self.folder / plan.file for plan in plans]
 
     def _stimulus(self, plan: Plan) -> Stimulus:
+        text = plan.text or self.main
         return make_stimulus(
             plan.design,
-            self.corpus,
+            self._tokens(text),
             n=plan.n,
-            length=self.size.length,
+            length=plan.length or self.size.length,
             window=self.size.window,
             prefixes=self.size.prefixes,
             bos=plan.bos,
             **self.model.first_tokens(plan.bos),
             seed=self.seed,
-            corpus=self.corpus_name,
+            corpus=text.name,
         )
+
+    def _tokens(self, text: Corpus) -> NDArray[np.int32]:
+        """The tokens of a text, made once."""
+        if text.name not in self.tokenized:
+            self.tokenized[text.name] = self.model.tokenize(text)
+        return self.tokenized[text.name]

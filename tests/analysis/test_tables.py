@@ -60,14 +60,16 @@ def test_refuses_no_file():
 @pytest.mark.parametrize("role", NATIVE)
 def test_refuses_two_files_of_one_role(role, stores, tmp_path):
     header = stores[role].header
-    twin = one(tmp_path / "twin.h5", design=header.design, stimulus=header.stimulus)
+    same = dict(design=header.design, stimulus=header.stimulus, length=header.length)
+    twin = one(tmp_path / "twin.h5", **same)
     said = rf"twin\.h5 and {role}\.h5 are both {role} captures; give one"
     with pytest.raises(DesignError, match=said):
         sort_files([stores[role], twin])
 
 
 def test_refuses_two_files_of_one_replacement(stores, tmp_path):
-    twin = one(tmp_path / "twin.h5", design="shifted", position0_treatment="mean")
+    same = dict(design="shifted", length=stores["mean"].length)
+    twin = one(tmp_path / "twin.h5", position0_treatment="mean", **same)
     said = r"twin\.h5 and mean\.h5 both replace position 0 by 'mean'; give one"
     with pytest.raises(DesignError, match=said):
         sort_files([stores["shifted"], stores["mean"], twin])

@@ -14,7 +14,7 @@ from posprobe.claims import make_claims
 from posprobe.intervals import Inference, Interval
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
-FIELDS += ["n", "verdict", "reference", "protocol"]
+FIELDS += ["n", "verdict", "reference", "protocol", "scope", "conditions"]
 VERDICTS = {"supported", "contradicted", "inconclusive", "not_applicable"}
 ABOVE = {"probe_normalizer": 0, "probe_residual": 0, "sink_heads": 0}
 ABOVE_TINY = {"residual_opened": "bos_repeated", "fingerprint_varies": "fingerprint_text"}

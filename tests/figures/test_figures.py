@@ -177,6 +177,16 @@ def tables():
         "cut_sink": cut_sink(),
         "channels_by_offset": by_offset(),
         "mask_layers": mask_layers(),
+        "conditions": with_limits(
+            [
+                {"condition": f"{first} at position 0", "V_M": 0.2, "V_R": 0.1, "C_MR": c}
+                for first, c in (("text", -0.1), ("BOS", 0.1))
+            ],
+            "V_M", "V_R", "C_MR",
+        ),
+        "condition_replacement": pd.DataFrame(
+            [dict(condition="BOS at position 0", fraction_removed=0.5, low=0.3, high=0.7)]
+        ),
         "mask_probes": with_limits(
             [{"layer": k, "r2_native": 0.6, "r2_masked": 0.1} for k in LAYERS],
             "r2_native", "r2_masked",

@@ -54,7 +54,7 @@ def test_the_page_has_every_fault_with_its_tests():
 def test_a_text_that_is_not_there_once_is_refused():
     fault = FAULTS["sign of M"]
     for source in ("", 2 * fault.before):
-        with pytest.raises(ValueError, match="'sign of M': its text occurs . times in posprobe/"):
+        with pytest.raises(ValueError, match=r"'sign of M': its text occurs . times in posprobe/"):
             fault.planted(source)
 
 
@@ -67,9 +67,9 @@ def test_a_fault_is_caught(name):
 def test_without_the_fault_its_tests_miss_nothing_and_an_error_is_not_a_finding():
     fault = FAULTS["Holm without order"]
     with planted.copy_of_project() as folder:
-        assert planted.missed_by(fault, planted.run_tests(folder, fault.caught_by)) == dict.fromkeys(
-            fault.caught_by, "passed"
-        )
+        assert planted.missed_by(
+            fault, planted.run_tests(folder, fault.caught_by)
+        ) == dict.fromkeys(fault.caught_by, "passed")
         (folder / "posprobe" / fault.file).write_text("import nothing_of_this_name")
         missed = planted.missed_by(fault, planted.run_tests(folder, fault.caught_by))
     assert set(missed) == set(fault.caught_by)

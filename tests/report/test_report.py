@@ -24,6 +24,7 @@ from posprobe.report.sections import SECTIONS
 from posprobe.report.summary import summary
 from posprobe.report.words import VERDICTS, bounds, claim_interval, number, percent, removed
 
+VALUES = ("V_T", "V_M", "V_R", "C_MR", "share_mask", "share_residual")
 CUT = dict(
     V_R_native=0.1, V_R_cut=0.05, n=8, n_heads_measured=2, attention_native=0.5, attention_left=0.0
 )
@@ -39,10 +40,25 @@ def analysis(stores):
     found = analyze_files(sort_files(stores.values()))
     found.tables["cut_sink"] = cut_sink()
     found.tables.update(masks())
+    found.tables.update(conditions())
     found.tables["fixed_forward"] = pd.DataFrame(
         [dict(layers="0", positions="all", fraction_removed=0.4, low=0.1, high=0.6, caveat="Mind.")]
     )
     return found
+
+
+def conditions():
+    rows = [
+        dict(condition=f"{first} at position 0", position0=first, text="prose", length=24, n=8)
+        | {f"{name}{end}": value for name in VALUES for end, value in limits}
+        | dict(native=first == "text", relation=relation, status="ok")
+        for first, relation, limits in (
+            ("text", "opposed", (("", 0.2), ("_low", 0.1), ("_high", 0.3))),
+            ("BOS", "reinforcing", (("", 0.1), ("_low", -0.1), ("_high", 0.3))),
+        )
+    ]
+    removed = dict(condition="BOS at position 0", fraction_removed=0.4, low=0.3, high=0.5, n=8)
+    return {"conditions": pd.DataFrame(rows), "condition_replacement": pd.DataFrame([removed])}
 
 
 def masks():

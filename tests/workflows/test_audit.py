@@ -25,9 +25,9 @@ from posprobe.workflows.analyze import analyze
 from posprobe.workflows.audit import audit
 
 FILES = {"natural.h5", "shifted.h5", "replaced_mean.h5", "replaced_content.h5"}
-FILES |= {"repeated.h5", "bos_repeated.h5"}
+FILES |= {"repeated.h5", "bos_repeated.h5", "shifted_bos.h5", "replaced_mean_bos.h5"}
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
-FIELDS += ["n", "verdict", "reference", "protocol"]
+FIELDS += ["n", "verdict", "reference", "protocol", "scope", "conditions"]
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +115,60 @@ def test_files_are_captured_as_planned(audited):
     assert {s.header.seed for s in stores.values()} == {2}
     assert {s.length for s in stores.values()} == {64}
     assert stores["natural.h5"].n_sequences == 6
-    assert set(stores["shifted.h5"].tokens[:, 0]) == {1}  # the BOS is forced
+    assert len(set(stores["shifted.h5"].tokens[:, 0])) > 1  # its tokenizer puts no BOS
+    assert set(stores["shifted_bos.h5"].tokens[:, 0]) == {1}  # the BOS is forced
     assert stores["repeated.h5"].n_sequences == study.N_REPEATED
     kept = {name for name, s in stores.items() if "residual" in s.header.quantities}
     assert kept == {"natural.h5"}
     treatments = {s.header.position0_treatment for s in stores.values()}
     assert treatments == {"native", "mean", "content"}
+
+
+def test_the_answer_is_of_the_native_condition_and_says_where_another_differs(audited):
+    page = (audited / "report.html").read_text()
+    answer = page[page.index('class="answer"') :].partition("</p>")[0]
+    assert "Used as its tokenizer has it, with the first token of the text, and no BOS," in answer
+    assert "This depends on the condition" in answer or "in each of the 2 conditions" in answer
+    claims = {c["id"]: c for c in json.loads((audited / "claims.json").read_text())}
+    tested = claims["mask_channel"]["conditions"]
+    assert [(c["position0"], c["native"]) for c in tested] == [("text", True), ("BOS", False)]
+    assert claims["mask_channel"]["scope"].endswith("conditions")
+    assert tested[0]["estimate"] > 0
+
+
+def test_conditions_are_crossed_and_each_is_captured_once(
+    model_folder, text, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study, "analyze", lambda paths, *args, **keywords: paths)
+    conditions = {"position0": ("native", "none", "bos"), "length": (64, 48)}
+    paths = audit(model_folder, tmp_path, text=text, conditions=conditions, **child.SIZES)
+    added = [path.name for path in paths[len(FILES) - 2 :]]
+    endings = ("_bos", "_48", "_48_bos")
+    assert added == [f"{name}{end}.h5" for end in endings for name in ("shifted", "replaced_mean")]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        ({"tokens": ("a",)}, "'tokens' is not a condition: choose position0, text, length"),
+        ({"position0": ("zero",)}, "position0='zero' is not a condition: choose native, bos, none"),
+        ({"position0": ()}, "condition 'position0' has no level"),
+        ({"length": (30_000,)}, "length|tokens|positions"),
+    ],
+)
+def test_conditions_that_cannot_be_are_refused_before_the_first_pass(
+    conditions, said, model_folder, text, tmp_path
+):
+    with pytest.raises(PosprobeError, match=said):
+        audit(model_folder, tmp_path / "out", text=text, conditions=conditions, **child.SIZES)
+    assert not list((tmp_path / "out").glob("*.h5*"))
+
+
+def test_a_bos_that_the_tokenizer_does_not_have_is_no_condition(model_folder, text, tmp_path):
+    loaded = load_model(model_folder)
+    loaded.tokenizer.bos_token = None
+    with pytest.raises(DesignError, match="position0=bos needs a BOS token, and the tokenizer of"):
+        audit(loaded, tmp_path, text=text, conditions={"position0": ("bos",)}, **child.SIZES)
 
 
 # --- again, and interrupted ---
