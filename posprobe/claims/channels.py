@@ -51,7 +51,7 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
         interval = Interval.of_row(
             row, variance, limits=variance, level=analysis.level, method="t", n=n_units(store)
         )
-        verdict = found(interval, floor(store, variance))
+        verdict = found(interval, "nats^2", floor(store, variance))
         claims.append(make_claim(name, text, interval, "nats^2", verdict, protocol))
     return [*claims, *_share_claims(row, store, protocol, analysis.level)]
 
@@ -84,7 +84,7 @@ def _share_claims(
             n=n_units(store),
         )
         text = f"{protocol} Share (V + C)/V_T with Fieller's interval on jackknife pseudo-values."
-        claims.append(make_claim(name, statement, interval, "1", above(interval, 0.0), text))
+        claims.append(make_claim(name, statement, interval, "1", found(interval, "1"), text))
     return claims
 
 

@@ -170,7 +170,7 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
                 f"and offsets {listed(store.offsets)}. The interval is that of {worst['model']}, "
                 "whose lower limit is the lowest."
             )
-            verdict = found(interval, floor(store, value))
+            verdict = found(interval, "nats^2", floor(store, value))
             claims.append(make_claim(name, statement, interval, "nats^2", verdict, protocol))
     return claims
 
@@ -214,7 +214,7 @@ def _verdict(parts: Sequence[Claim]) -> Verdict:
     verdicts = {claim.verdict for claim in parts}
     if not verdicts or verdicts == {"not_applicable"}:
         return "not_applicable"
-    if "contradicted" in verdicts:
+    if verdicts & {"contradicted", "negligible"}:
         return "contradicted"
     return "supported" if verdicts == {"supported"} else "inconclusive"
 

@@ -160,7 +160,7 @@ def _cuts(analysis: Analysis) -> list[Claim]:
             claims.append(not_applicable(name, text, reason))
             continue
         interval = _interval(row, "fraction_removed", "fraction of V_R removed", analysis.level)
-        verdict = above(interval, 0.0)
+        verdict = found(interval, "1")
         if name == "sinks_forward_specifically" and verdict == "supported":
             verdict = claims[0].verdict  # where nothing is removed, nothing was forwarded
         protocol = _cut_protocol(analysis, store, table, row)
@@ -232,7 +232,7 @@ def _patterns(analysis: Analysis) -> Claim:
         f"adjusted by max-T: P is above P_fix in {int((clear['difference'] > 0).sum())} of "
         f"{len(table)} layers and below in {int((clear['difference'] < 0).sum())}."
     )
-    return make_claim(name, statement, interval, "R2", found(interval, FINEST_R2), protocol)
+    return make_claim(name, statement, interval, "R2", found(interval, "R2", FINEST_R2), protocol)
 
 
 def _masks(analysis: Analysis) -> list[Claim]:
@@ -274,7 +274,7 @@ def _masks(analysis: Analysis) -> list[Claim]:
 def _left_by_window(analysis: Analysis, interval: Interval, quantity: str) -> Verdict:
     """Whether what is left of a variance behind a window is more than its rounding."""
     windowed = [store for store in analysis.files.masks if mask_name(store) != NO_MASK]
-    return found(interval, max(floor(store, quantity) for store in windowed))
+    return found(interval, "nats^2", max(floor(store, quantity) for store in windowed))
 
 
 def _mask_protocol(table: pd.DataFrame, key: str) -> str:

@@ -20,6 +20,7 @@ from posprobe.claims.verdicts import (
     Verdict,
     above,
     below,
+    found,
     make_claim,
     not_applicable,
     split_needs,
@@ -45,7 +46,7 @@ def sink_claims(analysis: Analysis) -> list[Claim]:
         f"{first_token(store)} at position 0. Share of all {store.n_layers * store.n_heads} heads "
         "whose attention to key 0, averaged over queries and sequences, is strictly > 0.3."
     )
-    return [make_claim("sink_heads", statement, interval, "1", above(interval, 0.0), protocol)]
+    return [make_claim("sink_heads", statement, interval, "1", found(interval, "1"), protocol)]
 
 
 def position0_claims(analysis: Analysis) -> list[Claim]:

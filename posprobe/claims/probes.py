@@ -34,7 +34,7 @@ def probe_claims(analysis: Analysis) -> list[Claim]:
     for features in ("normalizer", "residual"):
         name = f"probe_{features}"
         interval = analysis.intervals[name]
-        verdict = found(interval, FINEST_R2)
+        verdict = found(interval, "R2", FINEST_R2)
         claims.append(make_claim(name, names[name], interval, "R2", verdict, protocol))
     name = "residual_at_layer_0"
     first = fixed[(fixed["layer"] == 0) & (fixed["features"] == "residual")]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims.position0 import agrees_with_study
-from posprobe.claims.verdicts import Claim, Verdict, above
+from posprobe.claims.verdicts import Claim, Verdict, found
 from posprobe.intervals import Interval
 
 __all__ = ["with_scope"]
@@ -50,18 +51,15 @@ def with_scope(claims: list[Claim], analysis: Analysis) -> list[Claim]:
 
 
 def _scoped(claim: Claim, analysis: Analysis) -> Claim:
-    table, column, test = analysis.tables["conditions"], TESTED[claim.id], _above_0
+    table, column = analysis.tables["conditions"], TESTED[claim.id]
+    test: Callable[[Interval], Verdict] = partial(found, unit=claim.unit or "1")
     limits = column
     if claim.id == REPLACED:
         replaced = analysis.tables.get("condition_replacement", pd.DataFrame(columns=REMOVED))
         table = table[NAMES].merge(replaced, "left", on="condition")
         limits, test = "", agrees_with_study
-    found = [_tested(row, column, limits, test, analysis.level) for _, row in table.iterrows()]
-    return dataclasses.replace(claim, scope=_scope(claim.verdict, found), conditions=tuple(found))
-
-
-def _above_0(interval: Interval) -> Verdict:
-    return above(interval, 0.0)
+    tested = [_tested(row, column, limits, test, analysis.level) for _, row in table.iterrows()]
+    return dataclasses.replace(claim, scope=_scope(claim.verdict, tested), conditions=tuple(tested))
 
 
 def _tested(
@@ -78,13 +76,13 @@ def _tested(
     return named | values | {"verdict": test(interval)}
 
 
-def _scope(verdict: Verdict, found: list[dict[str, Any]]) -> str:
+def _scope(verdict: Verdict, tested: list[dict[str, Any]]) -> str:
     """A verdict in words: in how many conditions it is the same, and what it is in the others."""
     others: dict[str, list[str]] = {}
-    for one in found:
+    for one in tested:
         if one["verdict"] != verdict:
             others.setdefault(one["verdict"], []).append(str(one["condition"]))
-    same = sum(one["verdict"] == verdict for one in found)
-    text = f"{verdict} in {same} of {len(found)} conditions".replace("_", " ")
+    same = sum(one["verdict"] == verdict for one in tested)
+    text = f"{verdict} in {same} of {len(tested)} conditions".replace("_", " ")
     parts = [f"{name} with {'; '.join(where)}" for name, where in others.items()]
     return text + "".join(f"; {part}" for part in parts).replace("_", " ")

@@ -12,6 +12,7 @@ from posprobe.store import ActivationStore
 
 __all__ = [
     "NEGLIGIBLE_R2",
+    "SMALLEST",
     "Claim",
     "Verdict",
     "above",
@@ -23,10 +24,14 @@ __all__ = [
     "split_needs",
 ]
 
-Verdict = Literal["supported", "contradicted", "inconclusive", "not_applicable"]
+Verdict = Literal["supported", "contradicted", "inconclusive", "negligible", "not_applicable"]
 
 # A probe below this R2 is said to tell nothing about position.
 NEGLIGIBLE_R2 = 0.02
+# The smallest effects that are worth a sentence, by unit, fixed beforehand. A standard deviation of
+# 0.01 nats over positions changes attention weights by one percent; a twentieth of a whole; the R2
+# above.
+SMALLEST = {"nats^2": 1e-4, "1": 0.05, "R2": NEGLIGIBLE_R2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class Claim:
     ci_method : str
     n : int or None
         Number of resampling units: sequences, or items of the shifted design.
-    verdict : {"supported", "contradicted", "inconclusive", "not_applicable"}
+    verdict : {"supported", "contradicted", "inconclusive", "negligible", "not_applicable"}
     reference : float or None
         The study's own value.
     protocol : str
@@ -103,8 +108,32 @@ def below_everywhere(interval: Interval, bound: float, largest: float) -> Verdic
     return "inconclusive" if verdict == "supported" and not largest < bound else verdict
 
 
-def found(interval: Interval, floor: float) -> Verdict:
-    """As `above` 0, and never supported by what is not above `floor`, the size of rounding."""
+def found(interval: Interval, unit: str, floor: float = 0.0) -> Verdict:
+    """As `above` 0, unless all of the interval is too small to speak of, or is rounding.
+
+    Parameters
+    ----------
+    interval : Interval
+    unit : str
+        Of `SMALLEST`.
+    floor : float
+        The size of rounding, which supports nothing.
+
+    Returns
+    -------
+    Verdict
+        "negligible" where the whole interval is nearer to 0 than the smallest effect of its unit:
+        at most an effect that is not worth a sentence, whether or not the interval contains 0.
+
+    Examples
+    --------
+    >>> small, clear = (Interval(v, v / 2, 2 * v, 0.95, "t", "V_R", 30) for v in (1e-6, 1e-2))
+    >>> found(small, "nats^2"), found(clear, "nats^2")
+    ('negligible', 'supported')
+    """
+    low, high = interval.low, interval.high
+    if low is not None and high is not None and max(-low, high) < SMALLEST[unit]:
+        return "negligible"
     verdict = above(interval, 0.0)
     if verdict == "supported" and above(interval, floor) != "supported":
         return "inconclusive"

@@ -17,6 +17,7 @@ VERDICTS = {
     "supported": "supported",
     "contradicted": "contradicted",
     "inconclusive": "inconclusive",
+    "negligible": "negligible",
     "not_applicable": "not applicable",
 }
 

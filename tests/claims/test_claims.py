@@ -11,11 +11,12 @@ import synthetic
 
 from posprobe.analysis import Analysis, Files, analyze_files, n_units, sort_files
 from posprobe.claims import make_claims
+from posprobe.claims.verdicts import found
 from posprobe.intervals import Inference, Interval
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
 FIELDS += ["n", "verdict", "reference", "protocol", "scope", "conditions"]
-VERDICTS = {"supported", "contradicted", "inconclusive", "not_applicable"}
+VERDICTS = {"supported", "contradicted", "inconclusive", "negligible", "not_applicable"}
 ABOVE = {"probe_normalizer": 0, "probe_residual": 0, "sink_heads": 0}
 ABOVE_TINY = {"residual_opened": "bos_repeated", "fingerprint_varies": "fingerprint_text"}
 BELOW_TINY = {
@@ -321,3 +322,28 @@ def test_a_forced_bos_is_named(bos, said, rng, tmp_path):
     store = synthetic.effect_store(tmp_path / "a.h5", effect, effect, fields=fields)
     found = by_id(analyze_files(sort_files([store])))
     assert said in found["mask_channel"].protocol
+
+
+# --- the smallest effect worth a sentence ---
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "floor", "verdict"),
+    [
+        (0.9e-6, 1.1e-6, 0.0, "negligible"),  # clearly above 0, and nothing to speak of
+        (-0.5e-4, 0.9e-4, 0.0, "negligible"),
+        (-0.5e-4, 1.1e-4, 0.0, "inconclusive"),
+        (0.5e-4, 1.1e-4, 0.0, "supported"),
+        (0.5e-4, 1.1e-4, 0.6e-4, "inconclusive"),  # rounding alone may make as much
+        (-2e-4, -0.5e-4, 0.0, "contradicted"),
+        (None, None, 0.0, "inconclusive"),
+    ],
+)
+def test_effects_too_small_to_speak_of_have_a_verdict_of_their_own(low, high, floor, verdict):
+    estimate = 0.0 if low is None else (low + high) / 2
+    interval = Interval(estimate, low, high, 0.95, "t", "V_R", 30)
+    assert found(interval, "nats^2", floor) == verdict
+
+
+def test_no_sink_at_all_is_negligible_rather_than_undecided():
+    assert found(Interval(0.0, 0.0, 0.0, 0.95, "t", "share of heads", 30), "1") == "negligible"

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import load_model
 from posprobe.report import study_page
+from posprobe.report.words import VERDICTS
 from posprobe.store import ActivationStore
 from posprobe.workflows import analyze as analyze_module
 from posprobe.workflows import audit as study
@@ -79,7 +80,7 @@ def test_claims_have_the_fields_that_scripts_read(audited):
     assert len(claims) > 10
     for claim in claims:
         assert list(claim) == FIELDS
-        assert claim["verdict"] in ("supported", "contradicted", "inconclusive", "not_applicable")
+        assert claim["verdict"] in VERDICTS
         if claim["verdict"] in ("supported", "contradicted"):
             assert None not in (claim["ci_low"], claim["ci_high"], claim["estimate"])
 
