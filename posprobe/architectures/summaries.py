@@ -20,6 +20,7 @@ from posprobe.intervals import Interval
 __all__ = ["ModelSummary", "check_table", "reference_depth", "summarise_models"]
 
 KEYS = ("architecture", "model", "layer", "depth")
+LARGEST = 1e100  # of a value, or of its reciprocal: beyond, squares and their sums leave float64
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
     Raises
     ------
     DesignError
-        If the table is empty or lacks a column, a number is missing or not finite, a depth lies
-        outside [0, 1], a layer has two depths, a model has two architectures, or a row is given
-        twice.
+        If the table is empty, lacks a column or names or numbers in one, a number is missing, not
+        finite or too large or small to be squared, a depth lies outside [0, 1], a layer has two
+        depths, a model has two architectures, or a row is given twice.
     """
     missing = [name for name in (*KEYS, value) if name not in table.columns]
     if missing:
@@ -96,12 +97,20 @@ def _check_names(clean: pd.DataFrame, keys: Iterable[str]) -> None:
         if key != "depth" and clean[key].isna().any():
             row = int(np.flatnonzero(clean[key].isna())[0])
             raise DesignError(f"row {row} has no {key}: name it or drop the row")
+        try:
+            sorted({*clean[key].tolist()})
+        except TypeError as error:
+            raise DesignError(
+                f"column {key!r} holds labels that cannot be told apart or sorted: use only "
+                "numbers, or only text"
+            ) from error
 
 
 def _check_numbers(clean: pd.DataFrame, value: str) -> None:
     for column, shown in (("depth", "depth"), ("value", value)):
-        if not pd.api.types.is_numeric_dtype(clean[column]):
-            raise DesignError(f"column {shown!r} is not numeric: convert it first")
+        dtype = clean[column].dtype
+        if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
+            raise DesignError(f"column {shown!r} is not numeric: convert it to real numbers first")
         bad = ~np.isfinite(clean[column].to_numpy(dtype=float, na_value=np.nan))
         if bad.any():
             row = clean.loc[bad].iloc[0]
@@ -109,6 +118,12 @@ def _check_numbers(clean: pd.DataFrame, value: str) -> None:
                 f"model {row.model!r} layer {row.layer} has {shown} {row[column]}: "
                 "measure it again or drop the layer from every model"
             )
+    largest = float(np.abs(clean["value"].to_numpy(dtype=float)).max())
+    if not 1 / LARGEST <= largest <= LARGEST and largest > 0:
+        raise DesignError(
+            f"column {value!r} has values of size {largest:.0e}, whose squares leave the range of "
+            "float64: give it in another unit"
+        )
     outside = ~clean["depth"].between(0.0, 1.0)
     if outside.any():
         row = clean.loc[outside].iloc[0]

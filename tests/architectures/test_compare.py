@@ -186,6 +186,11 @@ def test_sentence_says_differ_only_where_the_test_does():
         (spoil(depth=7.0), r"layer 1 has depth 7: depth runs from 0 \(first layer\) to 1"),
         (spoil(value="high"), "column 'value' is not numeric"),
         (study().assign(model=None), "row 0 has no model"),
+        (spoil(value=1e101), r"column 'value' has values of size 1e\+101, whose squares leave the"),
+        (study().assign(value=1e-160), "column 'value' has values of size 1e-160, whose squares"),
+        (study().assign(value=1j), "column 'value' is not numeric: convert it to real numbers"),
+        (study().assign(layer=[[]] * 54), "column 'layer' holds labels that cannot be told apart"),
+        (study().assign(layer=[1j, 2] * 27), "column 'layer' holds labels that cannot be told ap"),
         (pd.concat([study(), study()]), "model 'ntk-0' layer 0 is given twice: keep one row per"),
         (
             pd.concat([study(), study().assign(architecture="rope")]),
