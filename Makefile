@@ -1,12 +1,14 @@
 # make audit   a report on where MODEL gets absolute position from, in OUT
 # make test    the checks and the tests, in WORKERS processes (0: in one, as a debugger needs)
 # make check   the checks alone; make slow: the tests that take minutes; make coverage: by branches
+# make planted tries every planted fault (minutes), or the one called NAME
 # make reports reruns the analyses into out/anew and says what differs from the committed reports
 PYTHON ?= python3.11
 VENV ?= .venv
 MODEL ?= smollm2
 OUT ?= out/$(notdir $(MODEL))
 ARGS ?=
+NAME ?=
 WORKERS ?= 2
 GEMMA ?=
 ANEW := out/anew
@@ -16,7 +18,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 SOURCES := posprobe tests $(wildcard benchmarks analyses)
 
-.PHONY: audit test check slow coverage benchmarks reports setup clean
+.PHONY: audit test check slow coverage planted benchmarks reports setup clean
 
 audit: $(STAMP)
 	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
@@ -36,6 +38,9 @@ check: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+planted: $(STAMP)
+	PYTHONPATH=tests/helpers $(BIN)/python tests/planted/try_faults.py $(NAME)
 
 benchmarks: $(STAMP)
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done

@@ -109,9 +109,9 @@ def make(tmp_path):
     """
     count = iter(range(100))
 
-    def function(scales, cut, *, n=15, items=None, turned=False):
+    def function(scales, cut, *, n=15, first=0, turned=False):
         rng = np.random.default_rng(0)
-        noise = 0.05 * rng.normal(size=(n, 4))
+        noise = 0.05 * rng.normal(size=(first + n, 4))[first:]
         hidden = np.zeros(SHAPE[1], bool)
         hidden[[head for _, head in cut] if cut != "all" else slice(None)] = True
         heads = []
@@ -127,10 +127,12 @@ def make(tmp_path):
             name: np.concatenate([h[name] for h in heads], 3 + ("masked" in name))
             for name in heads[0]
         }
+        index = synthetic.shifted_index(n, PREFIXES, WINDOW)
+        index["item"] = index["item"] + first
         return synthetic.write(
             tmp_path / f"{next(count)}.h5",
             arrays,
-            index=synthetic.shifted_index(n, PREFIXES, WINDOW),
+            index=index,
             design="shifted",
             length=PREFIXES[-1] + WINDOW,
             prefixes=PREFIXES,
@@ -226,5 +228,8 @@ def test_items_that_all_files_hold_are_compared(make):
     table = cut_table(native, [cut, make([0.6] * 4, [[0, 3]], n=6)], [])
     assert set(table["n"]) == {6}
     assert at(table, "random 1")["fraction_removed"] == pytest.approx(0.75, abs=1e-4)
+    later = at(cut_table(native, [make([0.5] * 4, [[0, 2]], n=8, first=4)], []), "random 1")
+    assert later["n"] == 8
+    assert later["fraction_removed"] == pytest.approx(0.75, abs=1e-5)
     with pytest.raises(DesignError, match=r"share 2 items with .* intervals need 3"):
         cut_table(native, [make([1] * 4, "all", n=2)], [])

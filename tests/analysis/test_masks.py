@@ -19,9 +19,9 @@ MASK, RESIDUAL = np.linspace(1, 0, 4), np.linspace(-0.6, 0, 4)
 def make(tmp_path):
     count = iter(range(100))
 
-    def function(mask, residual, *, n=N, mismatch=0.0, growth=1.0, layers=3, **change):
+    def function(mask, residual, *, n=N, first=0, mismatch=0.0, growth=1.0, layers=3, **change):
         rng = np.random.default_rng(0)
-        noise = 0.05 * rng.normal(size=(N, 2, 4))[:n].swapaxes(0, 1)
+        noise = 0.05 * rng.normal(size=(N, 2, 4))[first : first + n].swapaxes(0, 1)
         parts = [
             synthetic.effect_arrays(
                 mask + noise[0] * (mask != 0),
@@ -36,10 +36,12 @@ def make(tmp_path):
         gap = own - arrays["remasked_normalizer"][:, late, -1]  # a gauge: rows are shifted by it
         for name in ("remasked_normalizer", "remasked_body"):
             arrays[name][:, late] += gap[:, :, None] - mismatch
+        index = synthetic.shifted_index(n, PREFIXES, WINDOW)
+        index["item"] = index["item"] + first
         return synthetic.write(
             tmp_path / f"{next(count)}.h5",
             arrays,
-            index=synthetic.shifted_index(n, PREFIXES, WINDOW),
+            index=index,
             design="shifted",
             length=PREFIXES[-1] + WINDOW,
             prefixes=PREFIXES,
@@ -65,8 +67,10 @@ def test_masks_are_named_by_their_headers(make):
     assert mask_name(make(MASK, RESIDUAL)) == NATIVE
 
 
-def test_without_a_causal_mask_all_of_the_mask_channel_goes(make):
-    native, none = make(MASK, RESIDUAL), make(0 * MASK, RESIDUAL, n=8, causal=False)
+@pytest.mark.parametrize("first", [0, 4])
+def test_without_a_causal_mask_all_of_the_mask_channel_goes(first, make):
+    native = make(MASK, RESIDUAL)
+    none = make(0 * MASK, RESIDUAL, n=8, first=first, causal=False)
     found = mask_tables(native, [none])
     row = pick(found.table, quantity="V_M")
     assert (row["mask"], row["positions"], row["n"]) == ("no causal mask", "all", 8)

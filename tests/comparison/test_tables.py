@@ -7,6 +7,7 @@ from limits import compare_limits, follows
 from lineups import MASK, TRUTH, family, file_of, variants
 
 from posprobe.analysis import check
+from posprobe.channels import channel_effects, gather_variances
 from posprobe.claims import answers, hypothesis_claims
 from posprobe.comparison import VALUES, compare_lineup, line_up
 from posprobe.intervals import Inference
@@ -40,6 +41,18 @@ def test_variances_are_those_of_the_files(comparison):
     layers = comparison.tables["layers"]
     means = layers.astype({"V_R": float}).groupby("model")["V_R"].mean()
     np.testing.assert_allclose(means[table.index], table["V_R"])
+
+
+def test_items_in_common_are_compared_wherever_they_are_in_a_file(tmp_path):
+    stores = family(tmp_path / "a", seeds=1)
+    later = file_of(tmp_path / "b.h5", "late-0", first_item=3, n=6)
+    table = compare_lineup(line_up([*stores, later])).tables["models"].set_index("model")
+    for store, items in [*((store, slice(3, 8)) for store in stores), (later, slice(0, 5))]:
+        layers = range(store.n_layers)
+        effects = [channel_effects(store, k).take(np.arange(8)[items]) for k in layers]
+        expected = gather_variances(effects).mean((0, 1)).estimate["V_R"].item()
+        name = store.model.removeprefix("zoo/")
+        assert table.loc[name, "V_R"] == pytest.approx(expected), name
 
 
 def test_architectures_have_intervals_over_models_and_over_items(comparison):

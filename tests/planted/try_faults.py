@@ -1,15 +1,12 @@
 """Try planted faults, and print which tests catch them as the table of docs/reliability.md.
 
-Run it with ``make planted``, or ``python tests/planted/try_faults.py [NAME ...]`` for some of them.
-It fails if a fault is missed, or if a test that should catch one fails without it.
+Run it with ``make planted``, or ``make planted NAME="'sign of M'"`` for one of them. It fails if a
+fault is missed, or if a test that should catch one fails without it.
 """
 
 import sys
-from pathlib import Path
 
 import click
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 import planted
 
 

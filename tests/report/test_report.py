@@ -19,6 +19,7 @@ from posprobe.intervals import Inference
 from posprobe.report import study_page as report_module
 from posprobe.report import write_report
 from posprobe.report.facts import commands, kind, model_facts
+from posprobe.report.findings import heads
 from posprobe.report.glossary import GLOSSARY, LIMITS
 from posprobe.report.sections import SECTIONS
 from posprobe.report.summary import summary
@@ -362,6 +363,16 @@ def test_the_page_says_the_level_that_was_asked_for(analysis, tmp_path, monkeypa
     assert "estimate [80% interval]" in text
     assert text.count("80%") > 10  # in captions and sections too
     assert "95%" not in text
+
+
+def test_heads_are_counted_at_the_level_that_was_asked_for(analysis):
+    table = analysis.tables["channels_by_head"].assign(V_T_p_adjusted=0.1, V_R_p_adjusted=0.3)
+    changed = dataclasses.replace(analysis, tables=analysis.tables | {"channels_by_head": table})
+    unsure = dataclasses.replace(changed, inference=Inference(level=0.8))
+    n = len(table[table["stimulus"] == "shifted"])
+    assert f"position in 0 of {n} heads, and 0 have" in heads(changed)
+    assert f"position in {n} of {n} heads, and 0 have" in heads(unsure)
+    assert "(p < 0.2, adjusted" in heads(unsure)
 
 
 # --- which model ---
