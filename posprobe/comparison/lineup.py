@@ -7,6 +7,7 @@ architectures.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posprobe.analysis import INTERVENTIONS, Files, listed, sort_files
+from posprobe.analysis import INTERVENTIONS, Files, condition_of, listed, sort_files
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
@@ -109,7 +110,8 @@ def line_up(
     Parameters
     ----------
     stores : iterable of ActivationStore
-        For each model a shifted capture, and optionally its other captures.
+        For each model a shifted capture, and optionally its other captures. Where models have
+        shifted captures in several conditions, the first one that all of them have is compared.
     architectures : mapping of str to str, optional
         Architecture to pattern (``*`` and ``?``) of model names or files; every model must match
         exactly one.
@@ -148,6 +150,7 @@ def line_up(
         _check_independent(groups)
     names = _labels([group[0] for group in groups.values()])
     sorted_files = [_files(n, group) for n, group in zip(names, groups.values(), strict=True)]
+    sorted_files = _in_one_condition(sorted_files)
     homes = _architectures(names, sorted_files, architectures, paired)
     members = [Member(*row) for row in zip(names, homes, sorted_files, strict=True)]
     members.sort(key=lambda m: (paired and m.architecture != "standard", m.architecture, m.name))
@@ -206,8 +209,10 @@ def _files(name: str, group: Sequence[ActivationStore]) -> Files:
     seen: dict[str, ActivationStore] = {}
     for store in group:
         header = store.header
-        bos = header.stimulus.get("bos_token") is not None and store.design == "repeated"
-        what = repr((store.design, header.position0_treatment, header.interventions, bos))
+        place = condition_of(store)
+        # one file of each condition, or, of a repeated token, with and without a BOS
+        where = {"shifted": place, "repeated": place.position0}.get(store.design, "")
+        what = repr((store.design, header.position0_treatment, header.interventions, where))
         if what in seen:
             raise DesignError(
                 f"model {name!r} is given twice ({_place(seen[what])}, {_place(store)}): give "
@@ -221,6 +226,25 @@ def _files(name: str, group: Sequence[ActivationStore]) -> Files:
             "with: posprobe capture MODEL -o FILE.h5 --design shifted --bos force"
         )
     return files
+
+
+def _in_one_condition(models: Sequence[Files]) -> list[Files]:
+    """Files of the first condition that all models have; of each one's main condition otherwise."""
+    captured = [
+        {condition_of(one.shifted): one for one in (files, *files.conditions) if one.shifted}
+        for files in models
+    ]
+    common = [c for c in captured[0] if all(c in conditions for conditions in captured)]
+    chosen = [next(iter(c)) if not common else common[0] for c in captured]
+    return [
+        dataclasses.replace(
+            files,
+            shifted=conditions[condition].shifted,
+            replaced=conditions[condition].replaced,
+            conditions=[],
+        )
+        for files, conditions, condition in zip(models, captured, chosen, strict=True)
+    ]
 
 
 def _architectures(

@@ -219,3 +219,33 @@ def test_a_window_that_hides_offsets_or_key_0_is_noted(models, tmp_path):
     notes = line_up([*models, hidden]).notes
     assert "tight-0: its window of 1 tokens hides some of the offsets 1" in notes[0]
     assert notes[1].startswith("late queries of tight do not see key 0 through a sliding window")
+
+
+# --- models in several conditions ---
+
+NATIVE = {"bos": "native", "bos_token": None, "corpus": "prose"}
+FORCED = {"bos": "force", "bos_token": 1, "corpus": "prose"}
+
+
+def test_the_first_condition_that_all_models_have_is_compared(tmp_path):
+    # a model whose tokenizer puts a BOS has no other condition
+    files = [
+        file_of(tmp_path / "a" / "shifted.h5", "a-0", stimulus=NATIVE),
+        file_of(tmp_path / "a" / "shifted_bos.h5", "a-0", stimulus=FORCED),
+        file_of(tmp_path / "b" / "shifted.h5", "b-0", stimulus=FORCED | {"bos": "native"}),
+    ]
+    for order in (files, files[::-1]):
+        lineup = line_up(order)
+        assert {m.name: m.shifted.path.name for m in lineup.members} == {
+            "a-0": "shifted_bos.h5",
+            "b-0": "shifted.h5",
+        }
+        assert len(lineup.stores()) == 2
+
+
+def test_models_without_a_common_condition_are_refused(tmp_path):
+    files = [
+        file_of(tmp_path / "a" / "shifted.h5", "a-0", stimulus=NATIVE),
+        file_of(tmp_path / "b" / "shifted.h5", "b-0", stimulus=FORCED),
+    ]
+    refuses("at position 0 and .*: capture all models with the same --bos", files)
