@@ -306,7 +306,7 @@ def test_models_that_cannot_be_used(command, model_folder, text_file, tmp_path):
         str(no_weights): "no weights",
         str(tmp_path / "none.gguf"): "no such file",
         str(cut): "cut.gguf is not a complete GGUF file",
-        text_file: "is no GGUF",
+        text_file: "not a GGUF file",
         "": "no model was named",
     }
     for model, said in cases.items():

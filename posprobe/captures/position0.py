@@ -15,7 +15,7 @@ from posprobe.stimuli import Stimulus
 __all__ = ["POSITION0", "check_treatment", "item_rng", "replace_token", "replaced_embedding"]
 
 POSITION0 = {
-    "native": "the token that stands there",
+    "native": "the token of the stimulus",
     "special": "another special token of the tokenizer",
     "content": "a random token of the text, drawn per item",
     "mean": "the mean of all token embeddings",

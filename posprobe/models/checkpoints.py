@@ -85,7 +85,7 @@ def find_checkpoint(name: str) -> Checkpoint:
         _check_folder(name, path)
         return Checkpoint(name, str(path))
     if path.is_file():
-        raise ModelError(f"model {name!r} is a file that is no GGUF; give its folder")
+        raise ModelError(f"model {name!r} is a file but not a GGUF file; give its folder")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"model {name!r}: there is no such folder; check the path")
     return Checkpoint(name, name)

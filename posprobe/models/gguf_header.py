@@ -140,7 +140,7 @@ def _refuse_other_files(every: dict[str, Any], architecture: str) -> None:
 
     kind, parts = every.get("general.type", "model"), every.get("split.count", 1)
     if kind != "model":
-        raise ModelError(f"it holds not a model but general.type = {kind}; give the model's file")
+        raise ModelError(f"it holds general.type = {kind}, not a model; give the model's file")
     if parts > 1:
         raise ModelError(
             f"it is one of split.count = {parts} parts; join them with llama-gguf-split --merge"

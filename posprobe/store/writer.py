@@ -86,7 +86,7 @@ class StoreWriter:
         self.complete = False
         self.sync_seconds = sync_seconds
         self._index: Mapping[str, np.ndarray] = {}
-        self._digests = self._begin_digests()  # of what is done
+        self._digests = self._begin_digests()  # of the complete sequences
         self._pending: dict[tuple[str, int], tuple[int, int]] = {}  # of the current batch
         self._places: dict[str, Place] = {}
         self._pool = ThreadPoolExecutor(1, "posprobe-digest")

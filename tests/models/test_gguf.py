@@ -466,7 +466,7 @@ def test_key_that_an_architecture_needs_is_needed(architecture, gone, tmp_path):
             dict(general={"qwen2.rope.freq_base": 9.0}),
             r"qwen2\.rope\.freq_base = 9\.0 is a key of an",
         ),
-        (dict(general={"general.type": "mmproj"}), r"holds not a model but general\.type = mmproj"),
+        (dict(general={"general.type": "mmproj"}), r"holds general\.type = mmproj, not a model"),
     ],
 )
 def test_file_that_is_not_whole_is_refused_before_it_is_loaded(

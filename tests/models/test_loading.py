@@ -282,7 +282,7 @@ def test_folder_that_is_no_model_is_refused(folder):
 def test_file_that_is_no_model_is_refused(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(b"x")
-    with pytest.raises(ModelError, match="is a file that is no GGUF; give its folder"):
+    with pytest.raises(ModelError, match="is a file but not a GGUF file; give its folder"):
         load_model(str(path))
 
 
