@@ -74,9 +74,8 @@ def _rounding(analysis: Analysis) -> str:
     """The rounding of each file, files of the same rounding together."""
     by_size: dict[str, list[str]] = {}
     for store in analysis.files.all():
-        by_size.setdefault(store.rounding_in_words(), []).append(
-            store.path.name.removesuffix(".h5")
-        )
+        name = store.path.name.removesuffix(".h5")
+        by_size.setdefault(store.rounding_in_words(), []).append(name)
     return "; ".join(f"{', '.join(names)}: {size}" for size, names in by_size.items())
 
 

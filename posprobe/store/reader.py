@@ -328,8 +328,8 @@ class ActivationStore:
         -------
         dict
             ``path``, ``bytes``, ``digests`` (how many, 0 in format 1), ``compute_type``,
-            ``rounding`` (in words), ``attributes`` (by name), and ``rows``: one dict per data set with ``name``, ``axes``, ``shape``, ``dtype``,
-            ``unit``, ``bytes`` and ``meaning``.
+            ``rounding`` (in words), ``attributes`` (by name), and ``rows``: one dict per data set
+            with ``name``, ``axes``, ``shape``, ``dtype``, ``unit``, ``bytes`` and ``meaning``.
         """
         header = self.header
         rows = [
