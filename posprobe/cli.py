@@ -436,12 +436,9 @@ def compare(
 @click.option("--verify", is_flag=True, help="Read it all, and compare it with its digests.")
 def inspect(file: Path, as_json: bool, verify: bool) -> None:
     """List what a captured FILE contains."""
-    from posprobe.analysis import rounding
-
     with posprobe.ActivationStore(file) as store:
         summary = store.summary() | ({"verified": store.verify()} if verify else {})
         own = {k: v for k, v in store.header.config.items() if k.startswith("posprobe_")}
-        precision = {"compute type": store.compute_type, "rounding": rounding(store)}
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return
@@ -450,8 +447,8 @@ def inspect(file: Path, as_json: bool, verify: bool) -> None:
         click.echo(f"{name:20} {text if len(text) <= 100 else text[:97] + '...'}")
     for name, value in own.items():  # what posprobe added to the configuration, which was cut above
         click.echo(f"{name:22} {json.dumps(value)}")
-    for name, text in precision.items():
-        click.echo(f"{name:20} {text}")
+    click.echo(f"{'compute type':20} {summary['compute_type']}")
+    click.echo(f"{'rounding':20} {summary['rounding']}")
     click.echo(f"{'digests':20} {_digests(summary)}")
     click.echo()
     for row in summary["rows"]:

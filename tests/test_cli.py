@@ -150,6 +150,9 @@ def test_inspect_says_what_a_file_holds(captured):
     for words in ("shifted", "remasked_normalizer", "nats", "prefixes", "complete"):
         assert words in found.stdout
     assert 'posprobe_variant       {"length":' in found.stdout
+    assert "\ncompute type         float32\n" in found.stdout
+    said = r"\nrounding +z \S+e-0\d nats, scores .* of its norm, M .* R \S+ nats\n"
+    assert re.search(said, found.stdout)
     plain = json.loads(invoke("inspect", captured, "--json").stdout)
     assert {row["name"] for row in plain["rows"]} >= {"tokens", "normalizer"}
     assert plain["attributes"]["design"] == "shifted"

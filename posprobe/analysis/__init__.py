@@ -38,7 +38,7 @@ from posprobe.analysis.position0 import closed_system_table
 from posprobe.analysis.replacement import PRIMARY_TREATMENT, replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads
 from posprobe.analysis.tables import Analysis, analyze_files, possible_steps
-from posprobe.analysis.wording import first_token, listed, n_units, rounding, shifted_design
+from posprobe.analysis.wording import first_token, listed, n_units, shifted_design
 
 __all__ = [
     "FINEST_R2",
@@ -66,7 +66,6 @@ __all__ = [
     "possible_steps",
     "random_heads",
     "replacement_table",
-    "rounding",
     "share_of_sink_heads",
     "shifted_design",
     "sink_reading_heads",

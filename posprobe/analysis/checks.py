@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from posprobe.analysis.wording import rounding
 from posprobe.channels import cut_heads
 from posprobe.store import ActivationStore
 
@@ -48,7 +47,7 @@ def check(store: ActivationStore) -> dict[str, Any]:
         "mask": "none" if any(c.get("causal") is False for c in header.interventions) else "causal",
         "windowed_layers": f"{len(windows)} of {store.n_layers}",
         "computed_in": store.compute_type,
-        "rounding": rounding(store),
+        "rounding": store.rounding_in_words(),
         "third_channel": _third_channel(store),
         "rope": _rotations(header.config, "rope_type"),
         "rope_theta": _rotations(header.config, "rope_theta"),

@@ -7,7 +7,7 @@ import numpy as np
 from posprobe.channels import MAX_UNITS
 from posprobe.store import ActivationStore
 
-__all__ = ["first_token", "listed", "n_units", "rounding", "shifted_design"]
+__all__ = ["first_token", "listed", "n_units", "shifted_design"]
 
 
 def n_units(store: ActivationStore) -> int:
@@ -85,19 +85,3 @@ def first_token(store: ActivationStore) -> str:
         return "whatever token the text begins with"
     forced = store.header.stimulus.get("bos_token") is not None
     return f"token {first[0]}" + (" (BOS)" if forced else "")
-
-
-def rounding(store: ActivationStore) -> str:
-    """How far the numbers of a file are rounded, as seen in float64, in words."""
-    if reason := store.header.rounding.get("unknown"):
-        return f"not known ({reason})"
-    units = {
-        "normalizer": "z {:.2g} nats",
-        "offset_score": "scores {:.2g} nats",
-        "residual": "residual stream {:.2g} of its norm",
-        "M": "M {:.2g} nats",
-        "R": "R {:.2g} nats",
-    }
-    sizes = {name: store.rounding(name) for name in units}
-    parts = [units[name].format(size) for name, size in sizes.items() if size is not None]
-    return ", ".join(parts) or "not recorded"

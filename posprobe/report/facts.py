@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from posprobe.analysis import Analysis, rounding
+from posprobe.analysis import Analysis
 from posprobe.stimuli import DEFAULT_CORPUS, corpus_name
 from posprobe.store import ActivationStore, Header
 
@@ -81,7 +81,8 @@ def _rounding(analysis: Analysis) -> str:
     """The rounding of each file, files of the same rounding together."""
     by_size: dict[str, list[str]] = {}
     for store in analysis.files.all():
-        by_size.setdefault(rounding(store), []).append(store.path.name.removesuffix(".h5"))
+        name = store.path.name.removesuffix(".h5")
+        by_size.setdefault(store.rounding_in_words(), []).append(name)
     return "; ".join(f"{', '.join(names)}: {size}" for size, names in by_size.items())
 
 

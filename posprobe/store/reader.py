@@ -22,6 +22,13 @@ from posprobe.store.values import check_index, check_stored, is_finite
 
 __all__ = ["ActivationStore"]
 
+_ROUNDING = {
+    "normalizer": "z {:.2g} nats",
+    "offset_score": "scores {:.2g} nats",
+    "residual": "residual stream {:.2g} of its norm",
+    "M": "M {:.2g} nats",
+    "R": "R {:.2g} nats",
+}
 _READ_AHEAD = 64 * 2**20
 _CHUNK = 2**20  # bytes that are digested and checked while they are in the processor's cache
 
@@ -192,6 +199,14 @@ class ActivationStore:
             return None
         return float(max(sizes) if layer is None else sizes[layer])
 
+    def rounding_in_words(self) -> str:
+        """How far the numbers of the file are rounded, as seen in float64."""
+        if reason := self.header.rounding.get("unknown"):
+            return f"not known ({reason})"
+        sizes = {name: self.rounding(name) for name in _ROUNDING}
+        parts = [_ROUNDING[name].format(size) for name, size in sizes.items() if size is not None]
+        return ", ".join(parts) or "not recorded"
+
     @property
     def n_digests(self) -> int:
         """Number of digests in the file; 0 in format 1, in which damaged data go unnoticed."""
@@ -346,9 +361,10 @@ class ActivationStore:
         Returns
         -------
         dict
-            ``path``; ``bytes``, the size of the file; ``digests``, their number; ``attributes``, by
-            name; and ``rows``, one dict per data set with ``name``, ``axes``, ``shape``, ``dtype``,
-            ``unit``, ``bytes`` and ``meaning``.
+            ``path``; ``bytes``, the size of the file; ``digests``, their number (0 in format 1);
+            ``compute_type``; ``rounding``, in words; ``attributes``, by name; and ``rows``, one
+            dict per data set with ``name``, ``axes``, ``shape``, ``dtype``, ``unit``, ``bytes`` and
+            ``meaning``.
         """
         header = self.header
         rows = [
@@ -367,6 +383,8 @@ class ActivationStore:
             "path": str(self.path),
             "bytes": self._opened.st_size,
             "digests": self.n_digests,
+            "compute_type": self.compute_type,
+            "rounding": self.rounding_in_words(),
             "attributes": header.attributes(),
             "rows": rows,
         }

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.analysis import Files, analyze_files, check, floor, limit, rounding
+from posprobe.analysis import Files, check, floor, limit
+from posprobe.analysis.limits import limits_table
 
 BFLOAT16 = {"dtype": "bfloat16"}
 
@@ -77,8 +78,7 @@ def test_there_is_no_floor_where_rounding_is_not_known(tmp_path):
 
 
 def test_every_limit_is_in_one_table(tmp_path, rng):
-    files = Files(natural=synthetic.study_files(tmp_path, rng)["natural"])
-    table = analyze_files(files).tables["limits"]
+    table = limits_table(Files(natural=synthetic.study_files(tmp_path, rng)["natural"]))
     assert table["claim"].tolist() == ["closed_system", "fingerprint_varies"]
     assert table["value"].tolist() == [1e-4, 1e-4]
 
@@ -87,15 +87,15 @@ def test_a_file_says_how_it_was_computed_and_how_far_it_is_rounded(tmp_path):
     sizes = {"normalizer": [0.1, 0.158], "residual": [0, 0.02, 0.023], "R": [0.05, 0.01]}
     words = "z 0.16 nats, residual stream 0.023 of its norm, R 0.05 nats"
     one = store(tmp_path, sizes)
-    assert rounding(one) == words
+    assert one.rounding_in_words() == words
     assert (check(one)["computed_in"], check(one)["rounding"]) == ("bfloat16", words)
 
 
 def test_a_file_without_rounding_says_so(tmp_path):
-    assert rounding(store(tmp_path, {}, config={})) == "not recorded"
+    assert store(tmp_path, {}, config={}).rounding_in_words() == "not recorded"
 
 
 def test_a_file_whose_rounding_is_not_known_says_why(tmp_path):
     one = store(tmp_path, {"unknown": "no float64"}, config={})
-    assert rounding(one) == "not known (no float64)"
+    assert one.rounding_in_words() == "not known (no float64)"
     assert check(one)["computed_in"] == "unknown"

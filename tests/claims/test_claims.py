@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -13,6 +14,7 @@ from posprobe.analysis import Analysis, Files, analyze_files, n_units, sort_file
 from posprobe.claims import make_claims
 from posprobe.claims.verdicts import found
 from posprobe.intervals import Inference, Interval
+from posprobe.store import ActivationStore
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
 FIELDS += ["n", "verdict", "reference", "protocol", "scope", "conditions"]
@@ -179,6 +181,35 @@ def test_intervals_above_nothing(low, high, verdict, analysis):
     for name in ("share_mask", "share_residual"):
         values = {name: (low + high) / 2, f"{name}_low": low, f"{name}_high": high}
         found = with_cells(analysis, "channels", {"stimulus": "shifted"}, **values)
+        assert found[name].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(1e-5, 1e-4, "supported"), (1.1e-15, 1.2e-15, "inconclusive"), (-2e-9, -1e-9, "contradicted")],
+)
+def test_what_probes_read_is_more_than_rounding(low, high, verdict, analysis):
+    for name in ("probe_normalizer", "probe_residual", "fixed_denominator"):
+        claim = {"fixed_denominator": "normalizer_on_patterns"}.get(name, name)
+        if name in analysis.intervals:
+            assert with_interval(analysis, name, low, high)[claim].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.02, 0.03, "supported"), (0.005, 0.03, "inconclusive"), (-0.2, -0.1, "contradicted")],
+)
+def test_effects_are_more_than_their_rounding(low, high, verdict, analysis, tmp_path):
+    sizes = {"M": [0.1, 0.1], "R": [0.1, 0.1]}
+    coarse = ActivationStore(shutil.copy(analysis.files.shifted.path, tmp_path / "coarse.h5"))
+    coarse.header = dataclasses.replace(coarse.header, rounding=sizes)
+    files = dataclasses.replace(analysis.files, shifted=coarse)
+    coarsely = dataclasses.replace(analysis, files=files)
+    for name, column in (CHANNELS | {"channels_add": "C_MR"}).items():
+        scale = 4 if column == "V_T" else 1  # T has the rounding of M and of R
+        limits = scale * low, scale * high
+        values = dict(zip((f"{column}_low", f"{column}_high"), limits, strict=True))
+        found = with_cells(coarsely, "channels", {"stimulus": "shifted"}, **values)
         assert found[name].verdict == verdict
 
 

@@ -23,7 +23,7 @@ from posprobe.channels.reading import why_not_split
 from posprobe.errors import DesignError, StoreError
 from posprobe.store import ATTRIBUTES, ActivationStore, Header, StoreWriter
 
-JSON = ("config", "versions", "stimulus", "interventions", "quantities")
+JSON = ("config", "versions", "stimulus", "interventions", "quantities", "rounding")
 VALUES = ("null", "3", "[]", '"x"', "[{}]", "NaN", "{", '{"a": NaN}', '{"a": 3}', "[3]")
 ACCEPTED = {
     "config": {'{"a": 3}'},
@@ -31,6 +31,7 @@ ACCEPTED = {
     "versions": set(),
     "interventions": {"[]", "[{}]"},
     "quantities": set(),  # of none there would be fewer digests
+    "rounding": set(),
 }
 LARGE = 2**40
 COUNTS = ("n_layers", "n_heads", "width", "n_sequences", "length", "n_queries")
@@ -78,6 +79,21 @@ def test_counts_have_a_range(name, value, path):
 def test_lists_have_a_range(name, value, path):
     change(path, **{name: value})
     refused(path, rf"a\.h5: attribute '{name}'")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"R": [0.1, 0.2]}, r"'rounding\.R' has 2 entries, expected 1"),
+        ({"residual": [0.1]}, r"'rounding\.residual' has 1 entries, expected 2"),
+        ({"R": [-0.1]}, r"'rounding\.R\[0\]' is -0\.1, expected a size"),
+        ({"unknown": 3}, r"'rounding\.unknown' is 3, expected a string"),
+        ({"sequences": [0.5]}, r"'rounding\.sequences\[0\]' is 0\.5, expected a sequence"),
+    ],
+)
+def test_rounding_is_by_layer(value, said, path):
+    change(path, rounding=json.dumps(value))
+    refused(path, rf"a\.h5: attribute {said}")
 
 
 def test_many_queries_are_refused_without_making_them(path):
