@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -236,16 +237,18 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Check inputs, except for values of X that are not finite, which are found later."""
         any_value = {"ensure_all_finite": False, "ensure_min_samples": 2}
-        X, y = validate_data(
-            self, X, y,
-            validate_separately=(
-                {**any_value, "dtype": [np.float64, np.float32, np.float16]},
-                {**any_value, "dtype": np.float64, "ensure_2d": False},
-            ),
-        )  # fmt: skip
+        with _in_one_line():
+            X, y = validate_data(
+                self, X, y,
+                validate_separately=(
+                    {**any_value, "dtype": [np.float64, np.float32, np.float16]},
+                    {**any_value, "dtype": np.float64, "ensure_2d": False},
+                ),
+            )  # fmt: skip
         names = np.arange(len(X))
         if groups is not None:
-            names = check_array(groups, ensure_2d=False, dtype=None, input_name="groups")
+            with _in_one_line():
+                names = check_array(groups, ensure_2d=False, dtype=None, input_name="groups")
             if names.ndim != 1:
                 raise DesignError(
                     f"groups {names.shape}: give one sequence label per row, ({len(X)},)"
@@ -366,6 +369,15 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self.group_dims_ = {name: len(c) for name, c in self.feature_groups_.items()}
         self.coef_ = self._coef[:, 0] if y_ndim == 1 else self._coef.T.copy()
         self.intercept_ = float(self._intercept[0]) if y_ndim == 1 else self._intercept
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Say in one line what scikit-learn refuses: some of its messages print the data."""
+    try:
+        yield
+    except ValueError as error:
+        raise DesignError(" ".join(str(error).split())) from error
 
 
 def _warn_constant(targets: NDArray[np.intp]) -> None:

@@ -109,6 +109,17 @@ def test_bad_rows_are_refused_with_the_sequence(estimator):
 
 
 @pytest.mark.parametrize("estimator", [GroupRidgeCV(), PositionProbe(), VariancePartition()])
+@pytest.mark.parametrize("what", ["X", "y", "groups"])
+def test_complex_numbers_are_refused_in_one_line(estimator, what):
+    X, y, groups = make_data()
+    given = {"X": X, "y": y, "groups": groups}
+    given[what] = given[what] + 1j
+    with pytest.raises(DesignError, match="^Complex data not supported") as caught:
+        estimator.fit(**given)
+    assert "\n" not in caught.value.args[0]
+
+
+@pytest.mark.parametrize("estimator", [GroupRidgeCV(), PositionProbe(), VariancePartition()])
 @pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "inf")])
 def test_bad_targets_are_refused_with_the_sequence(estimator, value, said):
     X, y, groups = make_data()
