@@ -2,6 +2,7 @@
 # make test    the checks and the tests, in WORKERS processes (0: in one, as a debugger needs)
 # make check   the checks alone; make slow: the tests that take minutes; make coverage: by branches
 # make planted tries every planted fault (minutes), or the one called NAME
+# make vulnerabilities asks PyPI which pinned versions have known ones, with pip-audit
 # make reports reruns the analyses into out/anew and says what differs from the committed reports
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 SOURCES := posprobe tests $(wildcard benchmarks analyses)
 
-.PHONY: audit test check slow coverage planted benchmarks reports setup clean
+.PHONY: audit test check slow coverage planted benchmarks reports vulnerabilities setup clean
 
 audit: $(STAMP)
 	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
@@ -55,6 +56,13 @@ reports: $(STAMP)
 		--report $(ANEW)/reports/02_architectures $(if $(GEMMA),--gemma)
 	$(BIN)/python analyses/compare_reports.py analyses/reports $(ANEW)/reports \
 		$(if $(GEMMA),,--leave-out 02_architectures/gemma)
+
+# In an environment of its own. --strict: a version that cannot be looked up is not a safe one.
+vulnerabilities:
+	$(PYTHON) -m venv build/pip-audit
+	build/pip-audit/bin/python -m pip install --disable-pip-version-check pip-audit==2.10.1
+	build/pip-audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
+		-r constraints.txt
 
 setup: $(STAMP)
 

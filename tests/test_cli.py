@@ -188,6 +188,14 @@ def test_inspect_says_that_files_of_format_1_have_no_digests():
     assert "none, as in all files of format 1: damage to its data does not show" in found.stdout
 
 
+def test_analyze_says_that_files_of_format_1_have_no_digests(captured, tmp_path):
+    said = "none in format-1.h5: format 1 does not show damage to data"
+    for path, there in ((FORMAT_1, True), (captured, False)):
+        found = invoke("analyze", path, "-o", tmp_path, "--resamples", 200, "--quiet")
+        assert found.exit_code == 0, found.output
+        assert (said in (tmp_path / "report.html").read_text()) is there
+
+
 def test_models_lists_bundled_models_and_variants():
     found = invoke("models")
     assert found.exit_code == 0

@@ -369,6 +369,7 @@ def _notes(
     """What has to be known about the comparison, in the order in which it is printed."""
     return (
         *_item_notes(members, items),
+        *_digest_notes(members),
         *_token_notes(same_tokens),
         *_offset_notes(members),
         *_first_token_notes(members),
@@ -385,6 +386,13 @@ def _item_notes(members: Sequence[Member], items: NDArray[np.int32]) -> list[str
         f"the files have {min(counts)} to {max(counts)} items: the {len(items)} that all of them "
         "have are compared"
     ]
+
+
+def _digest_notes(members: Sequence[Member]) -> list[str]:
+    names = [m.name for m in members if not all(store.n_digests for store in m.files.all())]
+    if not names:
+        return []
+    return [f"files of {', '.join(names)} have format 1, which does not show damage to data"]
 
 
 def _token_notes(same_tokens: bool) -> list[str]:

@@ -62,6 +62,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("text", _texts(analysis)),
         ("first tokens", _first_tokens(analysis)),
         ("stimuli, SHA-256 of tokens", _digests(analysis)),
+        ("digests", _without_digests(analysis)),
         ("seed", str(header.seed)),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(header.versions.items()))),
     ]
@@ -121,6 +122,11 @@ def _digests(analysis: Analysis) -> str:
         if digest:
             by_digest.setdefault(digest, []).append(name.removesuffix(".h5"))
     return "; ".join(f"{', '.join(names)}: {digest}" for digest, names in by_digest.items())
+
+
+def _without_digests(analysis: Analysis) -> str:
+    names = [store.path.name for store in analysis.files.all() if not store.n_digests]
+    return f"none in {', '.join(names)}: format 1 does not show damage to data" if names else ""
 
 
 def commands(analysis: Analysis) -> list[str]:

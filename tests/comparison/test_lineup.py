@@ -7,6 +7,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 from lineups import family, file_of, variants
+from store_files import as_format_1
 
 from posprobe.channels import Variances
 from posprobe.claims import hypothesis_claims
@@ -14,6 +15,7 @@ from posprobe.cli import main
 from posprobe.comparison import compare_lineup, line_up
 from posprobe.comparison.tables import share_rows
 from posprobe.errors import DesignError
+from posprobe.store import ActivationStore
 
 
 def refuses(said, stores, **options):
@@ -212,6 +214,12 @@ def test_unequal_numbers_of_items_use_those_in_common(models, tmp_path):
     said = "the files have 6 to 8 items: the 6 that all of them have are compared"
     assert lineup.notes == (said,)
     assert (compare_lineup(lineup).tables["models"]["items"] == 6).all()
+
+
+def test_files_of_format_1_are_compared_and_named(models, tmp_path):
+    old = ActivationStore(as_format_1(file_of(tmp_path / "b.h5", "rope-9").path))
+    said = "files of rope-9 have format 1, which does not show damage to data"
+    assert line_up([*models, old]).notes == (said,)
 
 
 def test_a_window_that_hides_offsets_or_key_0_is_noted(models, tmp_path):
