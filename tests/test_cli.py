@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from click.testing import CliRunner
 
 import posprobe
 from posprobe.cli import main
+from posprobe.models import ObservableModel
 from posprobe.store import ActivationStore
+from posprobe.workflows import analyze as analyze_workflow
 from posprobe.workflows import selfcheck
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
@@ -430,3 +433,102 @@ def test_too_few_items_to_analyze(tmp_path):
     found = invoke("analyze", store.path, "-o", tmp_path / "out", "--quiet")
     refused(found, "at least 3 items, not 2", "larger --n")
     assert not (tmp_path / "out").exists()
+
+
+# --- ways out ---
+
+
+def stopping(number):
+    """Stand in for any function: the process gets a signal."""
+
+    def stop(*args, **keywords):
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal was not handled")
+
+    return stop
+
+
+def interrupted(found, status, *said):
+    """The status of the signal, and one line on standard error under the bars."""
+    assert found.exit_code == status, found.output
+    assert found.stdout == ""
+    line = re.split(r"[\r\n]+", found.stderr.strip())[-1]
+    assert line.startswith("posprobe: interrupted: ")
+    for words in said:
+        assert words in line
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_capture_that_is_stopped_says_what_is_saved(
+    name, status, model_folder, text_file, tmp_path, monkeypatch
+):
+    path = tmp_path / "a.h5"
+    command = ["capture", model_folder, "-o", path, "--text", text_file, "--n", 6, "--length", 48]
+    command += ["--batch-tokens", 48, "--quiet", "--resume"]
+    run, calls = ObservableModel.run, []
+
+    def stop(self, tokens, observer, **keywords):
+        calls.append(tokens.shape)
+        if calls.count((1, 48)) == 5:  # the others are first tokens alone, and the proofs
+            os.kill(os.getpid(), getattr(signal, name))
+        run(self, tokens, observer, **keywords)
+
+    monkeypatch.setattr(ObservableModel, "run", stop)
+    said = re.search(
+        r"a.h5.partial keeps (\d) of 6 sequences; run", (found := invoke(*command)).stderr
+    )
+    interrupted(found, status, "run the same capture again with --resume")
+    assert 0 < int(said[1]) < 6
+    monkeypatch.undo()
+    assert invoke(*command).exit_code == 0
+
+
+def test_an_analysis_that_is_stopped_leaves_the_last_report(captured, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze_workflow, "analyze_files", stopping(signal.SIGTERM))
+    interrupted(invoke("analyze", captured, "-o", tmp_path / "new"), 143, "new has no new report")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "report.html").write_text("old")
+    interrupted(invoke("analyze", captured, "-o", tmp_path), 143, "run the same command again")
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_an_audit_that_is_stopped_goes_on_when_it_is_run_again(
+    model_folder, text_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ObservableModel, "run", stopping(signal.SIGINT))
+    command = ["audit", model_folder, "--out", tmp_path / "out", "--text", text_file, "--n", 5]
+    interrupted(invoke(*command, "--length", 64), 130, "files in", "are kept; run the same command")
+
+
+def test_want_of_memory_is_one_line(captured, tmp_path, monkeypatch):
+    def fail(*args, **keywords):
+        np.empty(2**50)
+
+    monkeypatch.setattr(analyze_workflow, "analyze_files", fail)
+    found = invoke("analyze", captured, "-o", tmp_path, "--quiet")
+    refused(found, "out of memory (Unable to allocate 8.00 PiB for an array", "--jobs 1")
+
+
+def test_a_disk_that_fails_is_one_line(captured, tmp_path, monkeypatch):
+    def fail(*args, **keywords):
+        raise OSError(5, "Input/output error", "a\nfile")
+
+    monkeypatch.setattr(analyze_workflow, "analyze_files", fail)
+    refused(invoke("analyze", captured, "-o", tmp_path, "--quiet"), r"a\nfile: Input/output error")
+
+
+def test_output_that_nobody_reads_or_that_does_not_fit(captured):
+    main = '"from posprobe.cli import main; main()"'
+    inspect = f'"{sys.executable}" -c {main} inspect "{captured}"'
+    script = (
+        f"{inspect} | true; echo ${{PIPESTATUS[0]}}; {inspect} >/dev/full; echo $?; "
+        f"{inspect} >&-; echo $?; mkdir gone && cd gone && rmdir ../gone; {inspect}; echo $?"
+    )
+    environment = OFFLINE | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    found = subprocess.run(
+        ["bash", "-c", script], cwd=captured.parent, env=environment, capture_output=True, text=True
+    )  # fmt: skip
+    assert found.stdout.split() == ["141", "2", "0", "2"]
+    full, gone = found.stderr.splitlines()
+    assert full.startswith("posprobe: No space left on device")
+    assert gone == "posprobe: the working directory is gone; change to another"

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from posprobe.captures.options import CaptureOptions
 from posprobe.captures.plan import CapturePlan, plan_capture, versions
 from posprobe.captures.run import draw, fill, token_bar
-from posprobe.errors import ClusterError, PosprobeError
+from posprobe.errors import ClusterError, PosprobeError, signals_blocked
 from posprobe.models import ObservableModel, load_model
 from posprobe.store import (
     RESUME,
@@ -107,18 +107,17 @@ def connect(address: str) -> Iterator[Client]:
     processes = int(count) if count else distributed.deploy.utils.nprocesses_nthreads(cores)[0]
     threads = max(1, cores // processes)
     settings = {"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads}
-    with (
-        dask.config.set(settings),
-        distributed.LocalCluster(
-            n_workers=processes,
-            threads_per_worker=1,
-            memory_limit=None,  # an equal share of the memory may be too little for a model
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
+    with dask.config.set(settings):
+        with signals_blocked("SIGINT"):  # workers would get it from the terminal too
+            cluster = distributed.LocalCluster(
+                n_workers=processes,
+                threads_per_worker=1,
+                memory_limit=None,  # an equal share may be too little for a model
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.ERROR,
+            )
+        with cluster, distributed.Client(cluster) as client:
+            yield client
 
 
 def capture_distributed(

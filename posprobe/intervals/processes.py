@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.resource_tracker
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from joblib import Parallel, delayed
-from joblib.externals.loky.backend import resource_tracker as loky_tracker
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from posprobe.errors import signals_blocked
 
 __all__ = ["in_processes"]
 
@@ -46,18 +46,32 @@ def in_processes(
     MemoryError
         If a process was killed, as the system does where memory runs out.
     """
-    for tracker in (multiprocessing.resource_tracker, loky_tracker):
-        tracker.ensure_running()  # as it starts, it unblocks what is blocked
-    parallel = Parallel(
-        n_jobs, return_as="generator", initializer=_leave_with, initargs=(os.getpid(),)
-    )
+    tasks = (delayed(function)(*call) for call in calls)
+    attended = {"initializer": _leave_with, "initargs": (os.getpid(),)}
     try:
-        with _signals_blocked():  # processes start here, and inherit it
-            results = parallel(delayed(function)(*call) for call in calls)
-        with contextlib.closing(results):
-            yield from results
-    except BrokenProcessPool as error:
+        parallel = Parallel(n_jobs, return_as="generator", **attended)
+    except ValueError:  # a backend that the caller chose, which has all results at once
+        yield from Parallel(n_jobs)(tasks)
+        return
+    try:
+        with signals_blocked("SIGINT", "SIGTERM"):
+            results = parallel(tasks)
+        with _abandoned(results):
+            for result in results:  # not `yield from`, which would close them first
+                yield result
+    except TerminatedWorkerError as error:
         raise MemoryError("a process was killed, likely for want of memory") from error
+
+
+@contextlib.contextmanager
+def _abandoned(results: Generator[Any]) -> Iterator[None]:
+    """Close results that are not all wanted any more, which joblib would advise against."""
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            results.close()
 
 
 def _leave_with(parent: int) -> None:
@@ -70,15 +84,3 @@ def _leave_with(parent: int) -> None:
 
     if os.getpid() != parent:
         threading.Thread(target=watch, name="posprobe-parent", daemon=True).start()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -58,7 +58,8 @@ SHOWN_UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
 def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
     """Write texts to a folder: all under temporary names, which they then lose in order.
 
-    report.html comes last, and an old one goes first: a folder with a report holds all of it.
+    report.html comes last, and an old one is set aside first, so a folder with a report holds all
+    of it. Where a name cannot be taken, the old report comes back.
 
     Parameters
     ----------
@@ -76,11 +77,13 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
     StoreError
         If the folder cannot be written.
     """
-    page = folder / "report.html"
+    page, aside = folder / "report.html", folder / ".report.html.old"
     try:
         with contextlib.ExitStack() as unused:
             written = {name: _write(folder / name, text, unused) for name, text in texts.items()}
-            page.unlink(missing_ok=True)
+            if page.exists():
+                page.rename(aside)
+                unused.callback(_put_back, aside, page)
             for name, temporary in written.items():
                 os.replace(temporary, folder / name)
         for path in (*folder.glob("tables/*.csv"), *folder.glob("figures/*.svg")):
@@ -140,6 +143,13 @@ def _write(path: Path, text: str, unused: contextlib.ExitStack) -> Path:
         file.write(text)
     temporary.chmod(0o644)
     return temporary
+
+
+def _put_back(aside: Path, page: Path) -> None:
+    if page.exists():
+        aside.unlink()
+    else:
+        aside.rename(page)
 
 
 def claim_row(claim: Claim) -> dict[str, Any]:
