@@ -10,6 +10,7 @@ cluster    the same on many machines
 
 from posprobe.captures.cluster import capture_distributed, connect
 from posprobe.captures.options import OFFSETS, QUANTITIES, CaptureOptions
+from posprobe.captures.plan import check_length
 from posprobe.captures.run import Consumer, capture, capture_stimulus
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "capture",
     "capture_distributed",
     "capture_stimulus",
+    "check_length",
     "connect",
 ]

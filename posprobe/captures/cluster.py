@@ -23,6 +23,7 @@ from posprobe.captures.plan import CapturePlan, plan_capture, versions
 from posprobe.captures.run import draw, fill, token_bar
 from posprobe.errors import ClusterError, PosprobeError
 from posprobe.models import ObservableModel, load_model
+from posprobe.stimuli import Text, TextSource, read_text
 from posprobe.store import (
     RESUME,
     ActivationStore,
@@ -125,7 +126,7 @@ def capture_distributed(
     client: Client,
     *,
     loading: Mapping[str, Any] | None = None,
-    text: str | None = None,
+    text: TextSource = None,
     options: CaptureOptions = CaptureOptions(),
     resume: bool = False,
     overwrite: bool = False,
@@ -148,8 +149,8 @@ def capture_distributed(
         Client of the cluster, see `connect`.
     loading : mapping or None
         Further arguments of `posprobe.load_model`: ``variant``, ``dtype``, ...
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
+    text : None, Text, str, Path, or a sequence of these
+        As in `posprobe.capture`; read here, not by the workers.
     resume : bool
         Continue an interrupted capture, distributed or not: only what is missing is captured.
     overwrite : bool
@@ -180,9 +181,11 @@ def capture_distributed(
     processor, same number of threads, same libraries. Batches are the same always.
     """
     options, drawing = options.split(given)
+    drawing |= {"past_training": options.past_training}
+    words = read_text(text)
     recipe = Recipe(model, tuple(sorted((loading or {}).items())))
     with _lost_cluster():
-        plan = _answer(client.submit(_plan, recipe, text, drawing, options, pure=False))
+        plan = _answer(client.submit(_plan, recipe, words, drawing, options, pure=False))
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:
@@ -249,7 +252,7 @@ def _gather(client: Client, tasks: dict[Future, slice], arrived: Callable[[slice
 
 
 def _plan(
-    recipe: Recipe, text: str | None, drawing: Mapping[str, Any], options: CaptureOptions
+    recipe: Recipe, text: Text, drawing: Mapping[str, Any], options: CaptureOptions
 ) -> CapturePlan | PosprobeError:
     """On a worker: draw the stimulus and decide everything else."""
     try:

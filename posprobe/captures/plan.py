@@ -21,6 +21,7 @@ __all__ = [
     "ALONE",
     "BATCH_TOKENS",
     "CapturePlan",
+    "check_length",
     "effective_window",
     "plan_capture",
     "versions",
@@ -129,7 +130,7 @@ def plan_capture(
     PosprobeError
         As in `posprobe.captures.capture_stimulus`.
     """
-    _check_length(model, stimulus.tokens.shape[1], options.past_training)
+    check_length(model, stimulus.tokens.shape[1], options.past_training)
     _check_tokens(model, stimulus)
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
@@ -168,8 +169,22 @@ def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
     return max(BATCH_TOKENS, 2 ** int(np.log2(free / 2 / (4 * numbers))))
 
 
-def _check_length(model: ObservableModel, length: int, past_training: bool) -> None:
-    """Refuse sequences past the training length, unless asked for, and then what cannot run."""
+def check_length(model: ObservableModel, length: int, past_training: bool) -> None:
+    """Refuse sequences past the training length, unless asked for, and then what cannot run.
+
+    Parameters
+    ----------
+    model : ObservableModel
+    length : int
+        Tokens of the longest sequence.
+    past_training : bool
+        As in `CaptureOptions`.
+
+    Raises
+    ------
+    StimulusError
+        With the positions that the model was made for.
+    """
     if model.max_length is None or length <= model.max_length:
         return
     made_for = f"the {model.max_length} positions that model {model.name!r} was made for"

@@ -13,7 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from posprobe.captures.options import CaptureOptions
-from posprobe.captures.plan import ALONE, CapturePlan, effective_window, plan_capture
+from posprobe.captures.plan import (
+    ALONE,
+    CapturePlan,
+    check_length,
+    effective_window,
+    plan_capture,
+)
 from posprobe.captures.position0 import replaced_embedding
 from posprobe.errors import ModelError, PosprobeError, StoreError
 from posprobe.models import (
@@ -23,7 +29,7 @@ from posprobe.models import (
     Observer,
     load_model,
 )
-from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
+from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
 from posprobe.store import ActivationStore, BackgroundWriter, Header, StoreWriter
 
 __all__ = ["Consumer", "capture", "capture_stimulus", "draw", "fill", "token_bar"]
@@ -67,7 +73,7 @@ def capture(
     window: int = 32,
     prefixes: tuple[int, ...] | None = None,
     bos: str = "native",
-    text: str | None = None,
+    text: TextSource = None,
     seed: int = 0,
     options: CaptureOptions = CaptureOptions(),
     consumers: Sequence[Consumer] = (),
@@ -88,8 +94,10 @@ def capture(
     n, length, window, prefixes, bos, seed
         Items, tokens of the longest sequence, tokens of the window, prefix lengths, policy for the
         first token, seed: see `posprobe.make_stimulus`.
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
+    text : None, Text, str, Path, or a sequence of these
+        The text to draw from, see `posprobe.stimuli.read_text` (None: the Python language reference
+        that comes with CPython). A string is the text itself, unless it names a bundled text or a
+        data set; a file is ``Path(...)``.
     options : CaptureOptions
         What is kept and what is changed.
     consumers, resume, overwrite, progress
@@ -107,11 +115,12 @@ def capture(
         For a model, a text or a file that cannot be used, in one line.
     """
     options = options.changed(**changes)
+    words = read_text(text)
     if isinstance(model, str):
         model = load_model(model)
     stimulus = draw(
         model,
-        text,
+        words,
         design=design,
         n=n,
         length=length,
@@ -119,6 +128,7 @@ def capture(
         prefixes=prefixes,
         bos=bos,
         seed=seed,
+        past_training=options.past_training,
     )
     return capture_stimulus(
         model,
@@ -134,12 +144,13 @@ def capture(
 
 def draw(
     model: ObservableModel,
-    text: str | None = None,
+    text: TextSource = None,
     *,
     design: str = "natural",
     n: int = 40,
     length: int = 256,
     bos: str = "native",
+    past_training: bool = False,
     **options: Any,
 ) -> Stimulus:
     """Draw a stimulus for a model: `make_stimulus` with the model's tokenizer and BOS.
@@ -147,10 +158,14 @@ def draw(
     Parameters
     ----------
     model : ObservableModel
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
+    text : None, Text, str, Path, or a sequence of these
+        The text to draw from, see `posprobe.stimuli.read_text` (None: the Python language reference
+        that comes with CPython). A string is the text itself, unless it names a bundled text or a
+        data set; a file is ``Path(...)``.
     design, n, length, bos, **options
         As in `posprobe.make_stimulus`.
+    past_training : bool
+        As in `CaptureOptions`.
 
     Returns
     -------
@@ -159,13 +174,13 @@ def draw(
     Raises
     ------
     ModelError, StimulusError
-        For a model without a tokenizer, or a text that gives no such sequences.
+        For a model without a tokenizer or of fewer positions, or a text that gives no such
+        sequences.
     """
-    corpus = default_corpus() if text is None else text
+    check_length(model, length, past_training)
     return make_stimulus(
         design,
-        model.tokenize(corpus),
-        corpus=corpus_name(corpus),
+        Corpus.of_text(read_text(text), model.tokenize),
         n=n,
         length=length,
         bos=bos,

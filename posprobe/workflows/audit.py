@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from posprobe.analysis import (
@@ -19,12 +17,18 @@ from posprobe.analysis import (
     sink_reading_heads,
     strongest,
 )
-from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus
+from posprobe.captures import (
+    OFFSETS,
+    QUANTITIES,
+    CaptureOptions,
+    capture_stimulus,
+    check_length,
+)
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference
 from posprobe.models import Intervention, ObservableModel, load_model
 from posprobe.report import output_folder
-from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
+from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
 from posprobe.store import ActivationStore
 from posprobe.workflows.analyze import analyze
 
@@ -79,7 +83,7 @@ def audit(
     folder: str | Path,
     *,
     variant: str = "standard",
-    text: str | None = None,
+    text: TextSource = None,
     n: int | None = None,
     length: int = 256,
     window: int = 32,
@@ -113,8 +117,10 @@ def audit(
         that only an earlier run made are deleted; captured files are kept.
     variant : str
         See `posprobe.models.variants`; used only if `model` is given by name.
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
+    text : None, Text, str, Path, or a sequence of these
+        The text to draw from, see `posprobe.stimuli.read_text` (None: the Python language reference
+        that comes with CPython). A string is the text itself, unless it names a bundled text or a
+        data set; a file is ``Path(...)``.
     n : int or None
         Sequences and windows, at least 5 (None: 40 natural sequences and 32 windows).
     length, window, prefixes
@@ -146,12 +152,13 @@ def audit(
     inference = dataclasses.replace(inference, **changes)
     size = Size(n, length, window, prefixes, tuple(offsets))
     size.check()
+    words = read_text(text)
     with output_folder(folder) as made:
         if isinstance(model, str):
             model = load_model(model, variant=variant)
-        corpus = default_corpus() if text is None else text
-        ids, name = model.tokenize(corpus), corpus_name(corpus)
-        capturing = _Capturing(model, made, ids, name, size, inference.seed, progress)
+        check_length(model, length, past_training=False)
+        corpus = Corpus.of_text(words, model.tokenize)
+        capturing = _Capturing(model, made, corpus, size, inference.seed, progress)
         paths = capturing.run(_plans(model, size, replacements))
         if full:
             paths += capturing.run(_full_plans(model, made, size, replacements))
@@ -225,8 +232,7 @@ class _Capturing:
 
     model: ObservableModel
     folder: Path
-    corpus: NDArray[np.int32]
-    corpus_name: str
+    corpus: Corpus
     size: Size
     seed: int
     progress: bool
@@ -256,5 +262,4 @@ class _Capturing:
             bos=plan.bos,
             **self.model.first_tokens(plan.bos),
             seed=self.seed,
-            corpus=self.corpus_name,
         )
