@@ -58,7 +58,7 @@ def read_data_set(name: str, *, field: str | None = None, characters: int | None
 
 def _parsed(name: str) -> tuple[str, str | None, str | None]:
     """Place, configuration and split."""
-    if Path(name).exists():
+    if name and Path(name).exists():
         return name, None, None
     found = re.fullmatch(r"(?P<place>.+?)(?:@(?P<config>[^@:]+))?(?::(?P<split>[^:/]+))?", name)
     if found is None:

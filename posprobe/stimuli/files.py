@@ -134,11 +134,14 @@ def _read_folder(folder: Path, field: str | None, characters: int | None) -> Tex
         )
     name = f"{folder.resolve().name}/ ({len(texts)} file{'s' * (len(texts) > 1)})"
     joined = join_texts(texts, name)
-    skipped = len(shown) - len(kept)
-    note = (f"{skipped} files of other kinds left out",) if skipped else ()
-    return dataclasses.replace(
-        joined, given=(f"{folder.resolve().name}/",), notes=(*joined.notes, *note)
-    )
+    notes = [*joined.notes]
+    if empty := len(kept) - len(filled):
+        notes.append(f"{empty} empty file{'s' * (empty > 1)} left out")
+    if others := len(shown) - len(kept):
+        kind = "files of other kinds" if others > 1 else "file of another kind"
+        notes.append(f"{others} {kind} left out")
+    given = (f"{folder.resolve().name}/",)
+    return dataclasses.replace(joined, given=given, notes=tuple(notes))
 
 
 def _decoded(path: Path) -> str:
