@@ -20,6 +20,7 @@ from posprobe.errors import PosprobeError, shown, stoppable
 
 if TYPE_CHECKING:
     from posprobe.intervals import Inference
+    from posprobe.stimuli import Text
 
 __all__ = ["main"]
 
@@ -128,12 +129,36 @@ class Conditions(click.ParamType):
             if not listed or factor in found:
                 self.fail(f"{part!r}: write each factor once, as in position0=native,bos", param)
             found[factor] = listed
+        if "text" in found:
+            from posprobe.stimuli import text_source
+
+            found["text"] = tuple(text_source(text) for text in found["text"])
         if "length" in found:
             found["length"] = Numbers().convert(",".join(found["length"]), param, ctx)
         return found
 
 
-TEXT = click.option("--text", type=click.Path(path_type=Path), help="UTF-8 text file to draw from.")
+TEXT = shared(
+    click.option(
+        "--text",
+        "texts",
+        multiple=True,
+        metavar="TEXT",
+        help="What to draw from: a file, a folder, a bundled text, or hf:NAME[@CONFIG][:SPLIT]; "
+        "repeatable. `posprobe texts` lists them.  [default: python-reference]",
+    ),
+    click.option(
+        "--text-field",
+        metavar="NAME",
+        help="Field with the text in JSON lines, Parquet and data sets.  [default: text]",
+    ),
+    click.option(
+        "--text-characters",
+        type=click.IntRange(min=1),
+        help="Characters to read of each file and data set.  [default: all of a file, 4,000,000 of "
+        "a data set]",
+    ),
+)
 REPORT = click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the report."
 )
@@ -233,9 +258,7 @@ def main() -> None:
 @TEXT
 @inference_options
 @QUIET
-def audit(
-    model: str, out: Path, variants: str, text: Path | None, quiet: bool, **options: Any
-) -> None:
+def audit(model: str, out: Path, variants: str, quiet: bool, **given: Any) -> None:
     """Capture, analyze and report on MODEL: a hub id, a folder, a GGUF file or a bundled name."""
     from posprobe.models import Variant, parse_variant
     from posprobe.workflows.audit import audit as run
@@ -247,10 +270,11 @@ def audit(
     for name in asked:
         names.setdefault(parse_variant(name), name)
     for variant in names:
-        variant.check_length(options["length"])  # before the first of them is captured
+        variant.check_length(given["length"])  # before the first of them is captured
+    text, options = _read(**given)
     for name in names.values():
         folder = out if len(names) == 1 else out / name
-        report = run(model, folder, variant=name, text=_read(text), progress=not quiet, **options)
+        report = run(model, folder, variant=name, text=text, progress=not quiet, **options)
         click.echo(report)
 
 
@@ -349,7 +373,6 @@ def capture(
     dask: str | None,
     device: str | None,
     model_dtype: str,
-    text: Path | None,
     quiet: bool,
     **given: Any,
 ) -> None:
@@ -359,8 +382,9 @@ def capture(
 
     if cut_sink is not None:
         given["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
+    text, given = _read(**given)
     options, given = CaptureOptions().split(given)
-    given |= {"text": _read(text), "progress": not quiet, "options": options}
+    given |= {"text": text, "progress": not quiet, "options": options}
     loading = {"variant": variant, "device": device, "dtype": model_dtype}
     if dask is not None:
         from posprobe.captures import capture_distributed, connect
@@ -482,6 +506,23 @@ def models() -> None:
 
 
 @main.command()
+def texts() -> None:
+    """List the bundled texts, and what else --text takes."""
+    from posprobe.stimuli import BUNDLED
+
+    for name, text in BUNDLED.items():
+        click.echo(f"{name:16} {text.kind}")
+        click.echo(f"{'':16} {text.source}; licence: {text.licence}")
+    click.echo(
+        f"{'shuffled':16} python-reference, its tokens in random order; shuffled:TEXT: another"
+    )
+    click.echo(
+        "\nAlso: a file (.jsonl, .ndjson, .json and .parquet by --text-field, else UTF-8 text),"
+    )
+    click.echo("a folder, and hf:NAME[@CONFIG][:SPLIT], a data set of the hub or a local folder.")
+
+
+@main.command()
 @click.option(
     "--repetitions",
     type=click.IntRange(min=10),
@@ -505,7 +546,11 @@ def selfcheck(repetitions: int, jobs: int, out: Path | None) -> None:
         sys.exit(1)
 
 
-def _read(text: Path | None) -> str | None:
-    from posprobe.stimuli import read_corpus
+def _read(
+    texts: tuple[str, ...], text_field: str | None, text_characters: int | None, **others: Any
+) -> tuple[Text, dict[str, Any]]:
+    """The text that the options name, and the options that are left."""
+    from posprobe.stimuli import read_text, text_source
 
-    return None if text is None else read_corpus(text)
+    sources = [text_source(text) for text in texts] or None
+    return read_text(sources, field=text_field, characters=text_characters), others

@@ -88,7 +88,16 @@ def run(*arguments, code):
 
 
 def test_every_command_has_help():
-    for name in ("audit", "capture", "analyze", "compare", "inspect", "models", "selfcheck"):
+    for name in (
+        "audit",
+        "capture",
+        "analyze",
+        "compare",
+        "inspect",
+        "models",
+        "texts",
+        "selfcheck",
+    ):
         assert name in invoke("--help").stdout
         assert invoke(name, "-h").exit_code == 0
 
@@ -330,6 +339,45 @@ def test_models_that_cannot_be_used(command, model_folder, text_file, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf", "empty", "weightless"]
 
 
+# --- texts ---
+
+
+def test_texts_are_listed_with_source_and_licence():
+    found = invoke("texts").stdout
+    for words in ("python-reference", "english", "french", "code", "shuffled", "hf:NAME"):
+        assert words in found
+    assert found.count("licence: ") == 4
+
+
+def test_several_texts_count_and_the_file_says_what_was_read(model_folder, text_file, tmp_path):
+    path, rows = tmp_path / "a.h5", tmp_path / "rows.jsonl"
+    words = child.make_text(200)
+    rows.write_text("".join(json.dumps({"body": f"{words}\r\n"}) + "\n" for _ in range(3)))
+    arguments = ["capture", model_folder, "-o", path, "--n", 5, "--length", 64, "--quiet"]
+    texts = ["--text", text_file, "--text", rows]
+    refused(invoke(*arguments, *texts), "rows.jsonl, line 1, has no field 'text'; its fields are b")
+    found = invoke(*arguments, *texts, "--text-field", "body", "--text-characters", 10**6)
+    assert found.exit_code == 0, found.output
+    with ActivationStore(path) as store:
+        assert store.header.stimulus["corpus"] == "words.txt, rows.jsonl"
+        text = store.header.stimulus["text"]
+    assert (text["documents"], text["joined"], text["field"]) == (4, 0, "body")
+    assert text["given"] == ["words.txt", "rows.jsonl"]
+    assert text["limit"] == 10**6
+    assert text["notes"] == ["rows.jsonl: line ends made LF in 3 documents"]
+    assert len(text["sha256"]) == 64
+
+
+def test_a_bundled_text_goes_by_its_name(model_folder, tmp_path):
+    path = tmp_path / "a.h5"
+    arguments = ["capture", model_folder, "-o", path, "--n", 3, "--length", 48, "--quiet"]
+    assert invoke(*arguments, "--text", "shuffled:french").exit_code == 0
+    with ActivationStore(path) as store:
+        assert store.header.stimulus["corpus"] == "shuffled french"
+        text = store.header.stimulus["text"]
+    assert (text["licence"], text["shuffled"], text["documents"]) == ("Apache-2.0", True, 14)
+
+
 # --- mistakes about text and sizes ---
 
 
@@ -345,6 +393,8 @@ def test_texts_and_sizes_that_cannot_be_used(command, model_folder, text_file, t
         ([*good, "--n", 0], "n=0 is too few"),
         (["--text", text_file, "--length", 65], "length 65 exceeds the 64 positions"),
         (["--text", text_file, "--length", 4], "length=4 is too short"),
+        (["--text", short, "--length", 65], "length 65 exceeds the 64 positions"),
+        (["--text", text_file, "--text-field", "body"], "words.txt has no fields"),
         (["--text", empty, "--length", 64], "empty.txt is empty"),
         (["--text", short, "--length", 64], "the text has 3 tokens"),
         (["--text", binary, "--length", 64], "is not UTF-8 text"),

@@ -24,6 +24,7 @@ from posprobe.captures.plan import CapturePlan, plan_capture, versions
 from posprobe.captures.run import draw, fill, token_bar
 from posprobe.errors import ClusterError, PosprobeError, signals_blocked
 from posprobe.models import ObservableModel, load_model
+from posprobe.stimuli import Text, TextSource, read_text
 from posprobe.store import (
     RESUME,
     ActivationStore,
@@ -126,7 +127,7 @@ def capture_distributed(
     client: Client,
     *,
     loading: Mapping[str, Any] | None = None,
-    text: str | None = None,
+    text: TextSource = None,
     options: CaptureOptions = CaptureOptions(),
     resume: bool = False,
     overwrite: bool = False,
@@ -149,8 +150,8 @@ def capture_distributed(
         Client of the cluster, for example from `connect`.
     loading : mapping, optional
         Further arguments of `posprobe.load_model`: ``variant``, ``dtype``, ...
-    text : str, optional
-        Text to draw from. By default, the Python language reference that comes with CPython.
+    text : None, Text, str, Path, or a sequence of these, optional
+        Text to draw from, as in `posprobe.capture`. It is read here, not by the workers.
     options : CaptureOptions, default=CaptureOptions()
         What to keep and what to change.
     resume : bool, default=False
@@ -184,9 +185,11 @@ def capture_distributed(
     libraries.
     """
     options, drawing = options.split(given)
+    drawing |= {"past_training": options.past_training}
+    words = read_text(text)
     recipe = Recipe(model, tuple(sorted((loading or {}).items())))
     with _lost_cluster():
-        plan = _answer(client.submit(_plan, recipe, text, drawing, options, pure=False))
+        plan = _answer(client.submit(_plan, recipe, words, drawing, options, pure=False))
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:
@@ -253,7 +256,7 @@ def _gather(client: Client, tasks: dict[Future, slice], arrived: Callable[[slice
 
 
 def _plan(
-    recipe: Recipe, text: str | None, drawing: Mapping[str, Any], options: CaptureOptions
+    recipe: Recipe, text: Text, drawing: Mapping[str, Any], options: CaptureOptions
 ) -> CapturePlan | PosprobeError:
     """Draw the stimulus and make the plan (runs on a worker)."""
     try:

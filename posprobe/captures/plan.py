@@ -183,7 +183,21 @@ def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
 
 
 def check_length(model: ObservableModel, length: int, past_training: bool = False) -> None:
-    """Refuse sequences past the training length, unless they were asked for and can run."""
+    """Refuse sequences past the training length, unless they were asked for and can run.
+
+    Parameters
+    ----------
+    model : ObservableModel
+    length : int
+        Tokens of the longest sequence.
+    past_training : bool
+        As in `CaptureOptions`.
+
+    Raises
+    ------
+    StimulusError
+        If they exceed the positions that the model was made for; the message gives their number.
+    """
     if model.max_length is None or length <= model.max_length:
         return
     made_for = f"the {model.max_length} positions that model {model.name!r} was made for"

@@ -13,7 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from posprobe.captures.options import CaptureOptions
-from posprobe.captures.plan import ALONE, CapturePlan, effective_window, plan_capture
+from posprobe.captures.plan import (
+    ALONE,
+    CapturePlan,
+    check_length,
+    effective_window,
+    plan_capture,
+)
 from posprobe.captures.position0 import replaced_embedding
 from posprobe.errors import ModelError, PosprobeError, StoreError
 from posprobe.models import (
@@ -24,7 +30,7 @@ from posprobe.models import (
     load_model,
     plain_torch,
 )
-from posprobe.stimuli import Stimulus, corpus_name, default_corpus, make_stimulus
+from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
 from posprobe.store import ActivationStore, BackgroundWriter, Header, StoreWriter
 
 __all__ = ["Consumer", "capture", "capture_stimulus", "draw", "fill", "token_bar"]
@@ -81,7 +87,7 @@ def capture(
     window: int = 32,
     prefixes: tuple[int, ...] | None = None,
     bos: str = "native",
-    text: str | None = None,
+    text: TextSource = None,
     seed: int = 0,
     options: CaptureOptions = CaptureOptions(),
     consumers: Sequence[Consumer] = (),
@@ -111,8 +117,10 @@ def capture(
         roughly geometric series from 1 to ``length - window``.
     bos : {"native", "force", "none"}, default="native"
         Whether a BOS leads each sequence: as the tokenizer does it, always, or never.
-    text : str, optional
-        Text to draw from. By default, the Python language reference that comes with CPython.
+    text : None, Text, str, Path, or a sequence of these, optional
+        Text to draw from, see `posprobe.stimuli.read_text`. By default, the Python language
+        reference that comes with CPython. A string is the text itself, unless it names a bundled
+        text or a data set; a file is ``Path(...)``.
     seed : int, default=0
         Seed of the stimulus and of random treatments of position 0.
     options : CaptureOptions, default=CaptureOptions()
@@ -141,11 +149,12 @@ def capture(
         `posprobe.make_stimulus` and `capture_stimulus`.
     """
     options = options.changed(**changes)
+    words = read_text(text)
     if isinstance(model, str):
         model = load_model(model)
     stimulus = draw(
         model,
-        text,
+        words,
         design=design,
         n=n,
         length=length,
@@ -153,6 +162,7 @@ def capture(
         prefixes=prefixes,
         bos=bos,
         seed=seed,
+        past_training=options.past_training,
     )
     return capture_stimulus(
         model,
@@ -168,12 +178,13 @@ def capture(
 
 def draw(
     model: ObservableModel,
-    text: str | None = None,
+    text: TextSource = None,
     *,
     design: str = "natural",
     n: int = 40,
     length: int = 256,
     bos: str = "native",
+    past_training: bool = False,
     **options: Any,
 ) -> Stimulus:
     """Draw a stimulus by `make_stimulus` with a model's tokenizer and BOS.
@@ -182,10 +193,14 @@ def draw(
     ----------
     model : ObservableModel
         Model whose tokenizer is used.
-    text : str, optional
-        Text to draw from. By default, the Python language reference that comes with CPython.
+    text : None, Text, str, Path, or a sequence of these, optional
+        Text to draw from, see `posprobe.stimuli.read_text`. By default, the Python language
+        reference that comes with CPython. A string is the text itself, unless it names a bundled
+        text or a data set; a file is ``Path(...)``.
     design, n, length, bos, **options
         As described in `posprobe.make_stimulus`.
+    past_training : bool, default=False
+        As in `CaptureOptions`.
 
     Returns
     -------
@@ -196,13 +211,13 @@ def draw(
     ModelError
         If the model has no tokenizer.
     StimulusError
-        If the text cannot provide the sequences that are asked for.
+        If the model has fewer positions than `length`, or the text cannot provide the sequences
+        that are asked for.
     """
-    corpus = default_corpus() if text is None else text
+    check_length(model, length, past_training)
     return make_stimulus(
         design,
-        model.tokenize(corpus),
-        corpus=corpus_name(corpus),
+        Corpus.of_text(read_text(text), model.tokenize),
         n=n,
         length=length,
         bos=bos,

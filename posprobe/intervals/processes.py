@@ -57,7 +57,8 @@ def in_processes(
         with signals_blocked("SIGINT", "SIGTERM"):
             results = parallel(tasks)
         with _abandoned(results):
-            for result in results:  # not `yield from`, which would close them first
+            # not `yield from`, which would close them first
+            for result in results:  # noqa: UP028
                 yield result
     except TerminatedWorkerError as error:
         raise MemoryError("a process was killed, likely for want of memory") from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posprobe.analysis import Analysis
-from posprobe.stimuli import DEFAULT_CORPUS, corpus_name
+from posprobe.stimuli import DEFAULT_CORPUS, UNNAMED
 from posprobe.store import ActivationStore, Header
 
 __all__ = ["commands", "kind", "model_facts"]
@@ -153,7 +153,7 @@ def _audit(analysis: Analysis) -> str | None:
         n=None if sizes == AUDIT_DEFAULT else sizes[0],
         length=files.natural.length,
         seed=header.seed,
-        text=_own_text(header),
+        **_text_options(header),
         full=bool(files.intervened()),
     )
 
@@ -170,17 +170,29 @@ def _capture(store: ActivationStore) -> str:
         length=store.length,
         window=header.window or None,
         seed=header.seed,
-        text=_own_text(header),
+        **_text_options(header),
     )
 
 
-def _own_text(header: Header) -> str | None:
-    """Name of the user's file; None for the default text."""
+def _text_options(header: Header) -> dict[str, Any]:
+    """The options that name the user's text; none for the default text."""
     name = header.stimulus.get("corpus")
-    without = not name or name.startswith(DEFAULT_CORPUS) or name == corpus_name("")
-    return None if without else name
+    if not name or name.startswith(DEFAULT_CORPUS) or UNNAMED in name:
+        return {}
+    text = header.stimulus.get("text", {})
+    field = text.get("field")
+    return {
+        "text": text.get("given") or [name],
+        "text_field": None if field == "text" else field,
+        "text_characters": text.get("limit"),
+    }
 
 
 def _command(words: list[str], *, full: bool = False, **options: Any) -> str:
-    given = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
+    values = {k: v if isinstance(v, list) else [v] for k, v in options.items() if v is not None}
+    given = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, each in values.items()
+        for value in each
+    ]
     return " ".join(["posprobe", *map(shlex.quote, words), *given, *(["--full"] if full else [])])

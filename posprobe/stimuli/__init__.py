@@ -1,19 +1,28 @@
 """Token sequences by design.
 
-designs   pure functions of an array of token ids
-corpus    the text they are drawn from
-stimulus  a drawn stimulus: design, first token, checks
+reading    whatever text a user has: files, folders, data sets, strings
+bundled    texts that need no download
+text       a text: documents, name, digest, source
+corpus     its token ids
+designs    pure functions of a corpus
+stimulus   a drawn stimulus: design, first token, checks
 """
 
-from posprobe.stimuli.corpus import DEFAULT_CORPUS, corpus_name, default_corpus, read_corpus
-from posprobe.stimuli.stimulus import Corpus, Stimulus, make_stimulus
+from posprobe.stimuli.bundled import BUNDLED, DEFAULT_CORPUS
+from posprobe.stimuli.corpus import Corpus
+from posprobe.stimuli.reading import TextSource, read_text, text_source
+from posprobe.stimuli.stimulus import Stimulus, make_stimulus
+from posprobe.stimuli.text import UNNAMED, Text
 
 __all__ = [
+    "BUNDLED",
     "DEFAULT_CORPUS",
+    "UNNAMED",
     "Corpus",
     "Stimulus",
-    "corpus_name",
-    "default_corpus",
+    "Text",
+    "TextSource",
     "make_stimulus",
-    "read_corpus",
+    "read_text",
+    "text_source",
 ]

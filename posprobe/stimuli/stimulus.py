@@ -17,8 +17,8 @@ stimulus; the first items stay as they are when more of them are asked for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from posprobe.errors import StimulusError
-from posprobe.stimuli.designs import PAD, Tokens, iid, natural, repeated, shifted
+from posprobe.stimuli.corpus import Corpus, Tokens
+from posprobe.stimuli.designs import PAD, iid, natural, repeated, shifted
 
 __all__ = [
     "BOS_POLICIES",
     "DESIGNS",
-    "Corpus",
     "Stimulus",
     "default_prefixes",
     "leading_token",
@@ -64,8 +64,8 @@ class Stimulus:
     prefix_length : (S,) int32
         Tokens ahead of the window, the first token included; 0 where not shifted.
     sequence_id : (S,) int64
-        Where the chunk or window starts in the corpus (tokens); in the repeated design the token
-        that is repeated, in the iid design the item.
+        Where the chunk or window starts in the pieces of the corpus, one after another (tokens); in
+        the repeated design the token that is repeated, in the iid design the item.
     query_start : (S,) int32
         Absolute position of the first query that is observed.
     n_queries : int
@@ -82,7 +82,9 @@ class Stimulus:
     bos_token : int or None
         The id put ahead of every sequence, if any.
     corpus : str
-        Name of the text that the tokens come from; the text itself is known by `tokens_sha256`.
+        Name of the text that the tokens come from.
+    text : mapping
+        What is known of that text: digest, documents, how many of them were joined, ...
 
     Examples
     --------
@@ -107,6 +109,7 @@ class Stimulus:
     seed: int
     bos_token: int | None = None
     corpus: str = ""
+    text: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def first_token(self) -> Tokens:
@@ -132,6 +135,7 @@ class Stimulus:
         return {
             "design": self.design,
             "corpus": self.corpus,
+            "text": dict(self.text),
             "n_items": self.n_items,
             "n_sequences": len(self.tokens),
             "length": int(self.lengths.max()),
@@ -144,19 +148,6 @@ class Stimulus:
             "seed": self.seed,
             "tokens_sha256": hashlib.sha256(padded.tobytes()).hexdigest(),
         }
-
-
-class Corpus(str):
-    """A text that knows its name: a file's, or where it comes from."""
-
-    name: str = ""
-
-    @classmethod
-    def named(cls, text: str, name: str) -> Corpus:
-        """The text under a name."""
-        corpus = cls(text)
-        corpus.name = name
-        return corpus
 
 
 def default_prefixes(length: int, window: int) -> tuple[int, ...]:
@@ -242,7 +233,7 @@ DESIGNS: dict[str, Callable[..., tuple[Tokens, NDArray[np.int64]]]] = {
 
 def make_stimulus(
     design: str,
-    corpus_tokens: ArrayLike,
+    corpus_tokens: ArrayLike | Corpus,
     *,
     n: int,
     length: int,
@@ -261,8 +252,8 @@ def make_stimulus(
     design : {"natural", "shifted", "iid", "repeated"}
         See the table at the top of `posprobe.stimuli`. Bos+repeated is the repeated design with
         ``bos="force"``.
-    corpus_tokens : array of int, shape (K,)
-        The corpus, tokenized without special tokens.
+    corpus_tokens : array of int, shape (K,), or Corpus
+        A text, tokenized without special tokens; `Corpus` keeps its documents apart.
     n : int
         Items, at least 2: an interval needs more than one.
     length : int
@@ -279,7 +270,7 @@ def make_stimulus(
     seed : int
         Same seed, same stimulus.
     corpus : str
-        Name of the corpus, to be recorded.
+        Name of the text, to be recorded. Default: that of the `Corpus`.
 
     Returns
     -------
@@ -305,10 +296,13 @@ def make_stimulus(
         raise StimulusError(f"seed={seed} must be between 0 and {LARGEST_SEED}")
     grid = _checked_prefixes(length, window, prefixes)
     lead = leading_token(bos, native_bos, bos_id)
-    ids = _checked_corpus(corpus_tokens, [native_bos, bos_id])
+    found = _checked_corpus(corpus_tokens, [native_bos, bos_id])
+    ids = found.shuffle(seed) if found.shuffled else found
     is_shifted = design == "shifted"
     extent = {"prefixes": grid, "window": window} if is_shifted else {"length": length}
     tokens, source = DESIGNS[design](ids, n=n, lead=lead, seed=seed, **extent)
+    block = length - (is_shifted or lead is not None)
+    joined = ids.joined(block) if design in ("natural", "shifted") else 0
     copies = len(tokens) // n
     ahead = np.repeat(np.array(grid if is_shifted else [0], dtype=np.int32), n)
     return Stimulus(
@@ -325,7 +319,8 @@ def make_stimulus(
         bos=bos,
         seed=seed,
         bos_token=lead,
-        corpus=corpus,
+        corpus=corpus or found.name,
+        text={**found.text, "documents": len(found.documents), "joined": joined},
     )
 
 
@@ -350,20 +345,15 @@ def _checked_prefixes(length: int, window: int, prefixes: Sequence[int] | None) 
     return grid
 
 
-def _checked_corpus(corpus_tokens: ArrayLike, specials: list[int | None]) -> Tokens:
-    """Return the corpus as int32, refused unless it is a list of plain token ids."""
-    corpus = np.asarray(corpus_tokens)
-    if corpus.size == 0:
-        raise StimulusError("the text is empty: pass one with at least a few thousand tokens")
-    if corpus.ndim != 1 or not np.issubdtype(corpus.dtype, np.integer) or corpus.min() < 0:
-        raise StimulusError(
-            f"corpus_tokens must be one list of token ids >= 0, not {corpus.dtype} of shape "
-            f"{corpus.shape}: tokenize the text without padding"
-        )
-    found = np.flatnonzero(np.isin(corpus, [token for token in specials if token is not None]))
+def _checked_corpus(corpus_tokens: ArrayLike | Corpus, specials: list[int | None]) -> Corpus:
+    """Return the corpus, refused where the text contains a BOS token itself."""
+    given = corpus_tokens
+    corpus = given if isinstance(given, Corpus) else Corpus.of_tokens(given)
+    tokens = corpus.tokens
+    found = np.flatnonzero(np.isin(tokens, [token for token in specials if token is not None]))
     if len(found):
         raise StimulusError(
-            f"the text itself contains the BOS token {corpus[found[0]]} (token {found[0]}): "
+            f"the text itself contains the BOS token {tokens[found[0]]} (token {found[0]}): "
             "tokenize it with add_special_tokens=False, the BOS policy adds the one at position 0"
         )
-    return corpus.astype(np.int32)
+    return corpus

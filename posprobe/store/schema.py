@@ -125,14 +125,32 @@ OBJECT = _object(
 )
 STRINGS = _object({}, _STRING)
 NAMES = _list(_STRING)
+_COUNT = _shape("a count", _whole)
+TEXT = _object(
+    {
+        "sha256": _STRING,
+        "documents": _COUNT,
+        "joined": _COUNT,
+        "characters": _COUNT,
+        "limit": _COUNT,
+        "shuffled": _shape("true or false", lambda v: isinstance(v, bool)),
+        "kind": _STRING,
+        "source": _STRING,
+        "licence": _STRING,
+        "field": _STRING,
+        "given": NAMES,
+        "notes": NAMES,
+    }
+)
 STIMULUS = _object(
     {
         "corpus": _STRING,
+        "text": TEXT,
         "bos": _STRING,
         "bos_token": _shape("a token or null", lambda v: v is None or _whole(v)),
         "first_tokens": _list(_shape("a token", _whole)),
         "tokens_sha256": _STRING,
-        "special_tokens": _object({}, _shape("a count", _whole)),
+        "special_tokens": _object({}, _COUNT),
     }
 )
 ROUNDING = _object(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from posprobe.analysis import (
@@ -25,14 +23,7 @@ from posprobe.errors import DesignError, noting
 from posprobe.intervals import Inference
 from posprobe.models import Intervention, ObservableModel, load_model
 from posprobe.report import output_folder
-from posprobe.stimuli import (
-    Corpus,
-    Stimulus,
-    corpus_name,
-    default_corpus,
-    make_stimulus,
-    read_corpus,
-)
+from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
 from posprobe.store import ActivationStore
 from posprobe.workflows.analyze import analyze
 
@@ -92,7 +83,7 @@ def audit(
     folder: str | Path,
     *,
     variant: str = "standard",
-    text: str | None = None,
+    text: TextSource = None,
     n: int | None = None,
     length: int = 256,
     window: int = 32,
@@ -130,8 +121,10 @@ def audit(
         that only an earlier run made are deleted; captured files are kept.
     variant : str
         See `posprobe.models.variants`; used only if `model` is given by name.
-    text : str or None
-        The text to draw from (None: the Python language reference that comes with CPython).
+    text : None, Text, str, Path, or a sequence of these
+        The text to draw from, see `posprobe.stimuli.read_text` (None: the Python language reference
+        that comes with CPython). A string is the text itself, unless it names a bundled text or a
+        data set; a file is ``Path(...)``.
     n : int or None
         Sequences and windows, at least 5 (None: 40 natural sequences and 32 windows).
     length, window, prefixes
@@ -143,8 +136,9 @@ def audit(
         Treatments of position 0, see `posprobe.captures.position0.POSITION0`.
     conditions : mapping of str to sequence, or None
         Conditions to cross, by factor: ``position0`` ("native", "bos", "none"), ``text`` (what
-        `read_corpus` takes) and ``length`` (tokens). Texts come in addition to `text`. Each
-        condition is captured once: where the tokenizer puts a BOS, "native" and "bos" are one.
+        `posprobe.stimuli.read_text` takes) and ``length`` (tokens). Texts come in addition to
+        `text`. Each condition is captured once: where the tokenizer puts a BOS, "native" and "bos"
+        are one.
         None: native, and a BOS where the tokenizer has one.
     full : bool
         Also capture more replacements and the interventions; takes about twice as long.
@@ -168,11 +162,13 @@ def audit(
     inference = dataclasses.replace(inference, **changes)
     size = Size(n, length, window, prefixes, tuple(offsets))
     size.check()
+    words = read_text(text)
     kept = f"captured files in {folder} are kept; run the same command again to go on"
     with noting(kept), output_folder(folder) as made:
         if isinstance(model, str):
             model = load_model(model, variant=variant)
-        main = default_corpus() if text is None else Corpus.named(text, corpus_name(text))
+        check_length(model, length)
+        main = Corpus.of_text(words, model.tokenize)
         capturing = _Capturing(model, made, main, size, inference.seed, progress)
         elsewhere = _condition_plans(model, size, main, conditions)
         paths = capturing.run(_plans(model, size, replacements) + elsewhere)
@@ -261,7 +257,8 @@ def _levels(
     for other in factors.get("length", []):
         check_length(model, other)
     if "text" in factors:
-        factors["text"] = [main, *(read_corpus(text) for text in factors["text"])]
+        read = (read_text(text) for text in factors["text"])
+        factors["text"] = [main, *(Corpus.of_text(text, model.tokenize) for text in read)]
     return factors
 
 
@@ -319,7 +316,6 @@ class _Capturing:
     size: Size
     seed: int
     progress: bool
-    tokenized: dict[str, NDArray[np.int32]] = field(default_factory=dict)
 
     def run(self, plans: Sequence[Plan]) -> list[Path]:
         """Capture what the folder does not contain yet; all stimuli are drawn first."""
@@ -336,10 +332,9 @@ class _Capturing:
         return [self.folder / plan.file for plan in plans]
 
     def _stimulus(self, plan: Plan) -> Stimulus:
-        text = plan.text or self.main
         return make_stimulus(
             plan.design,
-            self._tokens(text),
+            plan.text or self.main,
             n=plan.n,
             length=plan.length or self.size.length,
             window=self.size.window,
@@ -347,11 +342,4 @@ class _Capturing:
             bos=plan.bos,
             **self.model.first_tokens(plan.bos),
             seed=self.seed,
-            corpus=text.name,
         )
-
-    def _tokens(self, text: Corpus) -> NDArray[np.int32]:
-        """The tokens of a text, made once."""
-        if text.name not in self.tokenized:
-            self.tokenized[text.name] = self.model.tokenize(text)
-        return self.tokenized[text.name]

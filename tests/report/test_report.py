@@ -436,6 +436,17 @@ def test_the_text_is_named(corpus, option, tmp_path):
     assert commands(analysis)[0].endswith(f"--seed 0{option}")
 
 
+def test_texts_are_named_as_they_were_given(tmp_path):
+    text = {"given": ["a b.txt", "hf:org/name:test"], "field": "body", "limit": 5000}
+    store = synthetic.write(
+        tmp_path / "a.h5",
+        {"normalizer": np.zeros((1, 2, 4, 1))},
+        stimulus={"bos_token": 1, "corpus": "a b.txt, hf:org/name:test", "text": text},
+    )
+    said = "--text 'a b.txt' --text hf:org/name:test --text-field body --text-characters 5000"
+    assert commands(Analysis(Files(natural=store), {}, {}))[0].endswith(said)
+
+
 # --- what is missing ---
 
 

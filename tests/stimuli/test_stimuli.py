@@ -1,7 +1,6 @@
 """What must hold of every stimulus, whatever the draw."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posprobe.errors import StimulusError
-from posprobe.stimuli import corpus_name, default_corpus, make_stimulus, read_corpus
+from posprobe.stimuli import Corpus, make_stimulus
 from posprobe.stimuli.stimulus import DESIGNS, default_prefixes, leading_token
 
 # Every token is its own place in the corpus, so that a token tells where it was taken from.
@@ -198,6 +197,110 @@ class TestEveryDesign:
             assert getattr(stimulus, name).dtype == np.int32, name
 
 
+@pytest.mark.parametrize(
+    ("design", "digest"),
+    [
+        ("natural", "27cc10021cfb3603"),
+        ("shifted", "7abb0c9971ae0010"),
+        ("iid", "3e07c8c05ed858ec"),
+        ("repeated", "745bcc1a90d60d1b"),
+    ],
+)
+def test_one_document_gives_the_tokens_of_release_0_1(design, digest):
+    corpus = PLACES % 5000
+    stimulus = make_stimulus(design, corpus, n=9, length=257, bos="force", bos_id=BOS, seed=3)
+    assert stimulus.describe()["tokens_sha256"].startswith(digest)
+
+
+class TestDocuments:
+    """Several documents: every token tells its place in the corpus, so a chunk its document."""
+
+    SIZES = (300, 70, 20, 150, 10, 40, 64)  # of which a chunk of 64 fits into four
+    SEPARATOR = np.array([55_555, 55_556])
+
+    def corpus(self, sizes=SIZES, **known):
+        documents = np.split(PLACES[: sum(sizes)], np.cumsum(sizes)[:-1])
+        return Corpus(tuple(documents), separator=self.SEPARATOR, **known)
+
+    @given(
+        sizes=st.lists(st.integers(1, 200), min_size=1, max_size=12),
+        design=st.sampled_from(["natural", "shifted"]),
+        seed=st.integers(0, 2**31),
+    )
+    def test_no_chunk_lies_across_documents_that_are_long_enough(self, sizes, design, seed):
+        corpus = self.corpus(sizes)
+        try:
+            stimulus = make_stimulus(design, corpus, n=2, length=41, window=8, seed=seed)
+        except StimulusError:
+            size = 41 - (design == "shifted")
+            chunks = sum(len(piece) // size for piece in corpus.pieces(size))
+            assert chunks < 2 + (design == "shifted")
+            return
+        size = 41 - (design == "shifted")
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        for row, length in zip(stimulus.tokens, stimulus.lengths, strict=True):
+            window = row[length - 8 : length] if design == "shifted" else row
+            places = window[window < len(PLACES)]
+            owners = set(owner[places])
+            assert len(owners) == 1 or all(sizes[each] < size for each in owners)
+
+    def test_short_documents_are_joined_with_the_separator_behind_the_others(self):
+        pieces = self.corpus().pieces(64)
+        assert [len(piece) for piece in pieces] == [300, 70, 150, 64, 20 + 2 + 10 + 2 + 40]
+        np.testing.assert_array_equal(pieces[-1][20:22], self.SEPARATOR)
+        assert (self.corpus().joined(64), self.corpus().joined(11)) == (3, 0)
+
+    def test_the_description_says_how_many_were_joined(self):
+        described = make_stimulus("natural", self.corpus(), n=4, length=64).describe()
+        assert described["text"] == {"documents": 7, "joined": 3}
+        described = make_stimulus("iid", self.corpus(), n=4, length=64).describe()
+        assert described["text"] == {"documents": 7, "joined": 0}
+
+    def test_every_document_can_be_drawn_from(self):
+        seen = set()
+        for seed in range(40):
+            stimulus = make_stimulus("natural", self.corpus(), n=3, length=64, seed=seed)
+            seen |= set(stimulus.tokens.flat)
+        assert {0, 300, 420, 540 + 10} & seen
+        assert seen & set(range(370, 390))  # a short one
+
+    def test_a_refusal_names_tokens_documents_and_chunks(self):
+        with pytest.raises(
+            StimulusError,
+            match=r"has 654 tokens in 7 documents, which hold 9 chunks of 64 .* need 640",
+        ):
+            make_stimulus("natural", self.corpus(), n=10, length=64)
+        assert make_stimulus("natural", self.corpus(), n=9, length=64).n_items == 9
+
+    @pytest.mark.parametrize("design", ["natural", "shifted"])
+    def test_the_first_items_stay_when_more_are_asked_for(self, design):
+        few, many = (make_stimulus(design, self.corpus(), n=n, length=64) for n in (2, 5))
+        np.testing.assert_array_equal(few.tokens, many.tokens[many.item < 2])
+
+    def test_unigrams_are_those_of_the_documents_without_separators(self):
+        for design in ("iid", "repeated"):
+            stimulus = make_stimulus(design, self.corpus(), n=20, length=64)
+            assert stimulus.tokens.max() < 654
+
+
+class TestShuffled:
+    def corpus(self):
+        return Corpus((PLACES[:300], PLACES[300:640]), name="shuffled words", shuffled=True)
+
+    def test_all_tokens_are_there_in_another_order(self):
+        stimulus = make_stimulus("natural", self.corpus(), n=10, length=64)
+        np.testing.assert_array_equal(np.sort(stimulus.tokens, axis=None), PLACES[:640])
+        assert (np.diff(stimulus.tokens) == 1).mean() < 0.02
+        assert stimulus.corpus == "shuffled words"
+
+    def test_the_order_is_the_seeds(self):
+        first, again, other = (
+            make_stimulus("shifted", self.corpus(), n=3, length=64, seed=s) for s in (3, 3, 4)
+        )
+        np.testing.assert_array_equal(first.tokens, again.tokens)
+        assert (first.tokens != other.tokens).any()
+
+
 class TestBosPolicy:
     @pytest.mark.parametrize(
         ("bos", "native_bos", "expected"),
@@ -311,47 +414,3 @@ def test_default_prefixes_span_the_sequence(length, window):
     grid = default_prefixes(length, window)
     assert (grid[0], grid[-1]) == (1, length - window)
     assert (np.diff(grid) > 0).all()
-
-
-class TestCorpora:
-    def test_the_default_corpus_is_the_manual(self):
-        text = default_corpus()
-        assert text == default_corpus()
-        assert 'The "assert" statement' in text
-        assert 400_000 < len(text) < 600_000
-
-    def test_a_text_file_is_read_as_utf8_without_its_mark(self, tmp_path):
-        path = tmp_path / "text.txt"
-        path.write_bytes(b"\xef\xbb\xbf" + "Grüße, Ordnung".encode())
-        assert read_corpus(path) == "Grüße, Ordnung"
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (b"", r"the text file .*text\.txt is empty"),
-            (b" \n\t", r"the text file .*text\.txt is empty"),
-            (b"a\xff\xfe", r"text\.txt is not UTF-8 text \(byte 1\): convert it"),
-            (b"GGUF\0\0\0", r"text\.txt is not text but a binary file"),
-        ],
-    )
-    def test_files_that_are_no_text(self, tmp_path, content, message):
-        path = tmp_path / "text.txt"
-        path.write_bytes(content)
-        with pytest.raises(StimulusError, match=message):
-            read_corpus(path)
-
-    def test_a_missing_file_and_a_folder(self, tmp_path):
-        with pytest.raises(StimulusError, match=r"cannot read .*absent\.txt: No such file"):
-            read_corpus(tmp_path / "absent.txt")
-        with pytest.raises(StimulusError, match=r"cannot read .*: Is a directory"):
-            read_corpus(tmp_path)
-
-
-def test_a_text_keeps_its_name(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("Some words.")
-    assert corpus_name(read_corpus(path)) == "words.txt"
-    assert re.fullmatch(r"pydoc_data\.topics, Python 3\.\d+\.\d+", corpus_name(default_corpus()))
-    assert corpus_name("Some words.") == "a text without a name"
-    named = make_stimulus("natural", np.arange(500), n=2, length=64, corpus="words.txt")
-    assert named.describe()["corpus"] == "words.txt"
