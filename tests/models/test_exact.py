@@ -54,9 +54,13 @@ def test_it_is_the_pass_of_the_whole_model_in_float64():
     assert gap(computed, exact) < 1e-12
 
 
-def test_norms_and_rotations_are_in_float64_too():
-    """transformers computes both in float32, in a model of float64 as well."""
-    computed, exact = both(child.model(dtype=torch.float64))
+@pytest.mark.parametrize("family", ["gpt-neox", "nope"])
+def test_rotations_and_norms_are_in_float64_too(family):
+    """transformers computes both in float32, in a model of float64 as well.
+
+    GPT-NeoX has rotations without such norms, SmolLM3 without rotations such norms.
+    """
+    computed, exact = both(child.model(family, dtype=torch.float64))
     assert 1e-9 < gap(computed, exact) < 1e-5
 
 
