@@ -114,7 +114,7 @@ def test_complex_numbers_are_refused_in_one_line(estimator, what):
     X, y, groups = make_data()
     given = {"X": X, "y": y, "groups": groups}
     given[what] = given[what] + 1j
-    with pytest.raises(DesignError, match="^Complex data not supported") as caught:
+    with pytest.raises(DesignError, match=r"^Complex data not supported") as caught:
         estimator.fit(**given)
     assert "\n" not in caught.value.args[0]
 
