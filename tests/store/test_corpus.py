@@ -1,4 +1,4 @@
-"""The committed corpus of hostile files: recipes on one file of format 2, and what comes of each."""
+"""The committed corpus of hostile files: recipes on a file of format 2, and what comes of each."""
 
 import json
 import shutil
