@@ -57,8 +57,7 @@ def in_processes(
         with signals_blocked("SIGINT", "SIGTERM"):
             results = parallel(tasks)
         with _abandoned(results):
-            # not `yield from`, which would close them first
-            for result in results:  # noqa: UP028
+            for result in results:  # noqa: UP028 -- `yield from` would close them first
                 yield result
     except TerminatedWorkerError as error:
         raise MemoryError("a process was killed, likely for want of memory") from error
