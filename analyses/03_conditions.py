@@ -130,8 +130,8 @@ def summarise(rows: pd.DataFrame) -> str:
         low, high = (percent(float(part["fraction_removed"].agg(f))) for f in ("min", "max"))
         lines.append(
             f"- **{model}** ([report]({slug(model)}/report.html)), {len(part)} conditions: mask "
-            f"channel found in {found['V_M']}, residual channel in {found['V_R']}; channels {said}; "
-            f"the mean embedding at position 0 removes {low} to {high} of V_R at early queries."
+            f"channel found in {found['V_M']}, residual channel in {found['V_R']}; channels {said};"
+            f" the mean embedding at position 0 removes {low} to {high} of V_R at early queries."
         )
     head = ["model", "position 0", "text", "V_T", "V_M", "V_R", "C", "relation", "removed"]
     lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
