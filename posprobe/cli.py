@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import posprobe
-from posprobe.errors import PosprobeError
+from posprobe.errors import PosprobeError, shown
 
 if TYPE_CHECKING:
     from posprobe.intervals import Inference
@@ -169,7 +169,7 @@ def audit(
     for name in names.values():
         folder = out if len(names) == 1 else out / name
         report = run(model, folder, variant=name, text=_read(text), progress=not quiet, **options)
-        click.echo(report)
+        _say(report)
 
 
 @main.command()
@@ -288,7 +288,7 @@ def capture(
     else:
         loaded = posprobe.load_model(model, **loading)  # type: ignore[arg-type]
         posprobe.capture(loaded, output, **given).close()
-    click.echo(output.absolute())
+    _say(output.absolute())
 
 
 @main.command()
@@ -300,7 +300,7 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
     """Write statistics and report from stored FILES alone: no model, no torch."""
     from posprobe.workflows.analyze import analyze as run
 
-    click.echo(run(files, out, inference=inference, progress=not quiet))
+    _say(run(files, out, inference=inference, progress=not quiet))
 
 
 @main.command()
@@ -345,7 +345,7 @@ def compare(
         inference=inference,
         progress=not quiet,
     )
-    click.echo(report)
+    _say(report)
 
 
 @main.command()
@@ -419,6 +419,10 @@ def selfcheck(repetitions: int, jobs: int, out: Path | None) -> None:
         table.to_csv(out, index=False, float_format="%.4f")
     if not table["passed"].all():
         sys.exit(1)
+
+
+def _say(path: Path) -> None:
+    click.echo(shown(str(path)))
 
 
 def _read(text: Path | None) -> str | None:
