@@ -275,7 +275,7 @@ def audit(model: str, out: Path, variants: str, quiet: bool, **given: Any) -> No
     for name in names.values():
         folder = out if len(names) == 1 else out / name
         report = run(model, folder, variant=name, text=text, progress=not quiet, **options)
-        click.echo(report)
+        _say(report)
 
 
 @main.command()
@@ -394,7 +394,7 @@ def capture(
     else:
         loaded = posprobe.load_model(model, **loading)  # type: ignore[arg-type]
         posprobe.capture(loaded, output, **given).close()
-    click.echo(output.absolute())
+    _say(output.absolute())
 
 
 @main.command()
@@ -406,7 +406,7 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
     """Write statistics and report from stored FILES alone: no model, no torch."""
     from posprobe.workflows.analyze import analyze as run
 
-    click.echo(run(files, out, inference=inference, progress=not quiet))
+    _say(run(files, out, inference=inference, progress=not quiet))
 
 
 @main.command()
@@ -451,7 +451,7 @@ def compare(
         inference=inference,
         progress=not quiet,
     )
-    click.echo(report)
+    _say(report)
 
 
 @main.command()
@@ -544,6 +544,10 @@ def selfcheck(repetitions: int, jobs: int, out: Path | None) -> None:
         table.to_csv(out, index=False, float_format="%.4f")
     if not table["passed"].all():
         sys.exit(1)
+
+
+def _say(path: Path) -> None:
+    click.echo(shown(str(path)))
 
 
 def _read(

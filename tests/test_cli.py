@@ -208,6 +208,13 @@ def test_analyze_says_that_files_of_format_1_have_no_digests(captured, tmp_path)
         assert (said in (tmp_path / "report.html").read_text()) is there
 
 
+def test_control_characters_in_a_path_are_not_printed(tmp_path):
+    out = tmp_path / "a\x1b]0;b\x07"
+    found = invoke("analyze", FORMAT_1, "-o", out, "--resamples", 200, "--quiet")
+    assert found.stdout.endswith(r"/a\x1b]0;b\x07/report.html" + "\n")
+    assert (out / "report.html").exists()
+
+
 def test_models_lists_bundled_models_and_variants():
     found = invoke("models")
     assert found.exit_code == 0
