@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from posprobe.errors import ModelError
 from posprobe.models.interventions import Intervention
-from posprobe.models.observation import Observer
+from posprobe.models.observation import Observer, observing
 from posprobe.models.rotary import rotary_modules
 from posprobe.models.scores import Observation
 
@@ -69,7 +69,7 @@ def computed_and_exact(
     _check_stream(model, calls)
     observer = Observer(exact.emit, observation, intervention)
     try:
-        with torch.inference_mode(), _InFloat64():
+        with torch.inference_mode(), _InFloat64(), observing(observer):
             _run_exactly(model, calls, observer, observation.n_queries)
     except ModelError:
         raise
@@ -131,7 +131,6 @@ def _run_exactly(model: ObservableModel, calls: _Calls, observer: Observer, n_qu
     for layer, (args, kwargs, _) in enumerate(calls.blocks):
         _emit_stream(observer.emit, layer, stream, n_queries)
         widened = {name: _widened(value, turned) for name, value in kwargs.items()}
-        widened["posprobe"] = observer
         if args:
             rest = (_widened(value, turned) for value in args[1:])
             output = _wide(model.blocks[layer])(stream, *rest, **widened)
