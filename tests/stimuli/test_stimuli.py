@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posprobe.errors import StimulusError
-from posprobe.stimuli import Corpus, make_stimulus
+from posprobe.stimuli import Corpus, make_stimulus, read_text
 from posprobe.stimuli.stimulus import DESIGNS, default_prefixes, leading_token
 
 # Every token is its own place in the corpus, so that a token tells where it was taken from.
@@ -281,6 +281,12 @@ class TestDocuments:
         for design in ("iid", "repeated"):
             stimulus = make_stimulus(design, self.corpus(), n=20, length=64)
             assert stimulus.tokens.max() < 654
+
+
+def test_a_tokenizer_without_tokens_for_white_space_joins_documents_all_the_same():
+    text = read_text(["ab", "cd", "!"])
+    corpus = Corpus.of_text(text, lambda string: [ord(c) for c in string if c.isalpha()])
+    assert [piece.tolist() for piece in corpus.pieces(4)] == [[97, 98, 99, 100]]
 
 
 class TestShuffled:
