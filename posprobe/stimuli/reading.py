@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from posprobe.errors import StimulusError
 from posprobe.stimuli.bundled import BUNDLED, DEFAULT, read_bundled
@@ -84,7 +85,7 @@ def _is_name(value: str) -> bool:
     return one_line and (value in BUNDLED or value == SHUFFLED or marked)
 
 
-def _read(source: TextSource, field: str | None, characters: int | None) -> Text:
+def _read(source: Any, field: str | None, characters: int | None) -> Text:
     if source is None:
         return read_bundled(DEFAULT)
     if isinstance(source, Text):

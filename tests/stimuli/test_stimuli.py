@@ -305,6 +305,8 @@ class TestShuffled:
         )
         np.testing.assert_array_equal(first.tokens, again.tokens)
         assert (first.tokens != other.tokens).any()
+        orders = [self.corpus().shuffle(seed).tokens for seed in (3, 4)]
+        assert (orders[0] == orders[1]).mean() < 0.02
 
 
 class TestBosPolicy:

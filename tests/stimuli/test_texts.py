@@ -302,6 +302,10 @@ class TestDataSets:
         text = read_text(f"hf:{folder}", characters=7)
         assert (text.documents, text.notes) == (("One 0.", "One 1."), ("read up to 7 characters",))
 
+    def test_a_data_set_is_never_read_without_end(self, folder, monkeypatch):
+        monkeypatch.setattr("posprobe.stimuli.data_sets.CHARACTERS", 7)
+        assert read_text(f"hf:{folder}").documents == ("One 0.", "One 1.")
+
     def test_one_that_was_saved(self, folder, tmp_path):
         import datasets
 
