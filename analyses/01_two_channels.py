@@ -80,8 +80,7 @@ def main(
     model: str, n: int | None, length: int, files: Path, report: Path, text: Path | None
 ) -> None:
     """Run the full audit, keep its report, and print the claims."""
-    words = None if text is None else text.read_text(encoding="utf-8")
-    audit(model, files, n=n, length=length, text=words, full=True)
+    audit(model, files, n=n, length=length, text=text, full=True)
     keep(files, report)
     for claim in json.loads((report / "claims.json").read_text(encoding="utf-8")):
         print(describe(claim))

@@ -169,6 +169,25 @@ VOCABULARY: dict[str, tuple[Term, ...]] = {
     ),
     "What is run": (
         Term(
+            "text",
+            "What sequences are drawn from: one document or several, with a name and a digest.",
+            "`--text`; `corpus` and `text` in the attribute `stimulus`; `posprobe.stimuli.Text`",
+            in_report=False,
+        ),
+        Term(
+            "document",
+            "A part of a text that belongs together: a file, a row of a data set. No sequence lies "
+            "across two documents that are each long enough for one.",
+            "`--text-field`; `documents` and `joined` in the attribute `stimulus`",
+            in_report=False,
+        ),
+        Term(
+            "corpus",
+            "The token ids of a text, document by document, without special tokens.",
+            "`posprobe.stimuli.Corpus`",
+            in_report=False,
+        ),
+        Term(
             "design",
             "How the sequences of a stimulus are drawn: `natural`, `shifted`, `iid` or `repeated`.",
             "`--design`; attribute `design`",

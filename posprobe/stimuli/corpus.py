@@ -67,9 +67,10 @@ class Corpus:
         array([97, 98, 99], dtype=int32)
         """
         ids = [encode(document) for document in text.documents]
+        between = np.asarray(encode(SEPARATOR))  # none, where white space has no tokens
         return cls(
             documents=tuple(map(_token_ids, [one for one in ids if np.size(one)] or [[]])),
-            separator=_token_ids(encode(SEPARATOR)) if len(text.documents) > 1 else NOTHING,
+            separator=_token_ids(between) if between.size else NOTHING,
             name=text.name,
             text=text.describe(),
             shuffled=text.shuffled,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def _decoded(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise StimulusError(
             f"{path} is not UTF-8 text (byte {error.start}): convert it, e.g. with "
-            f"iconv -f LATIN1 -t UTF-8 {path} > FILE"
+            f"iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > FILE"
         ) from error
     if "\0" in text:
         raise StimulusError(f"{path} is not text but a binary file: pass a UTF-8 text file")

@@ -9,7 +9,7 @@ from typing import Any
 
 from posprobe.errors import StimulusError
 
-__all__ = ["Text", "join_texts", "make_text"]
+__all__ = ["UNNAMED", "Text", "join_texts", "make_text"]
 
 UNNAMED = "a text without a name"
 
@@ -156,7 +156,8 @@ def make_text(
         found += len(plain)
         documents.append(plain)
     if not documents:
-        raise StimulusError(f"{name} is empty: pass a text with at least a few thousand words")
+        what = "the text" if name == UNNAMED else f"the text {name}"
+        raise StimulusError(f"{what} is empty: pass one with at least a few thousand words")
     changes = (
         (ends, f"line ends made LF in {_count(ends)}"),
         (empty, f"{_count(empty, 'empty document')} left out"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posprobe.errors import StimulusError
-from posprobe.stimuli import Corpus, make_stimulus
+from posprobe.stimuli import Corpus, make_stimulus, read_text
 from posprobe.stimuli.stimulus import DESIGNS, default_prefixes, leading_token
 
 # Every token is its own place in the corpus, so that a token tells where it was taken from.
@@ -283,6 +283,12 @@ class TestDocuments:
             assert stimulus.tokens.max() < 654
 
 
+def test_a_tokenizer_without_tokens_for_white_space_joins_documents_all_the_same():
+    text = read_text(["ab", "cd", "!"])
+    corpus = Corpus.of_text(text, lambda string: [ord(c) for c in string if c.isalpha()])
+    assert [piece.tolist() for piece in corpus.pieces(4)] == [[97, 98, 99, 100]]
+
+
 class TestShuffled:
     def corpus(self):
         return Corpus((PLACES[:300], PLACES[300:640]), name="shuffled words", shuffled=True)
@@ -299,6 +305,8 @@ class TestShuffled:
         )
         np.testing.assert_array_equal(first.tokens, again.tokens)
         assert (first.tokens != other.tokens).any()
+        orders = [self.corpus().shuffle(seed).tokens for seed in (3, 4)]
+        assert (orders[0] == orders[1]).mean() < 0.02
 
 
 class TestBosPolicy:

@@ -113,8 +113,8 @@ class TestStrings:
             (3, r"text is of type int: pass a str, a Path, a Text, or a list"),
             ([b"Some words."], "text is bytes"),
             ([], "text is an empty list"),
-            ("", "a text without a name is empty"),
-            (" \n", "a text without a name is empty"),
+            ("", "the text is empty"),
+            (" \n", "the text is empty"),
         ],
     )
     def test_what_is_no_text(self, value, said):
@@ -256,7 +256,7 @@ class TestRows:
             ("a.jsonl", '{"text": "a"}\n{"text"\n', r"a\.jsonl, line 2, is not JSON \(Expecting"),
             ("a.json", '{"text": ', r"a\.json is not JSON: Expecting value"),
             ("a.jsonl", "[1, 2]\n", r"line 1, has no field 'text'; it has none"),
-            ("a.jsonl", '{"text": " "}\n', r"a\.jsonl is empty"),
+            ("a.jsonl", '{"text": " "}\n', r"the text a\.jsonl is empty"),
         ],
     )
     def test_what_is_not_json_with_text(self, tmp_path, name, content, said):
@@ -301,6 +301,10 @@ class TestDataSets:
     def test_reading_stops_early(self, folder):
         text = read_text(f"hf:{folder}", characters=7)
         assert (text.documents, text.notes) == (("One 0.", "One 1."), ("read up to 7 characters",))
+
+    def test_a_data_set_is_never_read_without_end(self, folder, monkeypatch):
+        monkeypatch.setattr("posprobe.stimuli.data_sets.CHARACTERS", 7)
+        assert read_text(f"hf:{folder}").documents == ("One 0.", "One 1.")
 
     def test_one_that_was_saved(self, folder, tmp_path):
         import datasets
