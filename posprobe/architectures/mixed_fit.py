@@ -155,7 +155,13 @@ class MixedFit:
             raise DesignError(
                 f"the mixed model is {self.status} ({self.reason}): use the two-stage test"
             )
-        return np.asarray(weights, dtype=float)
+        w = np.asarray(weights, dtype=float)
+        if w.ndim not in (1, 2) or w.shape[-1] != len(self.estimates) or not np.isfinite(w).all():
+            raise DesignError(
+                f"weights of shape {w.shape} do not fit {len(self.estimates)} fixed effects: give "
+                "one finite weight for each"
+            )
+        return w
 
 
 def likelihood_ratio(full: MixedFit, reduced: MixedFit) -> tuple[float, int, float]:
