@@ -92,7 +92,7 @@ class MixedFit:
         DesignError
             If the fit has no estimates.
         """
-        w = self._check(weights)
+        w = self._weights(weights)
         estimate, se = float(w @ self.estimates), float(np.sqrt(w @ self.covariance @ w))
         tail = 0.5 + level / 2
         quantile = stats.norm.ppf(tail) if self.df is None else stats.t.ppf(tail, self.df)
@@ -121,7 +121,7 @@ class MixedFit:
         DesignError
             If the fit has no estimates.
         """
-        L = np.atleast_2d(self._check(weights))
+        L = np.atleast_2d(self._weights(weights))
         sums = L @ self.estimates
         statistic = float(sums @ np.linalg.solve(L @ self.covariance @ L.T, sums)) / len(L)
         if self.df is None:
@@ -150,11 +150,15 @@ class MixedFit:
         columns = ["part", "term", "estimate", "se", "low", "high"]
         return pd.DataFrame(rows, columns=columns).assign(status=self.status, reason=self.reason)
 
-    def _check(self, weights: ArrayLike) -> NDArray[np.float64]:
+    def _check(self) -> None:
         if not self.usable:
             raise DesignError(
                 f"the mixed model is {self.status} ({self.reason}): use the two-stage test"
             )
+
+    def _weights(self, weights: ArrayLike) -> NDArray[np.float64]:
+        """Weights of sums of the fixed effects, (p,) or (r, p), of a fit that has some."""
+        self._check()
         w = np.asarray(weights, dtype=float)
         if w.ndim not in (1, 2) or w.shape[-1] != len(self.estimates) or not np.isfinite(w).all():
             raise DesignError(
@@ -188,7 +192,7 @@ def likelihood_ratio(full: MixedFit, reduced: MixedFit) -> tuple[float, int, flo
         parts are not comparable), or the models are not nested on the same rows.
     """
     for fit in (full, reduced):
-        fit._check(())
+        fit._check()
         if fit.method != "ML":
             raise DesignError(
                 f"{fit.fixed_part!r} was fitted by REML, whose likelihoods do not compare fixed "

@@ -285,9 +285,9 @@ def test_groups_that_are_no_labels_of_rows_are_refused(estimator):
 @pytest.mark.parametrize("estimand", ["refit", "fixed_probe"])
 def test_equal_replicates_are_no_interval(estimand):
     probe = PositionProbe().fit(*make_positions()[:2], groups=make_positions()[2])
-    found = probe.interval(estimand, weights=np.ones((5, 20)))
+    found = probe.interval(estimand, weights=np.ones((20, 20)))
     assert found.unbounded
-    assert found.method == "none: 5 equal replicates"
+    assert found.method == "none: 20 equal replicates"
     with pytest.raises(DesignError, match=r"weights \(0, 20\) for 20 sequences: give one row"):
         probe.interval(estimand, weights=np.ones((0, 20)))
 
