@@ -159,6 +159,10 @@ class MixedFit:
     def _weights(self, weights: ArrayLike) -> NDArray[np.float64]:
         """Weights of sums of the fixed effects, (p,) or (r, p), of a fit that has some."""
         self._check()
+        if self.df is not None and self.df < 1:
+            raise DesignError(
+                f"df={self.df} leaves nothing to judge the effects by: give 1 or more"
+            )
         w = np.asarray(weights, dtype=float)
         if w.ndim not in (1, 2) or w.shape[-1] != len(self.estimates) or not np.isfinite(w).all():
             raise DesignError(

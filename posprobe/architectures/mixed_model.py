@@ -85,8 +85,6 @@ def fit_mixed(
     ----------
     Bates et al. (2015), Fitting linear mixed-effects models using lme4, J. Stat. Softw. 67(1).
     """
-    if df is not None and df < 1:
-        raise DesignError(f"df={df} leaves nothing to judge the fixed effects by: give 1 or more")
     model, parts = _build(formula, data, groups, re_formula, vc_formula)
     blank = _blank(model, formula, reml, df)
     reason = unidentified_term(parts)

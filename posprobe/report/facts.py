@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from posprobe.analysis import Analysis
@@ -69,7 +70,7 @@ def _compact(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in sorted(value.items())) if value else "none"
 
 
-def _other_rotation(config: dict[str, Any]) -> str:
+def _other_rotation(config: Mapping[str, Any]) -> str:
     gap = config.get("posprobe_other_rotation")
     return f"not those of the configuration: they differ by up to {gap:.2g} of it" if gap else ""
 
