@@ -9,7 +9,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ __all__ = ["main"]
 
 PIPE = getattr(signal, "SIGPIPE", 13)
 LESS_MEMORY = "give it more, or ask for less: --batch-tokens, --jobs 1, fewer --n or --layers"
-HUSHED = "ignore:resource_tracker:UserWarning"
+NO_MEMORY = ("can't start new thread", "allocate memory", "out of memory")
+MIB = 2**20
+STATISTICS, MODELS = 512, 1024  # MiB of addresses (ulimit -v) that libraries take by themselves
 CHECK_SYSTEM = "check the disk, the folder and permissions, then run it again"
 
 
@@ -40,8 +43,7 @@ class Commands(click.Group):
         """Run a command; the user and the machine make the mistakes named here, we any other."""
         try:
             _check_folder()
-            _hush_trackers()
-            with stoppable():
+            with stoppable(), _hushed():
                 return super().invoke(ctx)
         except PosprobeError as error:
             line, status = str(error), 2
@@ -49,6 +51,10 @@ class Commands(click.Group):
             line, status = None, 128 + PIPE
         except MemoryError as error:
             line, status = f"out of memory ({error or 'no size is known'}): {LESS_MEMORY}", 2
+        except RuntimeError as error:  # what torch and Python's threads say instead
+            if not any(words in str(error) for words in NO_MEMORY):
+                raise
+            line, status = f"out of memory ({shown(str(error))[:200]}): {LESS_MEMORY}", 2
         except OSError as error:
             where = shown(f"{error.filename}: ") if error.filename else ""
             line, status = f"{where}{shown(error.strerror or str(error))}: {CHECK_SYSTEM}", 2
@@ -67,11 +73,33 @@ def _check_folder() -> None:
         raise PosprobeError("the working directory is gone; change to another") from error
 
 
-def _hush_trackers() -> None:
-    """Let joblib's helpers clean up after a process that was killed without a word."""
-    filters = os.environ.get("PYTHONWARNINGS", "")
-    if HUSHED not in filters:
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, HUSHED)))
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep warnings of libraries off the terminal, in processes that start meanwhile too.
+
+    What a user should know is said by posprobe. Who wants to see them sets PYTHONWARNINGS.
+    """
+    if sys.warnoptions:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda *_, **__: None
+        os.environ["PYTHONWARNINGS"] = "ignore"
+        try:
+            yield
+        finally:
+            del os.environ["PYTHONWARNINGS"]
+
+
+def _check_limit(needed: int) -> None:
+    """Refuse a limit of memory under which numerical libraries end the process, or never end."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < needed * MIB:
+        raise MemoryError(f"the limit is {limit // MIB} MiB, the least is {needed} MiB")
 
 
 def _say(line: str | None) -> None:
@@ -219,6 +247,7 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(
         *, level: float, resamples: int, refits: int, jobs: int, seed: int, **others: Any
     ) -> Any:
+        _check_limit(STATISTICS)
         from posprobe.intervals import Inference
 
         inference = Inference(level, resamples, refits, seed, jobs)
@@ -260,6 +289,7 @@ def main() -> None:
 @QUIET
 def audit(model: str, out: Path, variants: str, quiet: bool, **given: Any) -> None:
     """Capture, analyze and report on MODEL: a hub id, a folder, a GGUF file or a bundled name."""
+    _check_limit(MODELS)
     from posprobe.models import Variant, parse_variant
     from posprobe.workflows.audit import audit as run
 
@@ -377,6 +407,7 @@ def capture(
     **given: Any,
 ) -> None:
     """Run a stimulus through MODEL and write what is recorded to one HDF5 file."""
+    _check_limit(MODELS)
     from posprobe.captures import CaptureOptions
     from posprobe.models import Intervention, parse_heads
 

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -19,6 +21,7 @@ from click.testing import CliRunner
 
 import posprobe
 from posprobe.cli import main
+from posprobe.errors import StoreError
 from posprobe.models import ObservableModel
 from posprobe.store import ActivationStore
 from posprobe.workflows import analyze as analyze_workflow
@@ -564,6 +567,41 @@ def test_want_of_memory_is_one_line(captured, tmp_path, monkeypatch):
     monkeypatch.setattr(analyze_workflow, "analyze_files", fail)
     found = invoke("analyze", captured, "-o", tmp_path, "--quiet")
     refused(found, "out of memory (Unable to allocate 8.00 PiB for an array", "--jobs 1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't start new thread"), MemoryError("no size")],
+    ids=["thread", "size"],
+)
+def test_want_of_memory_is_one_line_whoever_says_it(error, captured, tmp_path, monkeypatch):
+    def fail(*args, **keywords):
+        raise error
+
+    monkeypatch.setattr(analyze_workflow, "analyze_files", fail)
+    refused(invoke("analyze", captured, "-o", tmp_path, "--quiet"), f"out of memory ({error})")
+
+
+def test_a_limit_that_libraries_do_not_survive_is_refused(captured, tmp_path, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (400 * 2**20, resource.RLIM_INFINITY))
+    commands = [["analyze", captured, "-o", tmp_path], ["capture", "m", "-o", tmp_path / "b.h5"]]
+    for command, least in zip(commands, ("512", "1024"), strict=True):
+        refused(invoke(*command), f"the limit is 400 MiB, the least is {least} MiB")
+
+
+def test_warnings_of_libraries_stay_off_the_terminal(captured, tmp_path, monkeypatch):
+    def warn(*args, **keywords):
+        warnings.warn("of a library", RuntimeWarning, stacklevel=1)
+        raise StoreError(os.environ["PYTHONWARNINGS"])
+
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(analyze_workflow, "analyze_files", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        found = invoke("analyze", captured, "-o", tmp_path, "--quiet")
+    assert found.stderr == "posprobe: ignore\n"
+    assert "PYTHONWARNINGS" not in os.environ
 
 
 def test_a_disk_that_fails_is_one_line(captured, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ class MixedFit:
         DesignError
             If the fit has no estimates.
         """
-        w = self._check(weights)
+        w = self._weights(weights)
         estimate, se = float(w @ self.estimates), float(np.sqrt(w @ self.covariance @ w))
         tail = 0.5 + level / 2
         quantile = stats.norm.ppf(tail) if self.df is None else stats.t.ppf(tail, self.df)
@@ -128,7 +128,7 @@ class MixedFit:
         DesignError
             If the fit has no estimates.
         """
-        L = np.atleast_2d(self._check(weights))
+        L = np.atleast_2d(self._weights(weights))
         sums = L @ self.estimates
         statistic = float(sums @ np.linalg.solve(L @ self.covariance @ L.T, sums)) / len(L)
         if self.df is None:
@@ -168,12 +168,26 @@ class MixedFit:
         columns = ["part", "term", "estimate", "se", "low", "high"]
         return pd.DataFrame(rows, columns=columns).assign(status=self.status, reason=self.reason)
 
-    def _check(self, weights: ArrayLike) -> NDArray[np.float64]:
+    def _check(self) -> None:
         if not self.usable:
             raise DesignError(
                 f"the mixed model is {self.status} ({self.reason}): use the two-stage test"
             )
-        return np.asarray(weights, dtype=float)
+
+    def _weights(self, weights: ArrayLike) -> NDArray[np.float64]:
+        """Weights of sums of the fixed effects, (p,) or (r, p), of a fit that has some."""
+        self._check()
+        if self.df is not None and self.df < 1:
+            raise DesignError(
+                f"df={self.df} leaves nothing to judge the effects by: give 1 or more"
+            )
+        w = np.asarray(weights, dtype=float)
+        if w.ndim not in (1, 2) or w.shape[-1] != len(self.estimates) or not np.isfinite(w).all():
+            raise DesignError(
+                f"weights of shape {w.shape} do not fit {len(self.estimates)} fixed effects: give "
+                "one finite weight for each"
+            )
+        return w
 
 
 def likelihood_ratio(full: MixedFit, reduced: MixedFit) -> tuple[float, int, float]:
@@ -201,7 +215,7 @@ def likelihood_ratio(full: MixedFit, reduced: MixedFit) -> tuple[float, int, flo
         parts are not comparable), or if the models are not nested on the same rows.
     """
     for fit in (full, reduced):
-        fit._check(())
+        fit._check()
         if fit.method != "ML":
             raise DesignError(
                 f"{fit.fixed_part!r} was fitted by REML, whose likelihoods do not compare fixed "

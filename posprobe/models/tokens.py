@@ -39,9 +39,14 @@ def native_frame(tokenizer: Any, name: str) -> Frame:
         If the tokenizer has no tokens for any of the texts in `PROBES`, or changes the tokens of a
         text when it adds its own.
     """
+    failed: Exception | None = None
     for text in PROBES:
-        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-        whole = tokenizer(text)["input_ids"]
+        try:
+            plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+            whole = tokenizer(text)["input_ids"]
+        except Exception as error:  # of the tokenizer's own code
+            failed = error
+            continue
         if not plain:
             continue
         for start in range(len(whole) - len(plain) + 1):
@@ -51,4 +56,7 @@ def native_frame(tokenizer: Any, name: str) -> Frame:
             f"model {name!r}: its tokenizer changes the tokens of {text!r} when it adds its own; "
             "choose bos 'force' or 'none'"
         )
-    raise ModelError(f"model {name!r}: its tokenizer has no token for plain text; pass token ids")
+    why = "" if failed is None else f" ({type(failed).__name__}: {failed})"
+    raise ModelError(
+        f"model {name!r}: its tokenizer has no token for plain text{why}; pass token ids"
+    ) from failed

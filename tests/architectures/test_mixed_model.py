@@ -215,3 +215,15 @@ def test_mixed_models_that_cannot_be_fitted():
     nothing = fit_mixed("value ~ 0 + C(model)", table, "model")
     with pytest.raises(DesignError, match=r"the mixed model is not_identified .*two-stage"):
         nothing.contrast([1], estimand="anything")
+
+
+def test_sums_and_degrees_of_freedom_that_do_not_fit_are_named():
+    table = dataset("lme4", "sleepstudy")
+    with pytest.raises(DesignError, match="df=0 leaves nothing to judge the effects by"):
+        fit_mixed("Reaction ~ Days", table, "Subject", df=0).contrast([0, 1], estimand="slope")
+    fit = fit_mixed("Reaction ~ Days", table, "Subject")
+    for weights in ([0, 1, 0], 1.0, [0, np.nan]):
+        with pytest.raises(DesignError, match=r"weights of shape .* do not fit 2 fixed effects"):
+            fit.contrast(weights, estimand="slope")
+    with pytest.raises(DesignError, match=r"weights of shape \(1, 3\) do not fit"):
+        fit.wald([[0, 1, 0]])

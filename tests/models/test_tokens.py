@@ -57,6 +57,14 @@ def test_a_tokenizer_without_any_token_is_refused():
         native_frame(lambda text, add_special_tokens=True: {"input_ids": []}, "tiny")
 
 
+def test_a_tokenizer_that_fails_on_plain_text_is_refused():
+    def fail(text, **keywords):
+        raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
+
+    with pytest.raises(ModelError, match=r"no token for plain text \(Exception: WordLevel error"):
+        native_frame(fail, "x")
+
+
 def test_a_tokenizer_that_changes_the_text_is_refused():
     def other(text, add_special_tokens=True):
         return {"input_ids": [1, 9] if add_special_tokens else [8]}

@@ -314,3 +314,20 @@ def test_nothing_of_an_earlier_fit_survives():
     partition.fit_gram(ClusterGram.from_arrays(X, y, groups))
     assert not hasattr(partition, "mae_")
     assert not hasattr(partition, "feature_names_in_")
+
+
+@pytest.mark.parametrize(
+    ("n_sequences", "options", "why"),
+    [
+        (2, {}, "none: 2 sequences"),
+        (4, {}, "none: 4 sequences"),
+        (8, {"n_resamples": 2}, "none: 2 replicates"),
+    ],
+)
+def test_too_little_for_an_interval_gives_none(n_sequences, options, why, rng):
+    X, groups = rng.standard_normal((30 * n_sequences, 6)), np.repeat(np.arange(n_sequences), 30)
+    y = X[:, 0] + rng.standard_normal(len(X))
+    partition = VariancePartition({"a": slice(0, 3), "b": slice(3, 6)}, cv=2)
+    found = partition.fit(X, y, groups=groups).intervals("fixed_probe", **options)
+    assert found["low"].isna().all()
+    assert set(found["method"]) == {why}
