@@ -162,6 +162,6 @@ def test_any_table_is_compared_or_refused(table, mixed_model):
 
 @pytest.mark.slow
 @given(spoiled(), st.booleans())
-@settings(max_examples=5000)
+@settings(max_examples=3000)
 def test_very_many_tables_are_compared_or_refused(table, mixed_model):
     attempt(table, mixed_model=mixed_model)

@@ -89,9 +89,9 @@ def small_config(model_type):
 
 def _small(kind, otherwise):
     default = kind()
-    names = {*default.to_dict(), *inspect.signature(kind.__init__).parameters}
+    names = sorted({*default.to_dict(), *inspect.signature(kind.__init__).parameters})
     old = {name: _value(default, name) for name in names}
-    kept = {name for name in names & {*BY_NAME} if old[name] is not None or name in ALWAYS}
+    kept = [n for n in names if n in BY_NAME and (old[n] is not None or n in ALWAYS)]
     values = {name: BY_NAME[name] for name in kept}
     for name, value in old.items():
         if name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY:
@@ -102,7 +102,7 @@ def _small(kind, otherwise):
         values["num_key_value_heads"] = 4
     parts = {
         name: _small(type(old[name]), {})
-        for name in {*kind.sub_configs} - {*otherwise}
+        for name in sorted({*kind.sub_configs} - {*otherwise})
         if isinstance(old.get(name), transformers.PreTrainedConfig)
     }
     return kind(**values | parts | otherwise)

@@ -161,7 +161,7 @@ def check_capture(model, tokenizer, text, folder):
 
 
 CI = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-LONG = settings(CI, max_examples=5000)
+LONG = settings(CI, max_examples=3000)
 
 
 def any_tokenizer_is_reproduced_or_refused(tokenizer, inside, model, tmp_path):

@@ -155,6 +155,6 @@ def test_any_data_are_fitted_or_refused(kind, data):
 
 @pytest.mark.slow
 @given(KINDS, spoiled())
-@settings(max_examples=5000)
+@settings(max_examples=3000)
 def test_very_many_data_are_fitted_or_refused(kind, data):
     attempt(kind, *data)

@@ -252,4 +252,4 @@ def test_a_capture_is_true_or_refused_whatever_happens_to_it(unsynced):
 
 @pytest.mark.slow
 def test_a_capture_is_true_or_refused_in_a_long_life(unsynced):
-    live(3000, 60)
+    live(1000, 50)
