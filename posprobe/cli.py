@@ -305,7 +305,7 @@ def audit(model: str, out: Path, variants: str, quiet: bool, **given: Any) -> No
     for name in names.values():
         folder = out if len(names) == 1 else out / name
         report = run(model, folder, variant=name, text=text, progress=not quiet, **options)
-        _say(report)
+        _print_path(report)
 
 
 @main.command()
@@ -425,7 +425,7 @@ def capture(
     else:
         loaded = posprobe.load_model(model, **loading)  # type: ignore[arg-type]
         posprobe.capture(loaded, output, **given).close()
-    _say(output.absolute())
+    _print_path(output.absolute())
 
 
 @main.command()
@@ -437,7 +437,7 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
     """Write statistics and report from stored FILES alone: no model, no torch."""
     from posprobe.workflows.analyze import analyze as run
 
-    _say(run(files, out, inference=inference, progress=not quiet))
+    _print_path(run(files, out, inference=inference, progress=not quiet))
 
 
 @main.command()
@@ -482,7 +482,7 @@ def compare(
         inference=inference,
         progress=not quiet,
     )
-    _say(report)
+    _print_path(report)
 
 
 @main.command()
@@ -577,7 +577,7 @@ def selfcheck(repetitions: int, jobs: int, out: Path | None) -> None:
         sys.exit(1)
 
 
-def _say(path: Path) -> None:
+def _print_path(path: Path) -> None:
     click.echo(shown(str(path)))
 
 
