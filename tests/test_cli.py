@@ -450,6 +450,7 @@ def interrupted(found, status, *said):
         assert words in line
 
 
+@pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_capture_that_is_stopped_says_what_is_saved(
     name, status, model_folder, text_file, tmp_path, monkeypatch
@@ -475,6 +476,7 @@ def test_a_capture_that_is_stopped_says_what_is_saved(
     assert invoke(*command).exit_code == 0
 
 
+@pytest.mark.usefixtures("signals")
 def test_an_analysis_that_is_stopped_leaves_the_last_report(captured, tmp_path, monkeypatch):
     monkeypatch.setattr(analyze_workflow, "analyze_files", stopping(signal.SIGTERM))
     interrupted(invoke("analyze", captured, "-o", tmp_path / "new"), 143, "new has no new report")
@@ -484,6 +486,7 @@ def test_an_analysis_that_is_stopped_leaves_the_last_report(captured, tmp_path, 
     assert (tmp_path / "report.html").read_text() == "old"
 
 
+@pytest.mark.usefixtures("signals")
 def test_an_audit_that_is_stopped_goes_on_when_it_is_run_again(
     model_folder, text_file, tmp_path, monkeypatch
 ):

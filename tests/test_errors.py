@@ -8,6 +8,8 @@ import pytest
 
 from posprobe.errors import Stopped, noting, signals_blocked, stoppable
 
+pytestmark = pytest.mark.usefixtures("signals")
+
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_stops_what_is_stoppable_and_its_repetition_does_not_disturb(name):

@@ -52,10 +52,15 @@ def draw(name: str, tables: Tables) -> Figure | None:
         return None
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=panel.inches(tables), layout="constrained")
-        ax = panel.draw(tables, figure.subplots())
+        ax = panel.draw(_literal(tables), figure.subplots())
         figure.suptitle(ax.get_title(loc="left"), x=0.01, ha="left", size=10.5, weight="bold")
         ax.set_title("", loc="left")
     return figure
+
+
+def _literal(tables: Tables) -> Tables:
+    """Tables whose names matplotlib draws as they are: dollar signs would enclose mathematics."""
+    return {name: table.replace(r"\$", r"\\$", regex=True) for name, table in tables.items()}
 
 
 def to_svg(figure: Figure, name: str) -> str:
