@@ -219,7 +219,7 @@ def test_mixed_models_that_cannot_be_fitted():
 
 def test_sums_and_degrees_of_freedom_that_do_not_fit_are_named():
     table = dataset("lme4", "sleepstudy")
-    with pytest.raises(DesignError, match="df=0 leaves nothing to judge effects by"):
+    with pytest.raises(DesignError, match="df=0 leaves nothing to judge the effects by"):
         fit_mixed("Reaction ~ Days", table, "Subject", df=0).contrast([0, 1], estimand="slope")
     fit = fit_mixed("Reaction ~ Days", table, "Subject")
     for weights in ([0, 1, 0], 1.0, [0, np.nan]):
