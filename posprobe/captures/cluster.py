@@ -99,7 +99,7 @@ def connect(address: str) -> Iterator[Client]:
                 f"--dask {address}: no scheduler answers there ({reason}): give the address that "
                 "dask scheduler printed, or local:N"
             ) from error
-        with client:
+        with _quiet_clients(), client:
             yield client
         return
     if count and (not count.isdecimal() or int(count) == 0):
@@ -119,6 +119,18 @@ def connect(address: str) -> Iterator[Client]:
             )
         with cluster, distributed.Client(cluster) as client:
             yield client
+
+
+@contextlib.contextmanager
+def _quiet_clients() -> Iterator[None]:
+    """Keep what clients log of a lost scheduler off the terminal, since it is said in one line."""
+    log = logging.getLogger("distributed.client")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def capture_distributed(

@@ -53,21 +53,17 @@ def draw(name: str, tables: Tables) -> Figure | None:
     panel = panels[name]
     if not panel.available(tables):
         return None
-    tables = {name: _literal(table) for name, table in tables.items()}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=panel.inches(tables), layout="constrained")
-        ax = panel.draw(tables, figure.subplots())
+        ax = panel.draw(_literal(tables), figure.subplots())
         figure.suptitle(ax.get_title(loc="left"), x=0.01, ha="left", size=10.5, weight="bold")
         ax.set_title("", loc="left")
     return figure
 
 
-def _literal(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with names that matplotlib draws as they are: $ would begin a formula."""
-    words = table.select_dtypes(exclude=["number", "bool"])
-    return table.assign(
-        **words.map(lambda cell: cell.replace("$", r"\$") if isinstance(cell, str) else cell)
-    )
+def _literal(tables: Tables) -> Tables:
+    """Tables whose names matplotlib draws as they are: dollar signs would enclose mathematics."""
+    return {name: table.replace(r"\$", r"\\$", regex=True) for name, table in tables.items()}
 
 
 def to_svg(figure: Figure, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 import os
 import sys
 import weakref
@@ -362,3 +363,12 @@ def test_dask_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ClusterError, match=r"pip install 'posprobe\[dask\]'"), connect("local"):
         pass
+
+
+def test_what_clients_log_of_a_lost_scheduler_stays_off_the_terminal():
+    log = logging.getLogger("distributed.client")
+    before = log.level
+    local = dict(n_workers=0, processes=False, dashboard_address=None, protocol="tcp")
+    with distributed.LocalCluster(**local) as found, connect(found.scheduler_address):
+        assert not log.isEnabledFor(logging.CRITICAL)
+    assert log.level == before

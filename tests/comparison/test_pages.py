@@ -12,7 +12,7 @@ from lineups import TRUTH, file_of, variants
 from posprobe.cli import main
 from posprobe.comparison import compare_lineup, line_up
 from posprobe.errors import StoreError
-from posprobe.figures import COMPARISON_PANELS, draw
+from posprobe.figures import COMPARISON_PANELS, draw, to_svg
 from posprobe.workflows.compare import compare
 
 # --- what is drawn ---
@@ -38,6 +38,14 @@ def test_thin_lines_are_models_and_the_thick_one_is_their_mean(comparison):
     own = table[table["model"] == "ntk-1"]["V_R"]
     assert any(np.array_equal(line.get_ydata(), own) for line in thin)
     assert not ax.collections  # no band where models are the spread
+
+
+def test_dollar_signs_in_names_are_drawn_as_they_are(tmp_path):
+    files = [file_of(tmp_path / f"{n}.h5", f"{kind}-0") for n, kind in enumerate(("$$", "a_{$"))]
+    tables = compare_lineup(line_up(files)).tables
+    for name in COMPARISON_PANELS:
+        figure = draw(name, tables)
+        assert figure is None or "<path" in to_svg(figure, name)
 
 
 def test_a_single_model_has_a_band_over_items(paired):
