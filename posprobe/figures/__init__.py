@@ -10,7 +10,6 @@ import io
 import re
 
 import matplotlib as mpl
-import pandas as pd
 from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
