@@ -20,6 +20,7 @@ CALLS = {
     "joblib.dump", "joblib.load", "np.load", "numpy.load", "os.system", "torch.load", "yaml.load",
 }  # fmt: skip
 KEYWORDS = {"allow_pickle": True, "shell": True, "trust_remote_code": True, "weights_only": False}
+ALLOWED = {"analyses/03_conditions.py": {"subprocess"}}  # it runs pip download, if asked to
 IN_MEMORY = {"Parallel", "delayed"}  # of joblib: its workers are this process's own
 
 
@@ -59,7 +60,7 @@ def trusting_defaults(text):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_can_run_what_a_file_holds(path):
     text = path.read_text(encoding="utf-8")
-    assert not {*unsafe(text)}
+    assert {*unsafe(text)} == ALLOWED.get(path.relative_to(ROOT).as_posix(), set())
     assert not {*trusting_defaults(text)}
 
 

@@ -39,7 +39,11 @@ def test_the_package_holds_code_types_and_templates():
     others = {name for name in PACKAGE if not name.endswith(".py")}
     templates = {name for name in others if name.startswith("posprobe/report/templates/")}
     assert {Path(name).suffix for name in templates} == {".j2", ".css"}
-    assert others - templates == {"posprobe/__init__.pyi", "posprobe/py.typed"}
+    texts = {name for name in others if name.startswith("posprobe/stimuli/data/")}
+    assert {Path(name).name for name in texts} == {
+        "LICENSE-Apache-2.0", "README.md", "english.txt", "french.txt",
+    }  # fmt: skip
+    assert others - templates - texts == {"posprobe/__init__.pyi", "posprobe/py.typed"}
 
 
 def test_the_wheel_is_the_package(wheel):
@@ -48,6 +52,7 @@ def test_the_wheel_is_the_package(wheel):
     assert names - about == PACKAGE
     assert {name.removeprefix(f"{NAME}.dist-info/") for name in about} == {
         "METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE",
+        "licenses/posprobe/stimuli/data/LICENSE-Apache-2.0",
     }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from posprobe.analysis.heads import (
     sink_reading_heads,
     strongest,
 )
-from posprobe.analysis.limits import FINEST_R2, Limit, floor, limit
+from posprobe.analysis.limits import Limit, floor, limit
 from posprobe.analysis.masks import NO_MASK, mask_name
 from posprobe.analysis.position0 import closed_system_table
 from posprobe.analysis.replacement import PRIMARY_TREATMENT, replacement_table
@@ -41,7 +41,6 @@ from posprobe.analysis.tables import Analysis, analyze_files, possible_steps
 from posprobe.analysis.wording import first_token, listed, n_units, shifted_design
 
 __all__ = [
-    "FINEST_R2",
     "INTERVENTIONS",
     "NO_MASK",
     "PRIMARY_TREATMENT",

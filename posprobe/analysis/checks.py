@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from posprobe.channels import cut_heads
+from posprobe.errors import shown
 from posprobe.store import ActivationStore
 
 __all__ = ["check"]
@@ -32,7 +33,7 @@ def check(store: ActivationStore) -> dict[str, Any]:
     first = np.unique(store.tokens[:, 0])
     windows = [w for w in header.layer_window if w]
     return {
-        "file": store.path.name,
+        "file": shown(store.path.name),
         "design": store.design,
         "variant": header.variant,
         "position0": header.position0_treatment,

@@ -23,11 +23,9 @@ from posprobe.analysis.files import Files
 from posprobe.analysis.masks import NO_MASK, mask_name
 from posprobe.store import ActivationStore
 
-__all__ = ["FACTOR", "FINEST_R2", "Limit", "floor", "limit", "limits_table"]
+__all__ = ["FACTOR", "Limit", "floor", "limit", "limits_table"]
 
 FACTOR = 4
-# Features are float32: what they tell of position below this share of its variance is rounding.
-FINEST_R2 = 1e-6
 Stores = Iterable[ActivationStore | None]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 
 from posprobe.analysis import (
-    FINEST_R2,
     NO_MASK,
     SINK_RATE,
     Analysis,
@@ -232,7 +231,7 @@ def _patterns(analysis: Analysis) -> Claim:
         f"adjusted by max-T: P is above P_fix in {int((clear['difference'] > 0).sum())} of "
         f"{len(table)} layers and below in {int((clear['difference'] < 0).sum())}."
     )
-    return make_claim(name, statement, interval, "R2", found(interval, "R2", FINEST_R2), protocol)
+    return make_claim(name, statement, interval, "R2", found(interval, "R2"), protocol)
 
 
 def _masks(analysis: Analysis) -> list[Claim]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posprobe.analysis import FINEST_R2, Analysis
+from posprobe.analysis import Analysis
 from posprobe.claims.verdicts import NEGLIGIBLE_R2, Claim, below, found, make_claim, not_applicable
 from posprobe.intervals import Interval
 
@@ -34,7 +34,7 @@ def probe_claims(analysis: Analysis) -> list[Claim]:
     for features in ("normalizer", "residual"):
         name = f"probe_{features}"
         interval = analysis.intervals[name]
-        verdict = found(interval, "R2", FINEST_R2)
+        verdict = found(interval, "R2")
         claims.append(make_claim(name, names[name], interval, "R2", verdict, protocol))
     name = "residual_at_layer_0"
     first = fixed[(fixed["layer"] == 0) & (fixed["features"] == "residual")]

@@ -63,14 +63,22 @@ def computed_and_exact(
         or its device does not compute in float64, or something happens between its blocks.
     """
     computed, exact = _Kept(), _Kept()
-    with _calls_of(model) as calls:
-        observer = Observer(computed.emit, observation, intervention)
-        model.run(tokens, observer, embedding0=embedding0)
-    _check_stream(model, calls)
-    observer = Observer(exact.emit, observation, intervention)
+    model.check()  # whose own passes are not among the calls
+    with model.undisturbed():
+        with _calls_of(model) as calls:
+            observer = Observer(computed.emit, observation, intervention)
+            model.run(tokens, observer, embedding0=embedding0)
+        _check_stream(model, calls)
+        _again(model, calls, Observer(exact.emit, observation, intervention))
+    return computed.seen, exact.seen
+
+
+def _again(model: ObservableModel, calls: _Calls, observer: Observer) -> None:
+    """Run the noted calls in float64, or say why there is none."""
+    assert observer.observation is not None
     try:
         with torch.inference_mode(), _InFloat64(), observing(observer):
-            _run_exactly(model, calls, observer, observation.n_queries)
+            _run_exactly(model, calls, observer, observer.observation.n_queries)
     except ModelError:
         raise
     except Exception as error:  # of the model's own code, or of a kernel without float64
@@ -78,7 +86,6 @@ def computed_and_exact(
         raise ModelError(
             f"no float64 on {model.name!r} ({type(error).__name__}: {reason})"
         ) from error
-    return computed.seen, exact.seen
 
 
 class _Kept:

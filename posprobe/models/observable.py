@@ -330,6 +330,10 @@ class ObservableModel:
                 self._mean = state, (torch.stack(sums).sum(0) / len(ids)).cpu()
         return self._mean[1]
 
+    def undisturbed(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other threads and torch's global state from what runs in this context."""
+        return undisturbed(self.model, self._lock, ATTENTION)
+
     @torch.inference_mode()
     def run(self, tokens: Tensor, observer: Observer, *, embedding0: Tensor | None = None) -> None:
         """Run one observed forward pass up to the last block, without forming logits.

@@ -480,7 +480,7 @@ def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         ``"attribute 'seed' is 1 in the file, 0 now"``. None if nothing differs.
     """
     absent = object()
-    for name in dict.fromkeys([*now, *there]):
+    for name in dict.fromkeys(["version", *now, *there]):
         path, old, new = name, _plain(name, there.get(name)), _plain(name, now.get(name))
         while isinstance(old, dict) and isinstance(new, dict) and old != new:
             keys = sorted({*old, *new})

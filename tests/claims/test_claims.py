@@ -186,7 +186,7 @@ def test_intervals_above_nothing(low, high, verdict, analysis):
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(1e-5, 1e-4, "supported"), (1.1e-15, 1.2e-15, "inconclusive"), (-2e-9, -1e-9, "contradicted")],
+    [(0.01, 0.03, "supported"), (1.1e-15, 1.2e-15, "negligible"), (-0.03, -0.01, "contradicted")],
 )
 def test_what_probes_read_is_more_than_rounding(low, high, verdict, analysis):
     for name in ("probe_normalizer", "probe_residual", "fixed_denominator"):
