@@ -86,7 +86,7 @@ def _condition(analysis: Analysis) -> str:
     policy = store.header.stimulus.get("bos")
     has_bos = store.header.stimulus.get("bos_token") is not None
     if policy == "native":
-        first = "its own BOS" if has_bos else "the first token of the text, and no BOS,"
+        first = "its own BOS" if has_bos else "a token of the text, and no BOS,"
         return f"Used as its tokenizer has it, with {first} at position 0,"
     return f"With {'a forced' if has_bos else 'no'} BOS at position 0,"
 
