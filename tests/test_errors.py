@@ -62,7 +62,8 @@ def test_a_blocked_signal_comes_afterwards():
 
     def work():
         with stoppable(), signals_blocked("SIGINT", "SIGTERM"):
-            os.kill(os.getpid(), signal.SIGINT)
+            # to this thread: another one of the process could take it at once
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
             seen.append("inside")
 
     with pytest.raises(KeyboardInterrupt):
