@@ -7,7 +7,8 @@ one model, and which part of the mechanism can be taken away?
 
 Protocol.
 
-1. Split. 32 windows of 32 tokens, each behind prefixes of 1 to 224 tokens with BOS at position 0.
+1. Split. 32 windows of 32 tokens, each behind prefixes of 1 to 224 tokens, with what the tokenizer
+   puts at position 0; where that is no BOS, the same again behind a forced one.
    Effect of position on the log attention weight at offsets 1, 2, 4, 8; the mask's part is what
    the late row would change if it saw only the keys of the early one; the rest is the residual
    channel. Variances over positions by a U-statistic over pairs of different windows.

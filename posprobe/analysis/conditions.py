@@ -34,7 +34,6 @@ __all__ = ["condition_tables", "measurable"]
 
 COMPARED = ("V_T", "V_M", "V_R", "C_MR")
 LEAST_TEXTS = 3
-CONTROL = "shuffled"  # a text whose name begins so is not a sample of any kind of text
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,11 @@ class Measured:
     def variances(self) -> Variances:
         """Those of the mean over layers and heads, (1, 1)."""
         return self.split.variances.mean((0, 1))
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether the tokens of its text are in random order: a control, not a sample of texts."""
+        return bool(self.store.header.stimulus.get("text", {}).get("shuffled"))
 
 
 def measurable(files: Files) -> list[Files]:
@@ -122,17 +126,13 @@ def _labels(conditions: list[Condition]) -> list[str]:
     return [", ".join(p for p, d in zip(parts, differs, strict=True) if d) for parts in words]
 
 
-def _names(condition: Condition) -> dict[str, Any]:
-    return {"position0": condition.position0, "text": condition.text, "length": condition.length}
-
-
 def _row(one: Measured) -> dict[str, Any]:
     """One condition as a row of the table."""
     overall = one.split.overall.iloc[0].drop(["layer", "head"])
     profile = one.split.positions
     earliest = profile[profile["layer"] == "all"].sort_values("position").iloc[0]
     return {
-        **_names(one.condition),
+        **one.condition._asdict(),
         "native": one.files.native,
         "first_token": first_token(one.store),
         "n": one.variances.n_items,
@@ -194,7 +194,7 @@ def _over_texts(measured: list[Measured], inference: Inference) -> pd.DataFrame:
     """Means over texts, with limits over their items and over texts."""
     groups: dict[tuple[str, int], list[Measured]] = {}
     for one in measured:
-        if not one.condition.text.startswith(CONTROL):
+        if not one.shuffled:
             condition = one.condition
             groups.setdefault((condition.position0, condition.length), []).append(one)
     rows = [

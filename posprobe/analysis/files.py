@@ -47,9 +47,8 @@ class Condition(NamedTuple):
 
 def condition_of(store: ActivationStore) -> Condition:
     """The condition of a file, by its header."""
-    stimulus = store.header.stimulus
-    first = "text" if stimulus.get("bos_token") is None else "BOS"
-    return Condition(first, str(stimulus.get("corpus", "")), store.length)
+    text = str(store.header.stimulus.get("corpus", ""))
+    return Condition("BOS" if store.has_bos else "text", text, store.length)
 
 
 @dataclass(frozen=True)
@@ -265,8 +264,7 @@ def _role(store: ActivationStore, kind: str | None) -> str:
     if store.header.position0_treatment != "native":
         return "replaced"
     if store.design == "repeated":
-        has_bos = store.header.stimulus.get("bos_token") is not None
-        return "bos_repeated" if has_bos else "repeated"
+        return "bos_repeated" if store.has_bos else "repeated"
     if store.design in ("natural", "shifted"):
         return store.design
     raise DesignError(

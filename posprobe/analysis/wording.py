@@ -83,5 +83,4 @@ def first_token(store: ActivationStore) -> str:
     first = np.unique(store.tokens[:, 0])
     if len(first) > 1:
         return "whatever token the text begins with"
-    forced = store.header.stimulus.get("bos_token") is not None
-    return f"token {first[0]}" + (" (BOS)" if forced else "")
+    return f"token {first[0]}" + (" (BOS)" if store.has_bos else "")

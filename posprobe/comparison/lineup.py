@@ -335,7 +335,7 @@ def _shown(value: Any) -> str:
 
 
 def _leads(store: ActivationStore) -> str:
-    return "text" if store.header.stimulus.get("bos_token") is None else "a BOS"
+    return "a BOS" if store.has_bos else "text"
 
 
 def _common_items(members: Sequence[Member]) -> NDArray[np.int32]:

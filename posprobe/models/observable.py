@@ -358,7 +358,7 @@ class ObservableModel:
         """
         self.check()
         with (
-            undisturbed(self.model, self._lock, ATTENTION),
+            self.undisturbed(),
             observing(observer),
             self._residual_hooks(observer),
         ):

@@ -106,9 +106,8 @@ def _first_tokens(analysis: Analysis) -> str:
         if store is None:
             continue
         first = store.header.stimulus.get("first_tokens") or sorted({*store.tokens[:, 0].tolist()})
-        bos = store.header.stimulus.get("bos_token")
         what = f"token {first[0]}" if len(first) == 1 else f"{len(first)} different tokens"
-        parts.append(f"{name}: {what}" + (" (BOS)" if bos is not None else " (no BOS)"))
+        parts.append(f"{name}: {what}" + (" (BOS)" if store.has_bos else " (no BOS)"))
     return "; ".join(parts)
 
 

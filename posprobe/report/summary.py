@@ -84,11 +84,10 @@ def _condition(analysis: Analysis) -> str:
     store = analysis.files.shifted or analysis.files.natural
     assert store is not None
     policy = store.header.stimulus.get("bos")
-    has_bos = store.header.stimulus.get("bos_token") is not None
     if policy == "native":
-        first = "its own BOS" if has_bos else "a token of the text, and no BOS,"
+        first = "its own BOS" if store.has_bos else "a token of the text, and no BOS,"
         return f"Used as its tokenizer has it, with {first} at position 0,"
-    return f"With {'a forced' if has_bos else 'no'} BOS at position 0,"
+    return f"With {'a forced' if store.has_bos else 'no'} BOS at position 0,"
 
 
 def _elsewhere(analysis: Analysis) -> list[str]:
@@ -117,7 +116,8 @@ def _removed_elsewhere(analysis: Analysis, main: str) -> list[str]:
     table = analysis.tables.get("condition_replacement")
     if table is None or main not in set(table["condition"]):
         return []
-    does = table.apply(_removal, axis=1)
+    numbers = table[["fraction_removed", "low", "high"]]
+    does = numbers.apply(lambda row: _removal(*row), axis=1)
     natively = does[table["condition"] == main].iloc[0]
     return [
         f"the mean embedding at position 0 {what} the residual channel with {_named(rows)}"
@@ -126,11 +126,11 @@ def _removed_elsewhere(analysis: Analysis, main: str) -> list[str]:
     ]
 
 
-def _removal(row: pd.Series) -> str:
-    """What the mean embedding does to the residual channel, as a verb."""
-    if pd.isna(row["low"]) or row["low"] <= 0 <= row["high"]:
+def _removal(fraction: float, low: float, high: float) -> str:
+    """What the mean embedding does to the residual channel, as a verb; NaN limits: unbounded."""
+    if pd.isna(low) or low <= 0 <= high:
         return "has no clear effect on"
-    return "removes part of" if row["fraction_removed"] > 0 else "enlarges"
+    return "removes part of" if fraction > 0 else "enlarges"
 
 
 def _carried(analysis: Analysis, row: pd.Series) -> str:
@@ -191,9 +191,7 @@ def _replaced(claim: Claim | None) -> str:
     if claim.ci_low is None or claim.ci_high is None:
         return f"{start} removes an unknown part of the residual channel ({within})."
     agrees = claim.ci_low <= (claim.reference or 0.0) <= claim.ci_high
-    does = "removes part of" if claim.estimate > 0 else "enlarges"
-    if claim.ci_low <= 0 <= claim.ci_high:
-        does = "has no clear effect on"
+    does = _removal(claim.estimate, claim.ci_low, claim.ci_high)
     return (
         f"{start} {does} the residual channel at early queries (fraction removed: "
         f"{percent(claim.estimate)}, {within}); the study's 40% is "

@@ -148,6 +148,11 @@ class ActivationStore:
         """Number of items: windows in the shifted design, sequences in the other designs."""
         return len(np.unique(self.item))
 
+    @property
+    def has_bos(self) -> bool:
+        """Whether every sequence begins with a BOS, native or forced."""
+        return self.header.stimulus.get("bos_token") is not None
+
     def tokens_of(self, items: np.ndarray) -> np.ndarray:
         """Return the tokens of the sequences of some items.
 

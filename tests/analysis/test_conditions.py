@@ -20,7 +20,9 @@ MASK, RESIDUAL = np.linspace(1, 0, 4), np.linspace(-0.5, 0, 4)
 def make(tmp_path):
     count = itertools.count()
 
-    def function(bos="native", text="prose", *, residual=RESIDUAL, treatment="native", seed=0):
+    def function(
+        bos="native", text="prose", *, residual=RESIDUAL, treatment="native", seed=0, shuffled=False
+    ):
         rng = np.random.default_rng(seed)
         m, r = (x + 0.05 * rng.normal(size=(N, 4)) for x in (MASK, residual))
         h0 = np.ones((2, len(PREFIXES) * N, 4))
@@ -38,7 +40,8 @@ def make(tmp_path):
             window=WINDOW,
             offsets=(1,),
             position0_treatment=treatment,
-            stimulus={"bos": bos, "bos_token": token, "corpus": text},
+            stimulus={"bos": bos, "bos_token": token, "corpus": text}
+            | {"text": {"shuffled": shuffled}},
         )
 
     return function
@@ -115,7 +118,7 @@ def test_the_claim_on_replacement_is_judged_in_the_conditions_that_have_one(make
 def test_means_over_texts_have_limits_over_items_and_over_texts(make):
     sizes = {"prose": 1.0, "code": 1.5, "german": 0.5, "shuffled prose": 9.0}
     stores = [
-        make(text=text, residual=size * RESIDUAL, seed=k)
+        make(text=text, residual=size * RESIDUAL, seed=k, shuffled=text.startswith("shuffled"))
         for k, (text, size) in enumerate(sizes.items())
     ]
     tables = analyze_files(sort_files(stores), inference=FEW).tables

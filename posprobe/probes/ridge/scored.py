@@ -215,10 +215,7 @@ def replicate_interval(
         Estimate from the original data.
     draws : ndarray of shape (B,)
         Bootstrap replicates. NaN marks a replicate without a fit, because fewer than two folds kept
-        a sequence, or because the kept sequences are collinear. Up to a twentieth of them are left
-        out. With more, with fewer than 20 in all, or if the others do not differ, the interval is
-        unbounded and its method says why. So it is with fewer than 3 sequences ("refit") or 5
-        ("fixed_probe", whose percentiles cover 17% of the time at 2 and 68% at 3).
+        a sequence, or because the kept sequences are collinear.
     n : int
         Number of sequences.
     estimand : {"refit", "fixed_probe"}
@@ -229,8 +226,10 @@ def replicate_interval(
     Returns
     -------
     Interval
-        Replicates without a fit are left out. If they are more than a twentieth, or if the others
-        do not differ, the interval is unbounded and its method gives the reason.
+        Replicates without a fit are left out. If they are more than a twentieth, if there are fewer
+        than 20 replicates in all, or if the others do not differ, the interval is unbounded and its
+        method gives the reason. So it is with fewer than 3 sequences ("refit") or 5 ("fixed_probe",
+        whose percentiles cover 17% of the time at 2 and 68% at 3).
     """
     kept = draws[np.isfinite(draws)]
     if len(kept) < KEPT * len(draws):
