@@ -103,7 +103,11 @@ def _elsewhere(analysis: Analysis) -> list[str]:
     ]
     changed += _removed_elsewhere(analysis, str(main["condition"]))
     if not changed:
-        return [f"This is so in each of the {len(table)} conditions tried."]
+        return [
+            "The relation of the channels, and the direction of what replacing position 0 does, "
+            f"are the same in each of the {len(table)} conditions tried; sizes and other verdicts "
+            "may differ."
+        ]
     return [f"This depends on the condition: {'; '.join(changed)}."]
 
 
