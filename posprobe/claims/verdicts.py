@@ -56,6 +56,10 @@ class Claim:
         The study's own value.
     protocol : str
         How the number was made, or why the claim does not apply.
+    condition : dict or None
+        What the estimate is about: the `design` of the capture that it rests on, and its
+        `position0`, `text` and `length` (tokens), see `posprobe.analysis.Condition`. None where a
+        claim is about several models.
     scope : str
         In how many of the conditions tested the verdict is the same, and what it is in the others.
     conditions : tuple of dict
@@ -74,6 +78,7 @@ class Claim:
     verdict: Verdict
     reference: float | None = None
     protocol: str
+    condition: dict[str, Any] | None = None
     scope: str = ""
     conditions: tuple[dict[str, Any], ...] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -219,7 +220,7 @@ def _condition_plans(
         ending = "".join(
             f"_{part}"
             for part, differs in (
-                (PurePath(text.name).stem, text.name != main.name),
+                (_file_word(text.name), text.name != main.name),
                 (length, length != size.length),
                 (first, lead[first] != lead["native"]),
             )
@@ -230,6 +231,17 @@ def _condition_plans(
             for name, options in treatments.items()
         ]
     return plans
+
+
+def _file_word(text: str) -> str:
+    """A text's name for use in a file name: without folders, ending and version.
+
+    Examples
+    --------
+    >>> _file_word("code, Python 3.11.7"), _file_word("my texts/a b.txt")
+    ('code', 'a_b')
+    """
+    return re.sub(r"\W+", "_", PurePath(text.partition(",")[0]).stem)
 
 
 def _levels(

@@ -17,7 +17,7 @@ from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
-FIELDS += ["n", "verdict", "reference", "protocol", "scope", "conditions"]
+FIELDS += ["n", "verdict", "reference", "protocol", "condition", "scope", "conditions"]
 VERDICTS = {"supported", "contradicted", "inconclusive", "negligible", "not_applicable"}
 ABOVE = {"probe_normalizer": 0, "probe_residual": 0, "sink_heads": 0}
 ABOVE_TINY = {"residual_opened": "bos_repeated", "fingerprint_varies": "fingerprint_text"}
@@ -78,6 +78,14 @@ def test_claims_have_the_fields_that_scripts_read(analysis):
         assert plain["verdict"] in VERDICTS
         assert plain["statement"].endswith(".")
         assert plain["protocol"]
+
+
+def test_each_claim_names_the_condition_of_its_capture(claims, stores):
+    condition = {"position0": "BOS", "text": "", "length": stores["shifted"].length}
+    assert claims["mask_channel"].condition == {"design": "shifted"} | condition
+    assert claims["residual_opened"].condition["design"] == "repeated"
+    assert claims["probe_normalizer"].condition["design"] == "natural"
+    assert claims["ntk_suppresses"].condition is None
 
 
 def test_no_claim_is_decided_without_an_interval(analysis):
