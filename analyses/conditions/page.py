@@ -48,8 +48,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
         removed = part["fraction_removed"].dropna()
         lines.append(
             f"- **{model}** ([report]({slug(str(model))}/report.html)), {len(part)} conditions: "
-            f"the mask channel is found in {found['V_M']}, the residual channel in {found['V_R']}; the "
-            f"two are {said}. The mean embedding at position 0 removes "
+            f"the mask channel is found in {found['V_M']}, the residual channel in "
+            f"{found['V_R']}; the two are {said}. The mean embedding at position 0 removes "
             f"{percent(removed.min())} to {percent(removed.max())} of V_R at early queries."
         )
     return [
@@ -177,9 +177,9 @@ def removal(tables: dict[str, pd.DataFrame]) -> list[str]:
         "real models: the study's 40% is one point of a wide range.",
         "",
         f"Of four explanations written down beforehand, {best['explanation']!r} predicts the "
-        f"family best: its error is {number(float(best['error_family']))} in log V_R for models left out "
-        f"({number(float(none['error_family']))} for the family's mean). On the real models the "
-        f"same line has {number(float(best['error_real']))} "
+        f"family best: its error is {number(float(best['error_family']))} in log V_R for models "
+        f"left out ({number(float(none['error_family']))} for the family's mean). On the real "
+        f"models the same line has {number(float(best['error_real']))} "
         f"({number(float(none['error_real']))}): it "
         + ("holds there too." if works else "does not carry over, so the range is unexplained."),
         "",

@@ -5,7 +5,7 @@ is the log ratio log(V_R replaced / V_R native) at early queries, since a fracti
 lower end. Four explanations were written down before any row was looked at:
 
 attention
-    log of the attention that key 0 keeps: mean over heads, layers and queries, replaced over
+    log of the attention that key 0 keeps: mean over heads, layers and early queries, replaced over
     native. The residual channel is read off key 0, so it shrinks as key 0 is attended to less.
 trajectory
     log of the distance between the replaced and the native residual stream at position 0, relative
@@ -31,7 +31,6 @@ from scipy import stats
 from posprobe import ActivationStore
 from posprobe.analysis import Files, condition_of
 from posprobe.analysis.replacement import fraction_removed, sink_rate
-from posprobe.analysis.sinks import sink_attention
 from posprobe.channels import early_limit
 
 EXPLANATIONS = ("attention", "trajectory", "embedding", "sink")
@@ -68,8 +67,18 @@ def _row(native: ActivationStore, replaced: ActivationStore, later: float) -> di
 
 
 def _attention(store: ActivationStore) -> float:
-    """Mean attention to key 0 over layers, heads and the late queries."""
-    return float(np.mean([sink_attention(store, layer).mean() for layer in range(store.n_layers)]))
+    """Mean attention to key 0 over layers, heads and the window's rows behind early prefixes.
+
+    Where a sliding window hides key 0 from a row, its attention is 0.
+    """
+    early = store.prefix_length <= early_limit(store)
+    rows = store.positions[early][:, :, None]
+    attention = []
+    for layer in range(store.n_layers):
+        weight = store.read("sink_score", layer)[early] - store.normalizer(layer)[early]
+        seen = rows < (store.layer_window[layer] or np.inf)
+        attention.append(np.exp(np.where(seen, weight, -np.inf).astype(float)).mean())
+    return float(np.mean(attention))
 
 
 def _moved(native: ActivationStore, replaced: ActivationStore) -> float:
