@@ -20,7 +20,7 @@ text and over texts. Intervals are at 95% and not adjusted for the number of con
 
 Four questions are then asked of the stored files, each in a module of `analyses/conditions`: where
 the sign of C comes from (`signs`); what replacing position 0 removes in every condition, and which
-of four explanations, fitted on the controlled family of analysis 2, predicts it on the real models
+of five explanations, fitted on the controlled family of analysis 2, predicts it on the real models
 (`removal`); what is there before training (`untrained`); and what the referee of the study asked
 for, the channels by architecture (`page`).
 
@@ -191,8 +191,8 @@ def main(qwen: str | None, fetch: bool, n: int, files: Path, report: Path) -> No
     for name, table in tables.items():
         table.to_csv(report / "tables" / f"{name}.csv", index=False)
     tested = tables["explanations"].dropna(subset=["slope"])
-    best = str(tested.loc[tested["error_family"].idxmin(), "explanation"])
-    specification = figures.specification(tables["removal"], best)
+    likeliest = str(tested.loc[tested["p_family"].idxmin(), "explanation"])
+    specification = figures.specification(tables["removal"], likeliest)
     figures.draw(specification, report / "figures" / "specification.svg")
     figures.draw(figures.signs(tables["sign_by_layer"]), report / "figures" / "sign.svg")
     click.echo(write_page(report, ARCHITECTURES))

@@ -21,7 +21,7 @@ def draw(figure: Figure, path: Path) -> None:
 
 
 def specification(rows: pd.DataFrame, explanation: str) -> Figure:
-    """V_R left by each replacement, in order, and against the explanation that predicts it best."""
+    """V_R left by each replacement, in order, and against one of the explanations."""
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     curve, scatter = figure.subplots(1, 2, width_ratios=[3, 2])
     ordered = rows.sort_values("ratio").reset_index(drop=True)
@@ -38,10 +38,10 @@ def specification(rows: pd.DataFrame, explanation: str) -> Figure:
     curve.annotate("the study: 40% removed", (len(ordered), 1 - STUDY), (0, 3), ha="right",
                    textcoords="offset points", fontsize=8)  # fmt: skip
     curve.axhline(1, color="black", lw=0.7)
-    curve.set(yscale="symlog", xlabel="specifications, in order",
+    curve.set_yscale("symlog", linthresh=0.1)
+    curve.set(xlabel="specifications, in order", ylim=(min(0.0, ordered["ratio"].min()) - 0.02, None),
               ylabel="V_R replaced / V_R native, early queries",
               title="What replacing position 0 leaves of the residual channel")  # fmt: skip
-    curve.set_yscale("symlog", linthresh=0.1)
     fit = np.polyfit(*rows[~rows["real"]].dropna(subset=["log_ratio"])[
         [explanation, "log_ratio"]].to_numpy().T, 1)  # fmt: skip
     ends = np.array([rows[explanation].min(), rows[explanation].max()])
@@ -55,7 +55,7 @@ def specification(rows: pd.DataFrame, explanation: str) -> Figure:
 def signs(layers: pd.DataFrame) -> Figure:
     """C_MR by layer, and the sink's part of it, in each condition of each model."""
     models = list(layers["model"].unique())
-    figure = Figure(figsize=(4 * len(models), 6), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(models), 6.4), layout="constrained")
     panels = figure.subplots(2, len(models), squeeze=False, sharex="col", sharey="col")
     for column, model in enumerate(models):
         part = layers[layers["model"] == model]

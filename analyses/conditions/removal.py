@@ -2,7 +2,9 @@ r"""What replacing the embedding at position 0 removes of V_R, and what decides 
 
 The specification curve over models, conditions and replacements has one row for each. Its response
 is the log ratio log(V_R replaced / V_R native) at early queries, since a fraction removed has no
-lower end. Four explanations were written down before any row was looked at:
+lower end. R is split exactly into S, the part that key 0's score makes, and the rest, so every row
+also says what happens to V_S and to V_(R-S). Four explanations were written down before any row was
+looked at:
 
 attention
     log of the attention that key 0 keeps: mean over heads, layers and early queries, replaced over
@@ -17,12 +19,23 @@ embedding
 sink
     sink rate before replacement: without a sink there is little to remove.
 
+A fifth was added after the rows of the family, SmolLM2 and Gemma had been seen, and before those of
+Qwen were:
+
+mask
+    log of the mask channel's V_M at early queries, replaced over native. What absorbs attention
+    damps the mask channel; without it M grows, and R, which mostly opposes M, grows with it.
+
 A line from each to the response is fitted on the controlled family alone (models are left out one
 at a time to say how well it predicts there), and then predicts the real models without being
-changed. An explanation counts if it predicts both better than the family's mean response does.
+changed. An explanation counts if its rank correlation in the family is not chance (p < .05, whole
+models permuted), and if it predicts the family and every real model better than the family's mean
+response does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -31,9 +44,10 @@ from scipy import stats
 from posprobe import ActivationStore
 from posprobe.analysis import Files, condition_of
 from posprobe.analysis.replacement import fraction_removed, sink_rate
-from posprobe.channels import early_limit
+from posprobe.channels import channel_effects, early_limit, position_covariance
 
-EXPLANATIONS = ("attention", "trajectory", "embedding", "sink")
+EXPLANATIONS = ("attention", "trajectory", "embedding", "sink", "mask")
+CHANCE = 0.05
 
 
 def removal_rows(model: str, files: Files) -> list[dict[str, object]]:
@@ -50,20 +64,35 @@ def removal_rows(model: str, files: Files) -> list[dict[str, object]]:
 def _row(native: ActivationStore, replaced: ActivationStore, later: float) -> dict[str, object]:
     interval, before, after = fraction_removed(native, replaced, up_to=early_limit(native))
     kept = _attention(replaced) / _attention(native)
+    own, others = _parts(native), _parts(replaced)
     return {
         **condition_of(native)._asdict(),
         "replacement": replaced.header.position0_treatment,
         **interval.row("fraction_removed"),
         "V_R_native": before,
         "V_R_replaced": after,
+        **{f"{name}_native": value for name, value in own.items()},
+        **{f"{name}_replaced": value for name, value in others.items()},
         "log_ratio": float(np.log(after / before)) if min(before, after) > 0 else np.nan,
         "attention_kept": kept,
         "attention": float(np.log(kept)),
         "trajectory": float(np.log(_moved(native, replaced))),
         "embedding": float(np.log(_first_norm(native) / later)),
         "sink": sink_rate(native),
+        "mask": float(np.log(others["V_M"] / own["V_M"])),
         "sink_replaced": sink_rate(replaced),
     }
+
+
+def _parts(store: ActivationStore) -> dict[str, float]:
+    """V_M, V_S and V_(R-S) at early queries: means over layers, heads and offsets."""
+    found: dict[str, list[float]] = {"V_M": [], "V_S": [], "V_(R-S)": []}
+    for layer in range(store.n_layers):
+        effects = channel_effects(store, layer).up_to(early_limit(store))
+        parts = (effects.mask, effects.sink, effects.residual - effects.sink)
+        for values, part in zip(found.values(), parts, strict=True):
+            values.append(float(position_covariance(part, part).mean()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _attention(store: ActivationStore) -> float:
@@ -108,33 +137,42 @@ def explain(family: pd.DataFrame, real: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row for each explanation, and one ("mean of the family") for none: `slope` in the
-        family; `rho` and `rho_real`, Spearman's; `error_family`, mean absolute error of the log
-        ratio with whole models left out; `error_real`, that of the unchanged line on the real
-        models; `p_family`, two-sided, by permuting models within the family.
+        family; `rho`, Spearman's; `p_family`, two-sided, by permuting models within the family;
+        `error_family`, mean absolute error of the log ratio with whole models left out; and for
+        each real model the `error` of the unchanged line, and whether the explanation `counts`.
     """
     family, real = (table.dropna(subset=["log_ratio"]) for table in (family, real))
-    y, x_real = family["log_ratio"].to_numpy(), real["log_ratio"].to_numpy()
-    rows: list[dict[str, object]] = [
-        {
-            "explanation": "mean of the family",
-            "error_family": _left_out(family, None),
-            "error_real": float(np.abs(x_real - y.mean()).mean()),
-        }
-    ]
-    for name in EXPLANATIONS:
-        slope, start = np.polyfit(family[name], y, 1)
-        rows.append(
-            {
-                "explanation": name,
-                "slope": float(slope),
-                "rho": float(stats.spearmanr(family[name], y).statistic),
-                "p_family": _permuted(family, name),
-                "rho_real": float(stats.spearmanr(real[name], x_real).statistic),
-                "error_family": _left_out(family, name),
-                "error_real": float(np.abs(x_real - start - slope * real[name]).mean()),
-            }
-        )
-    return pd.DataFrame(rows)
+    mean = family["log_ratio"].mean()
+    none = {
+        "explanation": "mean of the family",
+        "error_family": _left_out(family, None),
+        **_errors(real, lambda rows: np.full(len(rows), mean)),
+    }
+    rows = [none, *(_explained(family, real, name) for name in EXPLANATIONS)]
+    table = pd.DataFrame(rows)
+    errors = table.filter(like="error")
+    table["counts"] = (errors < errors.iloc[0]).all(axis=1) & (table["p_family"] < CHANCE)
+    return table
+
+
+def _explained(family: pd.DataFrame, real: pd.DataFrame, name: str) -> dict[str, object]:
+    line = np.polyfit(family[name], family["log_ratio"], 1)
+    return {
+        "explanation": name,
+        "slope": float(line[0]),
+        "rho": float(stats.spearmanr(family[name], family["log_ratio"]).statistic),
+        "p_family": _permuted(family, name),
+        "error_family": _left_out(family, name),
+        **_errors(real, lambda rows: np.polyval(line, rows[name])),
+    }
+
+
+def _errors(real: pd.DataFrame, predict: Callable[[pd.DataFrame], np.ndarray]) -> dict[str, float]:
+    """Mean absolute error of the log ratio on each real model."""
+    return {
+        f"error_{model}": float(np.abs(rows["log_ratio"] - predict(rows)).mean())
+        for model, rows in real.groupby("model", sort=False)
+    }
 
 
 def _left_out(table: pd.DataFrame, name: str | None) -> float:

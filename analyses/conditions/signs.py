@@ -74,8 +74,8 @@ def sign_tables(model: str, files: Files) -> dict[str, pd.DataFrame]:
     -------
     dict of str to pandas.DataFrame
         sign: one row for each condition and part, with limits over items; sign_by_layer: the
-        estimates of each layer; sign_differences: a forced BOS or none less the native condition of
-        the same text, paired by item.
+        estimates of each layer; sign_differences: with a BOS at
+        position 0 less without, on the same text, paired by item.
     """
     every = [one.shifted for one in (files, *files.conditions) if one.shifted is not None]
     measured = [measure(store) for store in every]
@@ -102,8 +102,9 @@ def _rows(parts: dict[str, np.ndarray]) -> list[dict[str, object]]:
 
 
 def _differences(model: str, measured: list[Parts]) -> list[dict[str, object]]:
-    """Conditions that differ in the token at position 0 alone, the later less the earlier."""
+    """Conditions that differ in the token at position 0 alone: with BOS less without."""
     rows = []
+    measured = sorted(measured, key=lambda one: one.store.has_bos)
     for one, other in combinations(measured, 2):
         first, second = condition_of(one.store), condition_of(other.store)
         if first[1:] != second[1:]:
