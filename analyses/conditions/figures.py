@@ -39,7 +39,8 @@ def specification(rows: pd.DataFrame, explanation: str) -> Figure:
                    textcoords="offset points", fontsize=8)  # fmt: skip
     curve.axhline(1, color="black", lw=0.7)
     curve.set_yscale("symlog", linthresh=0.1)
-    curve.set(xlabel="specifications, in order", ylim=(min(0.0, ordered["ratio"].min()) - 0.02, None),
+    lowest = min(0.0, float(ordered["ratio"].min())) - 0.02
+    curve.set(xlabel="specifications, in order", ylim=(lowest, None),
               ylabel="V_R replaced / V_R native, early queries",
               title="What replacing position 0 leaves of the residual channel")  # fmt: skip
     fit = np.polyfit(*rows[~rows["real"]].dropna(subset=["log_ratio"])[

@@ -36,6 +36,7 @@ def write_page(report: Path, architectures: Path) -> str:
         *sign(tables),
         *removal(tables),
         *before_training(tables["untrained"], tables["trained"]),
+        *rounding(tables["quantised"]),
         *scopes(report, tables["conditions"]["model"].unique()),
     ]
     page = "\n".join(map(_wrapped, sections)) + "\n"
@@ -256,6 +257,27 @@ def before_training(untrained: pd.DataFrame, trained: pd.DataFrame) -> list[str]
         "Untrained: mean and range over three draws of the initial weights. Trained: the same "
         "stimuli; mean over the models of an architecture. Shares are left out where V_T is not "
         "distinguishable from 0 in any draw.",
+        "",
+    ]
+
+
+def rounding(rows: pd.DataFrame) -> list[str]:
+    """What rounding the weights again changes."""
+    names = list(rows["quantity"].unique())
+    lines = ["## What 4 bits change", "", *_head(["model", "grid", "weights moved by", *names])]
+    for (model, grid), part in rows.groupby(["model", "grid"], sort=False):
+        cells = [
+            f"{number(float(row['as_loaded']))} → {number(float(row['rounded_again']))} "
+            f"({bounds(row['low'], row['high'])})"
+            for _, row in part.iterrows()
+        ]
+        lines.append(_row(model, grid, percent(part["weights_changed"].iloc[0]), *cells))
+    return [
+        *lines,
+        "",
+        "The matrices of all blocks rounded once more, in nats²; in brackets the interval of the "
+        "difference, paired by item. What the first rounding changed cannot be seen without the "
+        "original weights; this is a lower bound of its size, not a correction.",
         "",
     ]
 
