@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 
 from posprobe.captures.options import CaptureOptions
-from posprobe.captures.position0 import check_treatment, replace_token
+from posprobe.captures.position0 import check_treatment, kept_at_position0, replace_token
 from posprobe.captures.rounding import measure_rounding
 from posprobe.captures.selection import parse_layers, parse_positions
 from posprobe.errors import StimulusError, StoreError
 from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
 from posprobe.stimuli import Stimulus
-from posprobe.store import LEARNED_SINKS, OWN_POSITION, Header
+from posprobe.store import (
+    ATTENTION_GAIN,
+    KEPT_AT_POSITION0,
+    LEARNED_SINKS,
+    OWN_POSITION,
+    Header,
+)
 
 __all__ = [
     "ALONE",
@@ -250,6 +256,8 @@ def _header(
         | {"posprobe_quantization": model.quantization}
         | {"posprobe_variant": model.variant_evidence(longest)}
         | ({LEARNED_SINKS: list(model.learned_sinks)} if model.learned_sinks else {})
+        | ({ATTENTION_GAIN: list(model.gains)} if {*model.gains} != {1.0} else {})
+        | _kept_at_position0(model, stimulus, options.position0)
         | own_position,
         trained_length=model.max_length or 0,
         variant=str(model.variant),
@@ -294,6 +302,16 @@ def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:
         longest=int(stimulus.lengths.max()),
     )
     return {} if found is None else {OWN_POSITION: found}
+
+
+def _kept_at_position0(
+    model: ObservableModel, stimulus: Stimulus, position0: str
+) -> dict[str, Any]:
+    """Return the header entry for what a replacement leaves at position 0, or no entry."""
+    if position0 == "native":
+        return {}
+    kept = kept_at_position0(model, int(stimulus.tokens[0, 0]))
+    return {KEPT_AT_POSITION0: kept} if kept else {}
 
 
 def _layers(chosen: tuple[int, ...] | str | None, model: ObservableModel) -> tuple[int, ...] | None:

@@ -38,11 +38,12 @@ from posprobe.models.loading import (
 )
 from posprobe.models.observation import Observer, observing
 from posprobe.models.passes import plain_torch, undisturbed
-from posprobe.models.proofs import ATTENTION, prove_observable
+from posprobe.models.proofs import ATTENTION, prove_observable, random_tokens
 from posprobe.models.rotary import differing_rotation
 from posprobe.models.tokens import native_frame
 from posprobe.models.variant_proofs import prove_variant, variant_evidence
 from posprobe.models.variants import Variant, parse_variant
+from posprobe.models.writing import find_gains
 
 __all__ = ["ObservableModel", "load_model"]
 
@@ -79,6 +80,9 @@ class ObservableModel:
         Its decoder blocks, in order.
     learned_sinks : tuple of int
         The layers with a learned logit in their denominators.
+    gains : tuple of (float or None)
+        Factor between each layer's attention and the residual stream; None where a norm or a gate
+        is in between. See `posprobe.models.writing.find_gains`.
 
     Raises
     ------
@@ -108,6 +112,7 @@ class ObservableModel:
         self._mean: tuple[Any, Tensor] | None = None
         self._attention = self.config._attn_implementation
         self._proved: tuple[Any, ...] = ()
+        self.gains: tuple[float | None, ...] = ()
         self.check()
 
     def check(self) -> None:
@@ -129,6 +134,7 @@ class ObservableModel:
                 self.model.requires_grad_(False)
                 self.blocks = self._checked_blocks()
                 self.learned_sinks = prove_observable(self)
+                self.gains = find_gains(self, random_tokens(self)[:1, :4])
                 prove_variant(self)
             except BaseException:
                 self._proved = ()
@@ -357,6 +363,7 @@ class ObservableModel:
             stream.
         """
         self.check()
+        observer.gains = self.gains
         with (
             self.undisturbed(),
             observing(observer),

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from posprobe.analysis import Analysis
+from posprobe.analysis import Analysis, kept, way_of_writing
 from posprobe.stimuli import DEFAULT_CORPUS, UNNAMED
 from posprobe.store import ActivationStore, Header
 
@@ -58,6 +58,8 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ),
         ("rotary embedding", _compact(config.get("rope_parameters"))),
         ("rotary frequencies", _other_rotation(config)),
+        ("attention into the stream", way_of_writing(analysis.files.all()[0]).strip()),
+        ("left at position 0", _kept(analysis)),
         ("weights, SHA-256", header.weights_digest or "not recorded"),
         ("text", _texts(analysis)),
         ("first tokens", _first_tokens(analysis)),
@@ -76,6 +78,10 @@ def _compact(value: Any) -> str:
 def _other_rotation(config: Mapping[str, Any]) -> str:
     gap = config.get("posprobe_other_rotation")
     return f"not those of the configuration: they differ by up to {gap:.2g} of it" if gap else ""
+
+
+def _kept(analysis: Analysis) -> str:
+    return next(filter(None, map(kept, analysis.files.replaced)), "").strip()
 
 
 def _rounding(analysis: Analysis) -> str:

@@ -12,6 +12,8 @@ from posprobe.store.held import HeldStore
 from posprobe.store.layout import (
     ATTRIBUTES,
     DATA_SETS,
+    ATTENTION_GAIN,
+    KEPT_AT_POSITION0,
     LEARNED_SINKS,
     OWN_POSITION,
     DataSet,
@@ -25,6 +27,8 @@ from posprobe.store.writer import StoreWriter
 __all__ = [
     "ATTRIBUTES",
     "DATA_SETS",
+    "ATTENTION_GAIN",
+    "KEPT_AT_POSITION0",
     "LEARNED_SINKS",
     "OWN_POSITION",
     "RESUME",

@@ -17,7 +17,14 @@ from posprobe.errors import StoreError
 from posprobe.store.digests import begin_digest, extended
 from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
-from posprobe.store.layout import DATA_SETS, LEARNED_SINKS, OWN_POSITION, Header
+from posprobe.store.layout import (
+    ATTENTION_GAIN,
+    DATA_SETS,
+    KEPT_AT_POSITION0,
+    LEARNED_SINKS,
+    OWN_POSITION,
+    Header,
+)
 from posprobe.store.values import check_index, check_stored, is_finite
 
 __all__ = ["ActivationStore"]
@@ -183,6 +190,23 @@ class ActivationStore:
     def learned_sinks(self) -> tuple[int, ...]:
         """Layers whose denominators have a learned logit: rows over real keys do not sum to 1."""
         return tuple(self.header.config.get(LEARNED_SINKS, ()))
+
+    @property
+    def attention_gain(self) -> tuple[float | None, ...]:
+        """Factor between attention and the residual stream in each layer, counted in `sink_value`.
+
+        None where a norm or a gate is in between: `sink_value` is what is written before it. Empty
+        where the stream gets attention's output as it is.
+        """
+        return tuple(self.header.config.get(ATTENTION_GAIN, ()))
+
+    @property
+    def kept_at_position0(self) -> float:
+        """Norm of what stays at position 0 without its embedding, relative to what was there.
+
+        That is a learned position vector, which a replacement of the embedding leaves; 0 without.
+        """
+        return float(self.header.config.get(KEPT_AT_POSITION0, 0.0))
 
     def rounding(self, name: str, layer: int | None = None) -> float | None:
         """Largest error of a quantity or an effect against float64, of one layer or of all.
