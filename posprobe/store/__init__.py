@@ -10,9 +10,9 @@ from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
 from posprobe.store.layout import (
+    ATTENTION_GAIN,
     ATTRIBUTES,
     DATA_SETS,
-    ATTENTION_GAIN,
     KEPT_AT_POSITION0,
     LEARNED_SINKS,
     OWN_POSITION,
@@ -25,9 +25,9 @@ from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
 
 __all__ = [
+    "ATTENTION_GAIN",
     "ATTRIBUTES",
     "DATA_SETS",
-    "ATTENTION_GAIN",
     "KEPT_AT_POSITION0",
     "LEARNED_SINKS",
     "OWN_POSITION",
