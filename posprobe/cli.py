@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import posprobe
-from posprobe.errors import PosprobeError, shown, stoppable
+from posprobe.errors import PosprobeError, PosprobeWarning, shown, stoppable
 
 if TYPE_CHECKING:
     from posprobe.intervals import Inference
@@ -83,12 +83,18 @@ def _hushed() -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings():
-        warnings.showwarning = lambda *_, **__: None
+        warnings.showwarning = _show_own
         os.environ["PYTHONWARNINGS"] = "ignore"
         try:
             yield
         finally:
             del os.environ["PYTHONWARNINGS"]
+
+
+def _show_own(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Say what posprobe itself warns of, in one line."""
+    if issubclass(category, PosprobeWarning):
+        _say(f"warning: {message}")
 
 
 def _check_limit(needed: int) -> None:
@@ -504,6 +510,7 @@ def inspect(file: Path, as_json: bool, verify: bool) -> None:
         click.echo(f"{name:22} {json.dumps(value)}")
     click.echo(f"{'compute type':20} {summary['compute_type']}")
     click.echo(f"{'rounding':20} {summary['rounding']}")
+    click.echo(f"{'repeated items':20} {summary['repeated_items']}")
     click.echo(f"{'digests':20} {_digests(summary)}")
     click.echo()
     for row in summary["rows"]:

@@ -16,6 +16,7 @@ __all__ = [
     "DesignError",
     "ModelError",
     "PosprobeError",
+    "PosprobeWarning",
     "StimulusError",
     "Stopped",
     "StoreError",
@@ -51,6 +52,14 @@ class PosprobeError(ValueError):
     The command line prints the message without a traceback and exits with status 2. Names and
     values in it may come from anywhere, so it is `shown`: one line that no terminal obeys.
     """
+
+    def __str__(self) -> str:
+        """The message, in one line."""
+        return shown(super().__str__())
+
+
+class PosprobeWarning(UserWarning):
+    """The input can be used, but not all that is printed of it means what it says."""
 
     def __str__(self) -> str:
         """The message, in one line."""

@@ -168,9 +168,26 @@ def test_inspect_says_what_a_file_holds(captured):
     assert "\ncompute type         float32\n" in found.stdout
     said = r"\nrounding +z \S+e-0\d nats, scores .* of its norm, M .* R \S+ nats\n"
     assert re.search(said, found.stdout)
+    assert "\nrepeated items       none\n" in found.stdout
     plain = json.loads(invoke("inspect", captured, "--json").stdout)
     assert {row["name"] for row in plain["rows"]} >= {"tokens", "normalizer"}
     assert plain["attributes"]["design"] == "shifted"
+
+
+def test_a_text_that_repeats_itself_is_warned_of_and_named(model_folder, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    words = child.make_text().split()
+    for name, start in (("a", 0), ("b", 500), ("c", 0)):
+        (texts / f"{name}.txt").write_text(" ".join(words[start : start + 31]))
+    arguments = ["--text", texts, "--n", 3, "--length", 32, "--bos", "force", "--quiet"]
+    arguments += ["--prefixes", "1,8,24", "--window", 8]
+    found = invoke("capture", model_folder, "-o", tmp_path / "a.h5", *arguments)
+    assert found.exit_code == 0, found.stderr
+    (line,) = found.stderr.splitlines()
+    said = "1 of 3 items repeats another token for token"
+    assert line.startswith(f"posprobe: warning: {said} (")
+    assert f"\nrepeated items       {said} (" in invoke("inspect", tmp_path / "a.h5").stdout
 
 
 FORMAT_1 = Path(__file__).parent / "store" / "data" / "format-1.h5"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +14,7 @@ from posprobe.captures.options import CaptureOptions
 from posprobe.captures.position0 import check_treatment, kept_at_position0, replace_token
 from posprobe.captures.rounding import measure_rounding
 from posprobe.captures.selection import parse_layers, parse_positions
-from posprobe.errors import StimulusError, StoreError
+from posprobe.errors import PosprobeWarning, StimulusError, StoreError
 from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
 from posprobe.stimuli import Stimulus
 from posprobe.store import (
@@ -22,6 +23,8 @@ from posprobe.store import (
     LEARNED_SINKS,
     OWN_POSITION,
     Header,
+    repeated_items,
+    repeats_in_words,
 )
 
 __all__ = [
@@ -140,6 +143,11 @@ def plan_capture(
     ------
     PosprobeError
         As in `posprobe.captures.capture_stimulus`.
+
+    Warns
+    -----
+    PosprobeWarning
+        If items repeat others, token for token.
     """
     model.check()
     check_length(model, stimulus.tokens.shape[1], options.past_training)
@@ -147,6 +155,7 @@ def plan_capture(
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
+    _check_repeats(stimulus)
     stimulus = replace_token(model, stimulus, options.position0)
     own = _own_position(model, stimulus) if known is None else _noted_own_position(known)
     header = _header(model, stimulus, change, options, {*options.quantities, *consumed}, own)
@@ -279,6 +288,24 @@ def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
             f"token {beyond[0]} is beyond the {known} embeddings of model {model.name!r}: its "
             "tokenizer has tokens that the model was not resized for; use the tokenizer of these "
             "weights"
+        )
+
+
+def _check_repeats(stimulus: Stimulus) -> None:
+    """Refuse items that are all the same; warn of some that are, since intervals ignore it."""
+    groups = repeated_items(stimulus.tokens, stimulus.item, stimulus.prefix_length)
+    n_items = len(np.unique(stimulus.item))
+    if groups and len(groups[0]) == n_items:
+        raise StimulusError(
+            f"all {n_items} items are the same tokens, so nothing varies between them; give a text "
+            "without repeats"
+        )
+    if groups:
+        warnings.warn(
+            f"{repeats_in_words(groups, n_items)}: intervals take them as independent and are too "
+            "narrow; give a text without repeats",
+            PosprobeWarning,
+            stacklevel=2,
         )
 
 

@@ -273,7 +273,7 @@ def capture_stimulus(
     ------
     StimulusError
         If the sequences are longer than the model was made for, a token has no embedding in the
-        model, or the treatment of position 0 is unknown or impossible.
+        model, all items are the same, or the treatment of position 0 is unknown or impossible.
     ModelError
         If a layer's window is not the one that its configuration declares, the intervention
         names a head that the model does not have, or the model's variant is inert at this length.

@@ -65,6 +65,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("first tokens", _first_tokens(analysis)),
         ("stimuli, SHA-256 of tokens", _digests(analysis)),
         ("digests", _without_digests(analysis)),
+        ("repeated items", _repeats(analysis)),
         ("seed", str(header.seed)),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(header.versions.items()))),
     ]
@@ -127,6 +128,16 @@ def _digests(analysis: Analysis) -> str:
         if digest:
             by_digest.setdefault(digest, []).append(name.removesuffix(".h5"))
     return "; ".join(f"{', '.join(names)}: {digest}" for digest, names in by_digest.items())
+
+
+def _repeats(analysis: Analysis) -> str:
+    """Name the repeated items of each file; nothing if all are different."""
+    said = [
+        f"{store.path.name.removesuffix('.h5')}: {store.repeats_in_words()}"
+        for store in analysis.files.all()
+        if store.repeated_items
+    ]
+    return "; ".join([*said, "intervals take them as independent"]) if said else ""
 
 
 def _without_digests(analysis: Analysis) -> str:

@@ -21,6 +21,7 @@ from posprobe.store.layout import (
     difference,
 )
 from posprobe.store.reader import ActivationStore
+from posprobe.store.repeats import repeated_items, repeats_in_words
 from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
 
@@ -41,5 +42,7 @@ __all__ = [
     "StoreWriter",
     "difference",
     "missing_parts",
+    "repeated_items",
+    "repeats_in_words",
     "write_shard",
 ]

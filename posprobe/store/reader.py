@@ -25,6 +25,7 @@ from posprobe.store.layout import (
     OWN_POSITION,
     Header,
 )
+from posprobe.store.repeats import repeated_items, repeats_in_words
 from posprobe.store.values import check_index, check_stored, is_finite
 
 __all__ = ["ActivationStore"]
@@ -159,6 +160,15 @@ class ActivationStore:
     def has_bos(self) -> bool:
         """Whether every sequence begins with a BOS, native or forced."""
         return self.header.stimulus.get("bos_token") is not None
+
+    @property
+    def repeated_items(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of items that are the same, token for token; intervals take them as independent."""
+        return repeated_items(self.tokens, self.item, self.prefix_length)
+
+    def repeats_in_words(self) -> str:
+        """Say how many items repeat others and which, or "none"."""
+        return repeats_in_words(self.repeated_items, self.n_items)
 
     def tokens_of(self, items: np.ndarray) -> np.ndarray:
         """Return the tokens of the sequences of some items.
@@ -391,7 +401,7 @@ class ActivationStore:
         -------
         dict
             ``path``; ``bytes``, the size of the file; ``digests``, their number (0 in format 1);
-            ``compute_type``; ``rounding``, in words; ``attributes``, by name; and ``rows``, one
+            ``compute_type``; ``rounding`` and ``repeated_items``, in words; ``attributes``, by name; and ``rows``, one
             dict per data set with ``name``, ``axes``, ``shape``, ``dtype``, ``unit``, ``bytes`` and
             ``meaning``.
         """
@@ -414,6 +424,7 @@ class ActivationStore:
             "digests": self.n_digests,
             "compute_type": self.compute_type,
             "rounding": self.rounding_in_words(),
+            "repeated_items": self.repeats_in_words(),
             "attributes": header.attributes(),
             "rows": rows,
         }
