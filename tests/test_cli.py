@@ -182,7 +182,9 @@ def test_a_text_that_repeats_itself_is_warned_of_and_named(model_folder, tmp_pat
         (texts / f"{name}.txt").write_text(" ".join(words[start : start + 31]))
     arguments = ["--text", texts, "--n", 3, "--length", 32, "--bos", "force", "--quiet"]
     arguments += ["--prefixes", "1,8,24", "--window", 8]
-    found = invoke("capture", model_folder, "-o", tmp_path / "a.h5", *arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        found = invoke("capture", model_folder, "-o", tmp_path / "a.h5", *arguments)
     assert found.exit_code == 0, found.stderr
     (line,) = found.stderr.splitlines()
     said = "1 of 3 items repeats another token for token"

@@ -163,7 +163,7 @@ class ActivationStore:
 
     @property
     def repeated_items(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of items that are the same, token for token; intervals take them as independent."""
+        """Groups of items that are the same, token for token, which intervals do not know."""
         return repeated_items(self.tokens, self.item, self.prefix_length)
 
     def repeats_in_words(self) -> str:
@@ -401,9 +401,9 @@ class ActivationStore:
         -------
         dict
             ``path``; ``bytes``, the size of the file; ``digests``, their number (0 in format 1);
-            ``compute_type``; ``rounding`` and ``repeated_items``, in words; ``attributes``, by name; and ``rows``, one
-            dict per data set with ``name``, ``axes``, ``shape``, ``dtype``, ``unit``, ``bytes`` and
-            ``meaning``.
+            ``compute_type``; ``rounding`` and ``repeated_items``, in words; ``attributes``, by
+            name; and ``rows``, one dict per data set with ``name``, ``axes``, ``shape``, ``dtype``,
+            ``unit``, ``bytes`` and ``meaning``.
         """
         header = self.header
         rows = [
