@@ -9,7 +9,9 @@ from posprobe.store import repeated_items, repeats_in_words
 def test_all_sequences_of_an_item_must_be_the_same():
     tokens = np.array([[1, 2, -1], [1, 2, -1], [3, 1, 2], [4, 1, 2]])
     assert repeated_items(tokens, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])) == ()
-    tokens[3, 0] = 3
+    tokens[2:, 0], tokens[1, 0] = 3, 5
+    assert repeated_items(tokens, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])) == ()
+    tokens[1, 0] = 1
     assert repeated_items(tokens, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])) == ((0, 1),)
 
 
