@@ -21,6 +21,7 @@ from posprobe.store import (
     ATTENTION_GAIN,
     KEPT_AT_POSITION0,
     LEARNED_SINKS,
+    ORIGIN,
     OWN_POSITION,
     Header,
     repeated_items,
@@ -266,6 +267,7 @@ def _header(
         | {"posprobe_variant": model.variant_evidence(longest)}
         | ({LEARNED_SINKS: list(model.learned_sinks)} if model.learned_sinks else {})
         | ({ATTENTION_GAIN: list(model.gains)} if {*model.gains} != {1.0} else {})
+        | ({ORIGIN: model.origin} if model.borrowed else {})
         | _kept_at_position0(model, stimulus, options.position0)
         | own_position,
         trained_length=model.max_length or 0,

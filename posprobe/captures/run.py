@@ -24,6 +24,7 @@ from posprobe.captures.position0 import replaced_embedding
 from posprobe.errors import ModelError, PosprobeError, StoreError
 from posprobe.models import (
     Intervention,
+    ModelSource,
     ObservableModel,
     Observation,
     Observer,
@@ -78,9 +79,10 @@ class Consumer(Protocol):
 
 
 def capture(
-    model: ObservableModel | str,
+    model: ObservableModel | ModelSource,
     path: str | Path,
     *,
+    tokenizer: Any = None,
     design: str = "natural",
     n: int = 40,
     length: int = 256,
@@ -100,10 +102,12 @@ def capture(
 
     Parameters
     ----------
-    model : ObservableModel or str
-        Model to run, or its name as `load_model` takes it.
+    model : ObservableModel, str or transformers.PreTrainedModel
+        Model to run, or what `load_model` takes.
     path : str or Path
         File to write. Until it is complete it is called ``PATH.partial``.
+    tokenizer : transformers tokenizer or None, default=None
+        As in `load_model`; used only where the model is not an `ObservableModel`.
     design : {"natural", "shifted", "iid", "repeated"}, default="natural"
         How the sequences are drawn from the text; see `posprobe.make_stimulus`.
     n : int, default=40
@@ -150,8 +154,8 @@ def capture(
     """
     options = options.changed(**changes)
     words = read_text(text)
-    if isinstance(model, str):
-        model = load_model(model)
+    if not isinstance(model, ObservableModel):
+        model = load_model(model, tokenizer=tokenizer)
     stimulus = draw(
         model,
         words,

@@ -43,6 +43,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
     windowed = sum(1 for w in header.layer_window if w)
     facts = [
         ("model", header.model),
+        ("origin", _origin(analysis.files.all()[0])),
         ("architecture", str(config.get("model_type", "unknown"))),
         ("size", f"{header.n_layers} layers, {header.n_heads} heads, width {header.width}"),
         ("quantization", str(config.get("posprobe_quantization", "none"))),
@@ -70,6 +71,15 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(header.versions.items()))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _origin(store: ActivationStore) -> str:
+    """Where a model in memory came from; nothing for one that was loaded by its name."""
+    if store.origin is None:
+        return ""
+    words = {name: ", ".join(v) if isinstance(v, list) else v for name, v in store.origin.items()}
+    known = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in words.items())
+    return f"in memory ({known}); changes of its code are not recorded"
 
 
 def _compact(value: Any) -> str:
@@ -148,7 +158,9 @@ def _without_digests(analysis: Analysis) -> str:
 def commands(analysis: Analysis) -> list[str]:
     """Command lines that make the files and this page again."""
     audit = _audit(analysis)
-    if audit is not None:
+    if analysis.files.all()[0].origin is not None:
+        captures = []  # no command loads what was in memory
+    elif audit is not None:
         captures = [audit]
     else:
         intervened = analysis.files.intervened()

@@ -37,6 +37,7 @@ __all__ = [
     "FORMAT",
     "KEPT_AT_POSITION0",
     "LEARNED_SINKS",
+    "ORIGIN",
     "OWN_POSITION",
     "READABLE",
     "VERSION",
@@ -56,6 +57,8 @@ LEARNED_SINKS = "posprobe_learned_sinks"
 ATTENTION_GAIN = "posprobe_attention_gain"
 # What stays in the stream at position 0 if its embedding is zero, relative to what was there.
 KEPT_AT_POSITION0 = "posprobe_kept_at_position0"
+# What is known of a model that was in memory; without this key, one was loaded by its name.
+ORIGIN = "posprobe_origin"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
 _LATER = (

@@ -22,6 +22,7 @@ from posprobe.store.layout import (
     DATA_SETS,
     KEPT_AT_POSITION0,
     LEARNED_SINKS,
+    ORIGIN,
     OWN_POSITION,
     Header,
 )
@@ -200,6 +201,11 @@ class ActivationStore:
     def learned_sinks(self) -> tuple[int, ...]:
         """Layers whose denominators have a learned logit: rows over real keys do not sum to 1."""
         return tuple(self.header.config.get(LEARNED_SINKS, ()))
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What is known of a model that was in memory; None if it was loaded by its name."""
+        return self.header.config.get(ORIGIN)
 
     @property
     def attention_gain(self) -> tuple[float | None, ...]:

@@ -124,6 +124,7 @@ OBJECT = _object(
         "posprobe_attention_gain": _list(
             _shape("a number or null", lambda v: v is None or _number(v))
         ),
+        "posprobe_origin": _object({"adapters": _list(_STRING)}),
         "posprobe_kept_at_position0": _shape("a number", _number),
     }
 )

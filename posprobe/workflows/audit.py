@@ -21,7 +21,7 @@ from posprobe.analysis import (
 from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
 from posprobe.errors import DesignError, noting
 from posprobe.intervals import Inference
-from posprobe.models import Intervention, ObservableModel, load_model
+from posprobe.models import Intervention, ModelSource, ObservableModel, load_model
 from posprobe.report import output_folder
 from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
 from posprobe.store import ActivationStore
@@ -79,9 +79,10 @@ class Size:
 
 
 def audit(
-    model: ObservableModel | str,
+    model: ObservableModel | ModelSource,
     folder: str | Path,
     *,
+    tokenizer: Any = None,
     variant: str = "standard",
     text: TextSource = None,
     n: int | None = None,
@@ -114,13 +115,15 @@ def audit(
 
     Parameters
     ----------
-    model : ObservableModel or str
-        A loaded model, or what `load_model` takes.
+    model : ObservableModel, str or transformers.PreTrainedModel
+        Model to run, or what `load_model` takes.
     folder : str or Path
         Gets report.html, claims.json, tables/, figures/ and the captured files. Tables and figures
         that only an earlier run made are deleted; captured files are kept.
+    tokenizer : transformers tokenizer or None
+        As in `load_model`; used only where the model is not an `ObservableModel`.
     variant : str
-        See `posprobe.models.variants`; used only if `model` is given by name.
+        See `posprobe.models.variants`; used only where the model is not an `ObservableModel`.
     text : None, Text, str, Path, or a sequence of these
         The text to draw from, see `posprobe.stimuli.read_text` (None: the Python language reference
         that comes with CPython). A string is the text itself, unless it names a bundled text or a
@@ -165,8 +168,8 @@ def audit(
     words = read_text(text)
     kept = f"captured files in {folder} are kept; run the same command again to go on"
     with noting(kept), output_folder(folder) as made:
-        if isinstance(model, str):
-            model = load_model(model, variant=variant)
+        if not isinstance(model, ObservableModel):
+            model = load_model(model, tokenizer=tokenizer, variant=variant)
         check_length(model, length)
         main = Corpus.of_text(words, model.tokenize)
         capturing = _Capturing(model, made, main, size, inference.seed, progress)
