@@ -297,7 +297,8 @@ class ObservableModel:
         """
         if self.tokenizer is None:
             raise ModelError(
-                f"model {self.name!r} has no tokenizer; pass token ids, or load_model(..., tokenizer=)"
+                f"model {self.name!r} has no tokenizer; pass token ids, or give load_model a "
+                "tokenizer"
             )
         with quiet():
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -154,9 +154,9 @@ def test_adapters_of_peft(folder, tmp_path):
     whole = load_model(wrapped.merge_and_unload())
     merged = capture_stimulus(whole, child.stimulus(), tmp_path / "b.h5", **OPTIONS)
     np.testing.assert_allclose(store.read("normalizer"), merged.read("normalizer"), atol=1e-4)
-    with pytest.raises(ModelError, match="adapter 'soft' puts learned tokens in front of a text"):
-        soft = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-        load_model(peft.get_peft_model(loaded(folder), soft, adapter_name="soft"))
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    soft = peft.get_peft_model(loaded(folder), config, adapter_name="soft")
+    refuses("adapter 'soft' puts learned tokens in front of a text", soft)
 
 
 def test_patched_code_is_measured(folder, tmp_path):
@@ -332,6 +332,6 @@ def test_tokenizers_that_do_not_fit_are_refused(tmp_path):
     said = "its tokenizer has 98 tokens and the model has 97 embeddings"
     refuses(said, model, tokenizer=tokenizer)
     refuses("a str is not a tokenizer", model, tokenizer="org/model")
-    with pytest.raises(ModelError, match=r"has no tokenizer; pass token ids, or load_model\("):
+    with pytest.raises(ModelError, match="has no tokenizer; pass token ids, or give load_model"):
         capture(model, tmp_path / "a.h5", text=TEXT, length=40, progress=False)
     assert list(tmp_path.iterdir()) == []
