@@ -105,6 +105,18 @@ def test_every_command_has_help():
         assert invoke(name, "-h").exit_code == 0
 
 
+def test_every_exit_status_is_documented():
+    said = " ".join(invoke("--help").stdout.split())
+    for status in ("0 done", "2 something to change", "1 a fault", "128 + N"):
+        assert status in said
+
+
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "posprobe", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == f"python -m posprobe, version {posprobe.__version__}\n"
+
+
 def test_version():
     assert posprobe.__version__ in invoke("--version").stdout
 
@@ -272,6 +284,30 @@ def test_variant_that_no_length_of_the_audit_shows_is_refused_before_the_first(m
     found = invoke("audit", "smollm2", "--length", "64", "--variants", "standard,window(64)")
     assert found.exit_code == 2
     assert "variant window(64) is inert at length 64" in found.stderr
+
+
+def test_audit_loads_the_model_as_told(tmp_path, monkeypatch):
+    calls = []
+
+    def audit(model, out, **options):
+        calls.append(options)
+        return out / "report.html"
+
+    monkeypatch.setattr("posprobe.workflows.audit.audit", audit)
+    arguments = ["--device", "cpu", "--model-dtype", "bfloat16", "--revision", "v2", "-q"]
+    found = invoke("audit", "org/model", "--out", tmp_path, *arguments, "--batch-tokens", 99)
+    assert found.exit_code == 0, found.stderr
+    (options,) = calls
+    assert options["loading"] == {"device": "cpu", "dtype": "bfloat16", "revision": "v2"}
+    assert (options["batch_tokens"], options["progress"]) == (99, False)
+
+
+def test_verbose_says_where_an_error_arose_and_shows_warnings(captured, tmp_path, monkeypatch):
+    for words, there in (([], False), (["-v"], True)):
+        found = invoke(*words, "inspect", tmp_path / "none.h5")
+        assert found.exit_code == 2
+        assert ("Traceback" in found.stderr) is there
+        assert found.stderr.splitlines()[-1].startswith("posprobe: ")
 
 
 def test_audit_of_several_variants_takes_a_folder_each(

@@ -21,7 +21,7 @@ from posprobe.captures.plan import (
     plan_capture,
 )
 from posprobe.captures.position0 import replaced_embedding
-from posprobe.errors import ModelError, PosprobeError, StoreError
+from posprobe.errors import ModelError, PosprobeError, StoreError, progress_bar
 from posprobe.models import (
     Intervention,
     ModelSource,
@@ -432,9 +432,9 @@ def token_bar(progress: bool | tqdm, plan: CapturePlan) -> Iterator[tqdm]:
     if not isinstance(progress, bool):
         yield progress
         return
-    title, hidden = f"{plan.header.model} {plan.header.design}", None if progress else True
-    with tqdm(
-        desc=title, total=plan.n_tokens(), unit="token", unit_scale=True, disable=hidden
+    title = f"{plan.header.model} {plan.header.design}"
+    with progress_bar(
+        progress, desc=title, total=plan.n_tokens(), unit="token", unit_scale=True
     ) as bar:
         yield bar
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -24,7 +24,7 @@ from posprobe.models.variants import Variant, parse_variant
 
 __all__ = ["ModelSource", "load_model"]
 
-ModelSource = str | transformers.PreTrainedModel
+ModelSource: TypeAlias = str | transformers.PreTrainedModel
 DTYPE = "float32"
 
 

@@ -181,6 +181,7 @@ def _audit(analysis: Analysis) -> str | None:
         n=None if sizes == AUDIT_DEFAULT else sizes[0],
         length=files.natural.length,
         seed=header.seed,
+        model_dtype=_model_dtype(files.natural),
         **_text_options(header),
         full=bool(files.intervened()),
     )
@@ -198,8 +199,14 @@ def _capture(store: ActivationStore) -> str:
         length=store.length,
         window=header.window or None,
         seed=header.seed,
+        model_dtype=_model_dtype(store),
         **_text_options(header),
     )
+
+
+def _model_dtype(store: ActivationStore) -> str | None:
+    """The type to ask for, where it is another than the command line's own."""
+    return store.compute_type if store.compute_type in ("float64", "bfloat16") else None
 
 
 def _text_options(header: Header) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def state_of(model):
         for name, part in model.named_modules()
     }
     flat = {f"{name}.{key}": repr(v) for name, part in parts.items() for key, v in part.items()}
-    weights = {name: (w.data_ptr(), w._version) for name, w in model.state_dict().items()}
+    weights = {name: (w.data_ptr(), float(w.sum())) for name, w in model.state_dict().items()}
     trained = {name: (w.requires_grad, w.grad) for name, w in model.named_parameters()}
     return flat, weights, trained, {k: repr(v) for k, v in vars(model.config).items()}
 
@@ -273,7 +273,7 @@ def test_two_threads_borrow_one_model(folder, tmp_path):
 def test_origin_is_what_can_be_known(folder, monkeypatch):
     model = loaded(folder)
     assert load_model(model).origin == {"class": "LlamaForCausalLM", "name_or_path": "tiny-llama"}
-    model.config._name_or_path, model.config._commit_hash = "org/model", "0" * 40
+    model.config.name_or_path, model.config._commit_hash = "org/model", "0" * 40
     found = load_model(model)
     assert found.name == found.origin["name_or_path"] == "org/model"
     assert found.origin["commit"] == "0" * 40

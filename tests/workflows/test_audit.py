@@ -250,12 +250,12 @@ def test_files_of_other_arguments_are_not_taken_over(audited, model_folder, text
 def test_progress_is_shown_and_ends_at_its_total(audited, tmp_path, monkeypatch, capsys):
     bars = []
 
-    class Bar(tqdm):
-        def __init__(self, *args, **keywords):
-            super().__init__(*args, **keywords | {"disable": False})
-            bars.append(self)
+    def bar_of(shown, **options):
+        assert shown
+        bars.append(tqdm(**options))
+        return bars[-1]
 
-    monkeypatch.setattr(analyze_module, "tqdm", Bar)
+    monkeypatch.setattr(analyze_module, "progress_bar", bar_of)
     analyze([audited / "repeated.h5"], tmp_path / "out")
     (bar,) = bars
     assert bar.n == bar.total == 2
