@@ -156,8 +156,8 @@ def plan_capture(
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
-    _check_repeats(stimulus)
-    stimulus = replace_token(model, stimulus, options.position0)
+    drawn, stimulus = stimulus, replace_token(model, stimulus, options.position0)
+    _check_repeats(drawn)
     own = _own_position(model, stimulus) if known is None else _noted_own_position(known)
     header = _header(model, stimulus, change, options, {*options.quantities, *consumed}, own)
     observation = Observation(
