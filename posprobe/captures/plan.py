@@ -36,6 +36,7 @@ __all__ = [
     "effective_window",
     "plan_capture",
     "versions",
+    "warn_of_repeats",
 ]
 
 BATCH_TOKENS = 2048
@@ -144,11 +145,6 @@ def plan_capture(
     ------
     PosprobeError
         As in `posprobe.captures.capture_stimulus`.
-
-    Warns
-    -----
-    PosprobeWarning
-        If items repeat others, token for token.
     """
     model.check()
     check_length(model, stimulus.tokens.shape[1], options.past_training)
@@ -294,7 +290,7 @@ def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
 
 
 def _check_repeats(stimulus: Stimulus) -> None:
-    """Refuse items that are all the same; warn of some that are, since intervals ignore it."""
+    """Refuse items that are all the same."""
     groups = repeated_items(stimulus.tokens, stimulus.item, stimulus.prefix_length)
     n_items = len(np.unique(stimulus.item))
     if groups and len(groups[0]) == n_items:
@@ -302,12 +298,24 @@ def _check_repeats(stimulus: Stimulus) -> None:
             f"all {n_items} items are the same tokens, so nothing varies between them; give a text "
             "without repeats"
         )
+
+
+def warn_of_repeats(plan: CapturePlan) -> None:
+    """Warn of items that repeat others, since intervals take them as independent.
+
+    Warns
+    -----
+    PosprobeWarning
+        If some do; it names them.
+    """
+    drawn = plan.stimulus
+    groups = repeated_items(drawn.tokens, drawn.item, drawn.prefix_length)
     if groups:
         warnings.warn(
-            f"{repeats_in_words(groups, n_items)}: intervals take them as independent and are too "
-            "narrow; give a text without repeats",
+            f"{repeats_in_words(groups, len(np.unique(drawn.item)))}: intervals take them as "
+            "independent and are too narrow; give a text without repeats",
             PosprobeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

@@ -19,6 +19,7 @@ from posprobe.captures.plan import (
     check_length,
     effective_window,
     plan_capture,
+    warn_of_repeats,
 )
 from posprobe.captures.position0 import replaced_embedding
 from posprobe.errors import ModelError, PosprobeError, StoreError, progress_bar
@@ -286,6 +287,11 @@ def capture_stimulus(
         already holds sequences that the consumers have not seen; or if a value does not fit into
         the file, such as one beyond float16.
 
+    Warns
+    -----
+    PosprobeWarning
+        If items repeat others, token for token.
+
     Notes
     -----
     After an interruption or on a full disk, the capture can be resumed. After a refused value or
@@ -294,6 +300,7 @@ def capture_stimulus(
     consumed = {name for consumer in consumers for name in consumer.quantities}
     known = ActivationStore(path).header if resume and Path(path).exists() else None
     plan = plan_capture(model, stimulus, options.changed(**changes), consumed=consumed, known=known)
+    warn_of_repeats(plan)
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:
