@@ -433,9 +433,9 @@ def test_several_texts_count_and_the_file_says_what_was_read(model_folder, text_
     assert len(text["sha256"]) == 64
 
 
-def test_a_bundled_text_goes_by_its_name(model_folder, tmp_path):
+def test_a_bundled_text_goes_by_its_name(tmp_path):
     path = tmp_path / "a.h5"
-    arguments = ["capture", model_folder, "-o", path, "--n", 3, "--length", 48, "--quiet"]
+    arguments = ["capture", "zoo/rope-0", "-o", path, "--n", 3, "--length", 48, "--quiet"]
     assert invoke(*arguments, "--text", "shuffled:french").exit_code == 0
     with ActivationStore(path) as store:
         assert store.header.stimulus["corpus"] == "shuffled french"

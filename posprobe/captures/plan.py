@@ -154,7 +154,7 @@ def plan_capture(
     change.check_heads(model.n_layers, model.n_heads)
     drawn, stimulus = stimulus, replace_token(model, stimulus, options.position0)
     _check_repeats(drawn)
-    own = _own_position(model, stimulus) if known is None else _noted_own_position(known)
+    own = _measured(model, stimulus, options.position0) if known is None else _noted(known)
     header = _header(model, stimulus, change, options, {*options.quantities, *consumed}, own)
     observation = Observation(
         n_queries=stimulus.n_queries,
@@ -235,7 +235,7 @@ def _header(
     change: Intervention,
     options: CaptureOptions,
     computed: set[str],
-    own_position: dict[str, Any],
+    measured: dict[str, Any],
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [effective_window(w, change, longest) or 0 for w in model.layer_windows]
@@ -264,8 +264,7 @@ def _header(
         | ({LEARNED_SINKS: list(model.learned_sinks)} if model.learned_sinks else {})
         | ({ATTENTION_GAIN: list(model.gains)} if {*model.gains} != {1.0} else {})
         | ({ORIGIN: model.origin} if model.borrowed else {})
-        | _kept_at_position0(model, stimulus, options.position0)
-        | own_position,
+        | measured,
         trained_length=model.max_length or 0,
         variant=str(model.variant),
         position0_treatment=options.position0,
@@ -326,8 +325,15 @@ def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int
     return {model.token_name(int(i)): int(n) for i, n in zip(ids, counts, strict=True)}
 
 
-def _noted_own_position(header: Header) -> dict[str, Any]:
-    return {key: value for key, value in header.config.items() if key == OWN_POSITION}
+def _measured(model: ObservableModel, stimulus: Stimulus, position0: str) -> dict[str, Any]:
+    """Return the header entries that take forward passes."""
+    return _own_position(model, stimulus) | _kept_at_position0(model, stimulus, position0)
+
+
+def _noted(header: Header) -> dict[str, Any]:
+    """Return these entries of a header that has them."""
+    noted = (OWN_POSITION, KEPT_AT_POSITION0)
+    return {key: value for key, value in header.config.items() if key in noted}
 
 
 def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:

@@ -336,7 +336,9 @@ class ObservableModel:
         state = [adapters, *((key, _version(tensor)) for key, tensor in weights)]
         if self._digest is not None and self._digest[0] == state:
             return self._digest[1]
-        digest = hashlib.sha256("".join(f"{k} {v:g};" for k, v in adapters).encode())
+        digest = hashlib.sha256()
+        for adapter, factor in adapters:
+            digest.update(f"{adapter} {factor:g};".encode())
         for key, tensor in weights:
             digest.update(key.encode())
             flat = tensor.detach().cpu().contiguous().view(-1)
