@@ -57,13 +57,13 @@ def different(n, length):
     return tokens
 
 
-def shifted_index(n_items, prefixes, window):
+def shifted_index(n_items, prefixes, window, first_item=0):
     """Sequences in the order of `make_stimulus`: all items behind one prefix, then the next."""
     ahead = np.repeat(prefixes, n_items)
     tokens = np.full((len(ahead), prefixes[-1] + window), -1)
     for row, prefix in zip(tokens, ahead, strict=True):
         row[: prefix + window] = 1
-    item = np.tile(np.arange(n_items), len(prefixes))
+    item = np.tile(first_item + np.arange(n_items), len(prefixes))
     tokens[:, 1:] = np.where(tokens[:, 1:] < 0, -1, item[:, None] + 2)
     return dict(
         tokens=tokens,
