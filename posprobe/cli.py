@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import posprobe
-from posprobe.errors import PosprobeError, shown, stoppable
+from posprobe.errors import PosprobeError, PosprobeWarning, shown, stoppable
 
 if TYPE_CHECKING:
     from posprobe.intervals import Inference
@@ -33,19 +34,30 @@ STATISTICS, MODELS = 512, 1024  # MiB of addresses (ulimit -v) that libraries ta
 CHECK_SYSTEM = "check the disk, the folder and permissions, then run it again"
 
 
-class Commands(click.Group):
-    """A group whose commands say what was wrong in one line, with exit status 2.
+STATUS = (
+    "Exit status: 0 done; 2 something to change, said in one line; 1 a fault of posprobe, or an "
+    "interval that fails in selfcheck; 128 + N after signal N (130: Ctrl-C, 143: SIGTERM)."
+)
 
-    After a signal the status is 128 and the signal's number, as in a shell.
+
+class Commands(click.Group):
+    """A group whose commands say what was wrong in one line.
+
+    The exit status is 0 if all went well, 2 if the user or the machine has to change something, 1
+    for a fault of posprobe (with a traceback) and for a selfcheck that fails, and after a signal
+    128 and its number, as in a shell.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; the user and the machine make the mistakes named here, we any other."""
+        verbose = ctx.params["verbose"]
         try:
             _check_folder()
-            with stoppable(), _hushed():
+            with stoppable(), contextlib.nullcontext() if verbose else _hushed():
                 return super().invoke(ctx)
         except PosprobeError as error:
+            if verbose:
+                traceback.print_exception(error)
             line, status = str(error), 2
         except BrokenPipeError:  # whoever read the output has seen enough
             line, status = None, 128 + PIPE
@@ -83,12 +95,18 @@ def _hushed() -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings():
-        warnings.showwarning = lambda *_, **__: None
+        warnings.showwarning = _show_own
         os.environ["PYTHONWARNINGS"] = "ignore"
         try:
             yield
         finally:
             del os.environ["PYTHONWARNINGS"]
+
+
+def _show_own(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Say what posprobe itself warns of, in one line."""
+    if issubclass(category, PosprobeWarning):
+        _say(f"warning: {message}")
 
 
 def _check_limit(needed: int) -> None:
@@ -187,10 +205,30 @@ TEXT = shared(
         "a data set]",
     ),
 )
+LOADING = shared(
+    click.option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N, or auto (layers over all GPUs).  [default: a GPU if there is one]",
+    ),
+    click.option(
+        "--model-dtype",
+        type=click.Choice(["float32", "float64", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Precision of weights and activations.",
+    ),
+    click.option("--revision", help="Branch, tag or commit of a hub model.  [default: main]"),
+)
+BATCH = click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens per forward pass.  [default: 2048; on a GPU by its free memory]",
+)
 REPORT = click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the report."
 )
-QUIET = click.option("--quiet", is_flag=True, help="Hide the progress bar.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Hide the progress.")
 SIZE_OPTIONS = shared(
     click.option(
         "--length",
@@ -256,9 +294,12 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, epilog=STATUS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(posprobe.__version__)
-def main() -> None:
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Show warnings of libraries, and where an error arose."
+)
+def main(verbose: bool) -> None:
     """Find out where a decoder-only language model gets absolute position from."""
 
 
@@ -284,10 +325,21 @@ def main() -> None:
     "[default: native, and a BOS where the tokenizer has one]",
 )
 @click.option("--full", is_flag=True, help="Also more replacements, and interventions.")
+@LOADING
+@BATCH
 @TEXT
 @inference_options
 @QUIET
-def audit(model: str, out: Path, variants: str, quiet: bool, **given: Any) -> None:
+def audit(
+    model: str,
+    out: Path,
+    variants: str,
+    device: str | None,
+    model_dtype: str,
+    revision: str | None,
+    quiet: bool,
+    **given: Any,
+) -> None:
     """Capture, analyze and report on MODEL: a hub id, a folder, a GGUF file or a bundled name."""
     _check_limit(MODELS)
     from posprobe.models import Variant, parse_variant
@@ -302,6 +354,7 @@ def audit(model: str, out: Path, variants: str, quiet: bool, **given: Any) -> No
     for variant in names:
         variant.check_length(given["length"])  # before the first of them is captured
     text, options = _read(**given)
+    options["loading"] = {"device": device, "dtype": model_dtype, "revision": revision}
     for name in names.values():
         folder = out if len(names) == 1 else out / name
         report = run(model, folder, variant=name, text=text, progress=not quiet, **options)
@@ -370,23 +423,8 @@ def audit(model: str, out: Path, variants: str, quiet: bool, **given: Any) -> No
     metavar="ADDRESS",
     help="Capture on a Dask cluster: tcp://HOST:PORT, or local, or local:N for N processes.",
 )
-@click.option(
-    "--device",
-    metavar="DEVICE",
-    help="cpu, cuda, cuda:N, or auto (layers over all GPUs).  [default: a GPU if there is one]",
-)
-@click.option(
-    "--model-dtype",
-    type=click.Choice(["float32", "float64", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of weights and activations.",
-)
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    help="Tokens per forward pass.  [default: 2048; on a GPU by its free memory]",
-)
+@LOADING
+@BATCH
 @click.option(
     "--past-training", is_flag=True, help="Allow sequences longer than the model was made for."
 )
@@ -403,6 +441,7 @@ def capture(
     dask: str | None,
     device: str | None,
     model_dtype: str,
+    revision: str | None,
     quiet: bool,
     **given: Any,
 ) -> None:
@@ -416,7 +455,7 @@ def capture(
     text, given = _read(**given)
     options, given = CaptureOptions().split(given)
     given |= {"text": text, "progress": not quiet, "options": options}
-    loading = {"variant": variant, "device": device, "dtype": model_dtype}
+    loading = {"variant": variant, "device": device, "dtype": model_dtype, "revision": revision}
     if dask is not None:
         from posprobe.captures import capture_distributed, connect
 
@@ -504,6 +543,7 @@ def inspect(file: Path, as_json: bool, verify: bool) -> None:
         click.echo(f"{name:22} {json.dumps(value)}")
     click.echo(f"{'compute type':20} {summary['compute_type']}")
     click.echo(f"{'rounding':20} {summary['rounding']}")
+    click.echo(f"{'repeated items':20} {summary['repeated_items']}")
     click.echo(f"{'digests':20} {_digests(summary)}")
     click.echo()
     for row in summary["rows"]:
@@ -565,11 +605,12 @@ def texts() -> None:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the table as CSV."
 )
-def selfcheck(repetitions: int, jobs: int, out: Path | None) -> None:
+@QUIET
+def selfcheck(repetitions: int, jobs: int, out: Path | None, quiet: bool) -> None:
     """Measure the coverage of the intervals by simulation; exit status 1 if one fails."""
     from posprobe.workflows.selfcheck import run
 
-    table = run(repetitions=repetitions, n_jobs=jobs)
+    table = run(repetitions=repetitions, n_jobs=jobs, progress=not quiet)
     click.echo(table.to_string(index=False))
     if out is not None:
         table.to_csv(out, index=False, float_format="%.4f")

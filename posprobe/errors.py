@@ -1,31 +1,44 @@
-"""The errors of posprobe. A message says what was wrong, with which name, and what to do next."""
+"""What posprobe tells its user: errors, ways out, and how far it has come.
+
+The message of an error says what was wrong, with which name, and what to do next.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = [
     "ClusterError",
     "DesignError",
     "ModelError",
     "PosprobeError",
+    "PosprobeWarning",
     "StimulusError",
     "Stopped",
     "StoreError",
     "noting",
+    "progress_bar",
     "shown",
     "signals_blocked",
     "stoppable",
 ]
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+EVERY = 30.0  # seconds between two lines about progress in a log
+LINE = "{desc} {n_fmt} of {total_fmt} {unit}s ({percentage:.0f}%), {elapsed} gone, {remaining} left"
 REPEATED = 1.0  # seconds within which a signal is the same one again, by another way
 
 
@@ -51,6 +64,14 @@ class PosprobeError(ValueError):
     The command line prints the message without a traceback and exits with status 2. Names and
     values in it may come from anywhere, so it is `shown`: one line that no terminal obeys.
     """
+
+    def __str__(self) -> str:
+        """The message, in one line."""
+        return shown(super().__str__())
+
+
+class PosprobeWarning(UserWarning):
+    """The input can be used, but not all that is printed of it means what it says."""
 
     def __str__(self) -> str:
         """The message, in one line."""
@@ -147,3 +168,51 @@ def noting(text: str) -> Iterator[None]:
     except KeyboardInterrupt as error:
         error.add_note(text)
         raise
+
+
+class _Log(io.TextIOBase):
+    """Takes what a bar draws, and passes on a line every 30 seconds."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def write(self, drawn: str) -> int:
+        """Write the bar's text as a line of standard error, if it is time for one."""
+        line, now = drawn.strip(), time.monotonic()
+        if line and now - self.last >= EVERY and sys.stderr is not None:
+            self.last = now
+            print(f"posprobe: {line}", file=sys.stderr, flush=True)
+        return len(drawn)
+
+
+def progress_bar(shown: bool, **options: Any) -> tqdm:
+    """Make a bar, for whatever standard error is.
+
+    Parameters
+    ----------
+    shown : bool
+        Whether to show anything.
+    **options
+        Arguments of tqdm: ``total``, ``unit``, ``desc``, ...
+
+    Returns
+    -------
+    tqdm
+        A bar on a terminal and in a notebook. Elsewhere, as in a log, it writes one plain line
+        about every 30 seconds: what is done, and the time that is left.
+
+    Examples
+    --------
+    >>> from posprobe.errors import progress_bar
+    >>> with progress_bar(False, total=3) as bar:
+    ...     _ = bar.update()
+    """
+    from tqdm.auto import tqdm  # which takes longer to import than all of this module
+
+    if not shown:
+        return tqdm(disable=True, **options)
+    widgets = any("notebook" in kind.__module__ for kind in tqdm.__mro__)
+    if widgets or (sys.stderr is not None and sys.stderr.isatty()):
+        return tqdm(**options)
+    slow = {"mininterval": EVERY, "maxinterval": EVERY, "bar_format": LINE}
+    return tqdm(file=_Log(), **options | slow)

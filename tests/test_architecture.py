@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
     "contracts"
 ]
-MARKERS = {"__init__.py", "__init__.pyi", "py.typed", "__pycache__"}
+MARKERS = {"__init__.py", "__init__.pyi", "__main__.py", "py.typed", "__pycache__"}
 ENTRIES = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name not in MARKERS}
 WITHOUT_DOOR = {"workflows"}  # each module is named after its command, and exports that name
 

@@ -105,6 +105,18 @@ def test_every_command_has_help():
         assert invoke(name, "-h").exit_code == 0
 
 
+def test_every_exit_status_is_documented():
+    said = " ".join(invoke("--help").stdout.split())
+    for status in ("0 done", "2 something to change", "1 a fault", "128 + N"):
+        assert status in said
+
+
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "posprobe", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == f"python -m posprobe, version {posprobe.__version__}\n"
+
+
 def test_version():
     assert posprobe.__version__ in invoke("--version").stdout
 
@@ -168,9 +180,28 @@ def test_inspect_says_what_a_file_holds(captured):
     assert "\ncompute type         float32\n" in found.stdout
     said = r"\nrounding +z \S+e-0\d nats, scores .* of its norm, M .* R \S+ nats\n"
     assert re.search(said, found.stdout)
+    assert "\nrepeated items       none\n" in found.stdout
     plain = json.loads(invoke("inspect", captured, "--json").stdout)
     assert {row["name"] for row in plain["rows"]} >= {"tokens", "normalizer"}
     assert plain["attributes"]["design"] == "shifted"
+
+
+def test_a_text_that_repeats_itself_is_warned_of_and_named(model_folder, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    words = child.make_text().split()
+    for name, start in (("a", 0), ("b", 500), ("c", 0)):
+        (texts / f"{name}.txt").write_text(" ".join(words[start : start + 31]))
+    arguments = ["--text", texts, "--n", 3, "--length", 32, "--bos", "force", "--quiet"]
+    arguments += ["--prefixes", "1,8,24", "--window", 8]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        found = invoke("capture", model_folder, "-o", tmp_path / "a.h5", *arguments)
+    assert found.exit_code == 0, found.stderr
+    (line,) = found.stderr.splitlines()
+    said = "1 of 3 items repeats another token for token"
+    assert line.startswith(f"posprobe: warning: {said} (")
+    assert f"\nrepeated items       {said} (" in invoke("inspect", tmp_path / "a.h5").stdout
 
 
 FORMAT_1 = Path(__file__).parent / "store" / "data" / "format-1.h5"
@@ -253,6 +284,30 @@ def test_variant_that_no_length_of_the_audit_shows_is_refused_before_the_first(m
     found = invoke("audit", "smollm2", "--length", "64", "--variants", "standard,window(64)")
     assert found.exit_code == 2
     assert "variant window(64) is inert at length 64" in found.stderr
+
+
+def test_audit_loads_the_model_as_told(tmp_path, monkeypatch):
+    calls = []
+
+    def audit(model, out, **options):
+        calls.append(options)
+        return out / "report.html"
+
+    monkeypatch.setattr("posprobe.workflows.audit.audit", audit)
+    arguments = ["--device", "cpu", "--model-dtype", "bfloat16", "--revision", "v2", "-q"]
+    found = invoke("audit", "org/model", "--out", tmp_path, *arguments, "--batch-tokens", 99)
+    assert found.exit_code == 0, found.stderr
+    (options,) = calls
+    assert options["loading"] == {"device": "cpu", "dtype": "bfloat16", "revision": "v2"}
+    assert (options["batch_tokens"], options["progress"]) == (99, False)
+
+
+def test_verbose_says_where_an_error_arose_and_shows_warnings(captured, tmp_path, monkeypatch):
+    for words, there in (([], False), (["-v"], True)):
+        found = invoke(*words, "inspect", tmp_path / "none.h5")
+        assert found.exit_code == 2
+        assert ("Traceback" in found.stderr) is there
+        assert found.stderr.splitlines()[-1].startswith("posprobe: ")
 
 
 def test_audit_of_several_variants_takes_a_folder_each(
@@ -378,9 +433,9 @@ def test_several_texts_count_and_the_file_says_what_was_read(model_folder, text_
     assert len(text["sha256"]) == 64
 
 
-def test_a_bundled_text_goes_by_its_name(model_folder, tmp_path):
+def test_a_bundled_text_goes_by_its_name(tmp_path):
     path = tmp_path / "a.h5"
-    arguments = ["capture", model_folder, "-o", path, "--n", 3, "--length", 48, "--quiet"]
+    arguments = ["capture", "zoo/rope-0", "-o", path, "--n", 3, "--length", 48, "--quiet"]
     assert invoke(*arguments, "--text", "shuffled:french").exit_code == 0
     with ActivationStore(path) as store:
         assert store.header.stimulus["corpus"] == "shuffled french"

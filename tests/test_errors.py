@@ -1,12 +1,14 @@
 """Ways out: what a signal leaves, whoever handles signals already, and notes on the way."""
 
 import os
+import re
 import signal
 import threading
 
 import pytest
 
-from posprobe.errors import Stopped, noting, signals_blocked, stoppable
+from posprobe import errors
+from posprobe.errors import Stopped, noting, progress_bar, signals_blocked, stoppable
 
 pytestmark = pytest.mark.usefixtures("signals")
 
@@ -78,3 +80,37 @@ def test_the_outermost_note_is_the_last():
     with pytest.raises(ValueError, match="other") as other, noting("outer"):
         raise ValueError("other")
     assert not hasattr(other.value, "__notes__")
+
+
+def test_a_log_gets_a_plain_line_now_and_then(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(errors.time, "monotonic", lambda: now[0])
+    with progress_bar(True, total=8, unit="token", desc="capture: a.h5") as bar:
+        for _ in range(8):
+            now[0] += 12
+            bar.update()
+            bar.refresh()  # what tqdm itself does when 30 seconds have gone
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    said = r"posprobe: capture: a\.h5:? 3 of 8 tokens \(38%\), \S+ gone, \S+ left"
+    assert re.fullmatch(said, lines[0])
+
+
+def test_a_short_run_leaves_a_log_empty(capsys):
+    with progress_bar(True, total=2, unit="step") as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress_bar(True, total=2, unit="step") as bar:
+        bar.update(2)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_nothing_is_shown_where_nothing_was_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress_bar(False, total=2) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""

@@ -38,7 +38,14 @@ from posprobe.analysis.position0 import closed_system_table
 from posprobe.analysis.replacement import PRIMARY_TREATMENT, replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads
 from posprobe.analysis.tables import Analysis, analyze_files, possible_steps
-from posprobe.analysis.wording import first_token, listed, n_units, shifted_design
+from posprobe.analysis.wording import (
+    first_token,
+    kept,
+    listed,
+    n_units,
+    shifted_design,
+    way_of_writing,
+)
 
 __all__ = [
     "INTERVENTIONS",
@@ -57,6 +64,7 @@ __all__ = [
     "first_token",
     "floor",
     "held_back_half",
+    "kept",
     "limit",
     "listed",
     "mask_name",
@@ -70,4 +78,5 @@ __all__ = [
     "sink_reading_heads",
     "sort_files",
     "strongest",
+    "way_of_writing",
 ]

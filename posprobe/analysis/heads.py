@@ -228,11 +228,12 @@ def writing_table(
 ) -> pd.DataFrame:
     r"""Estimate what sink-reading and other heads write of position 0 into the residual stream.
 
-    For each head this is the norm of :math:`A_{i0} v_0 W_O`, averaged over queries i. It is then
+    For each head this is the norm of :math:`c A_{i0} v_0 W_O`, averaged over queries i, where c is
+    the factor between attention and the stream (see `ActivationStore.attention_gain`). It is then
     averaged over the sink-reading heads and over the others. The groups are chosen on one half of
     the sequences and measured on the other. If the file contains the residual stream, the norm is
     also given relative to that of the stream that enters the layer (its mean over the positions
-    after 0).
+    after 0), unless a norm or a gate lies between attention and the stream.
 
     Parameters
     ----------
@@ -276,6 +277,7 @@ def writing_table(
         "residual" in store.header.quantities
         and set(store.header.residual_layers or ()) >= set(range(store.n_layers))
         and (store.residual_positions > 0).any(1).all()
+        and None not in store.attention_gain  # else a norm makes another size of it
     ):
         measures["relative to the residual stream"] = measures["written"] / _later_norm(store, half)
     rows = []

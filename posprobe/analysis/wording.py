@@ -7,7 +7,7 @@ import numpy as np
 from posprobe.channels import MAX_UNITS
 from posprobe.store import ActivationStore
 
-__all__ = ["first_token", "listed", "n_units", "shifted_design"]
+__all__ = ["first_token", "kept", "listed", "n_units", "shifted_design", "way_of_writing"]
 
 
 def n_units(store: ActivationStore) -> int:
@@ -84,3 +84,52 @@ def first_token(store: ActivationStore) -> str:
     if len(first) > 1:
         return "whatever token the text begins with"
     return f"token {first[0]}" + (" (BOS)" if store.has_bos else "")
+
+
+def kept(store: ActivationStore) -> str:
+    """Say what a replacement leaves at position 0.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture with position 0 replaced.
+
+    Returns
+    -------
+    str
+        A sentence with a blank in front, or nothing if all of it was replaced.
+    """
+    if not store.kept_at_position0:
+        return ""
+    return (
+        " The model adds a learned position vector, which the replacement leaves there: its norm "
+        f"is {store.kept_at_position0:.2g} of that of the stream at position 0."
+    )
+
+
+def way_of_writing(store: ActivationStore) -> str:
+    """Say what lies between attention and the residual stream.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Any capture.
+
+    Returns
+    -------
+    str
+        A sentence with a blank in front, or nothing if the stream gets attention's output as it is.
+    """
+    gains = store.attention_gain
+    normed = sum(gain is None for gain in gains)
+    scaled = sorted({gain for gain in gains if gain not in (None, 1.0)})
+    said = ""
+    if normed:
+        said += (
+            f" In {normed} of {store.n_layers} layers a norm or a gate lies between attention and "
+            "the stream: the norms are those before it, not those of what reaches the stream."
+        )
+    if scaled:
+        factors = ", ".join(f"{gain:g}" for gain in scaled)
+        said += f" The model scales what attention writes ({factors}), which is counted."
+    return said

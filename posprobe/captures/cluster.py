@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from posprobe.captures.options import CaptureOptions
-from posprobe.captures.plan import CapturePlan, plan_capture, versions
+from posprobe.captures.plan import CapturePlan, plan_capture, versions, warn_of_repeats
 from posprobe.captures.run import draw, fill, token_bar
 from posprobe.errors import ClusterError, PosprobeError, signals_blocked
-from posprobe.models import ObservableModel, load_model
+from posprobe.models import ModelSource, ObservableModel, load_model
 from posprobe.stimuli import Text, TextSource, read_text
 from posprobe.store import (
     RESUME,
@@ -134,7 +134,7 @@ def _quiet_clients() -> Iterator[None]:
 
 
 def capture_distributed(
-    model: str,
+    model: ModelSource,
     path: str | Path,
     client: Client,
     *,
@@ -185,8 +185,8 @@ def capture_distributed(
     Raises
     ------
     ClusterError
-        If workers die repeatedly on one shard, the scheduler is lost, or a worker has different
-        weights or versions from the worker that made the plan.
+        If the model is not a name, workers die repeatedly on one shard, the scheduler is lost, or a
+        worker has different weights or versions from the worker that made the plan.
     ModelError, StimulusError, StoreError
         As in `posprobe.capture`.
 
@@ -196,12 +196,18 @@ def capture_distributed(
     for bit if the forward passes do, that is with the same processor, number of threads and
     libraries.
     """
+    if not isinstance(model, str):
+        raise ClusterError(
+            f"a {type(model).__name__} is in the memory of this process; workers load a model by "
+            "name, so save it with save_pretrained and give the folder"
+        )
     options, drawing = options.split(given)
     drawing |= {"past_training": options.past_training}
     words = read_text(text)
     recipe = Recipe(model, tuple(sorted((loading or {}).items())))
     with _lost_cluster():
         plan = _answer(client.submit(_plan, recipe, words, drawing, options, pure=False))
+    warn_of_repeats(plan)
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:

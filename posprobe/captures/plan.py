@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -10,13 +11,22 @@ from typing import Any
 import numpy as np
 
 from posprobe.captures.options import CaptureOptions
-from posprobe.captures.position0 import check_treatment, replace_token
+from posprobe.captures.position0 import check_treatment, kept_at_position0, replace_token
 from posprobe.captures.rounding import measure_rounding
 from posprobe.captures.selection import parse_layers, parse_positions
-from posprobe.errors import StimulusError, StoreError
+from posprobe.errors import PosprobeWarning, StimulusError, StoreError
 from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
 from posprobe.stimuli import Stimulus
-from posprobe.store import LEARNED_SINKS, OWN_POSITION, Header
+from posprobe.store import (
+    ATTENTION_GAIN,
+    KEPT_AT_POSITION0,
+    LEARNED_SINKS,
+    ORIGIN,
+    OWN_POSITION,
+    Header,
+    repeated_items,
+    repeats_in_words,
+)
 
 __all__ = [
     "ALONE",
@@ -26,6 +36,7 @@ __all__ = [
     "effective_window",
     "plan_capture",
     "versions",
+    "warn_of_repeats",
 ]
 
 BATCH_TOKENS = 2048
@@ -141,8 +152,9 @@ def plan_capture(
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
-    stimulus = replace_token(model, stimulus, options.position0)
-    own = _own_position(model, stimulus) if known is None else _noted_own_position(known)
+    drawn, stimulus = stimulus, replace_token(model, stimulus, options.position0)
+    _check_repeats(drawn)
+    own = _measured(model, stimulus, options.position0) if known is None else _noted(known)
     header = _header(model, stimulus, change, options, {*options.quantities, *consumed}, own)
     observation = Observation(
         n_queries=stimulus.n_queries,
@@ -223,7 +235,7 @@ def _header(
     change: Intervention,
     options: CaptureOptions,
     computed: set[str],
-    own_position: dict[str, Any],
+    measured: dict[str, Any],
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [effective_window(w, change, longest) or 0 for w in model.layer_windows]
@@ -250,7 +262,9 @@ def _header(
         | {"posprobe_quantization": model.quantization}
         | {"posprobe_variant": model.variant_evidence(longest)}
         | ({LEARNED_SINKS: list(model.learned_sinks)} if model.learned_sinks else {})
-        | own_position,
+        | ({ATTENTION_GAIN: list(model.gains)} if {*model.gains} != {1.0} else {})
+        | ({ORIGIN: model.origin} if model.borrowed else {})
+        | measured,
         trained_length=model.max_length or 0,
         variant=str(model.variant),
         position0_treatment=options.position0,
@@ -274,6 +288,36 @@ def _check_tokens(model: ObservableModel, stimulus: Stimulus) -> None:
         )
 
 
+def _check_repeats(stimulus: Stimulus) -> None:
+    """Refuse items that are all the same."""
+    groups = repeated_items(stimulus.tokens, stimulus.item, stimulus.prefix_length)
+    n_items = len(np.unique(stimulus.item))
+    if groups and len(groups[0]) == n_items:
+        raise StimulusError(
+            f"all {n_items} items are the same tokens, so nothing varies between them; give a text "
+            "without repeats"
+        )
+
+
+def warn_of_repeats(plan: CapturePlan) -> None:
+    """Warn of items that repeat others, since intervals take them as independent.
+
+    Warns
+    -----
+    PosprobeWarning
+        If some do; it names them.
+    """
+    drawn = plan.stimulus
+    groups = repeated_items(drawn.tokens, drawn.item, drawn.prefix_length)
+    if groups:
+        warnings.warn(
+            f"{repeats_in_words(groups, len(np.unique(drawn.item)))}: intervals take them as "
+            "independent and are too narrow; give a text without repeats",
+            PosprobeWarning,
+            stacklevel=3,
+        )
+
+
 def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int]:
     """Count each special token inside the sequences, after position 0."""
     inside = stimulus.tokens[:, 1:]
@@ -281,8 +325,15 @@ def _special_tokens(model: ObservableModel, stimulus: Stimulus) -> dict[str, int
     return {model.token_name(int(i)): int(n) for i, n in zip(ids, counts, strict=True)}
 
 
-def _noted_own_position(header: Header) -> dict[str, Any]:
-    return {key: value for key, value in header.config.items() if key == OWN_POSITION}
+def _measured(model: ObservableModel, stimulus: Stimulus, position0: str) -> dict[str, Any]:
+    """Return the header entries that take forward passes."""
+    return _own_position(model, stimulus) | _kept_at_position0(model, stimulus, position0)
+
+
+def _noted(header: Header) -> dict[str, Any]:
+    """Return these entries of a header that has them."""
+    noted = (OWN_POSITION, KEPT_AT_POSITION0)
+    return {key: value for key, value in header.config.items() if key in noted}
 
 
 def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:
@@ -294,6 +345,16 @@ def _own_position(model: ObservableModel, stimulus: Stimulus) -> dict[str, Any]:
         longest=int(stimulus.lengths.max()),
     )
     return {} if found is None else {OWN_POSITION: found}
+
+
+def _kept_at_position0(
+    model: ObservableModel, stimulus: Stimulus, position0: str
+) -> dict[str, Any]:
+    """Return the header entry for what a replacement leaves at position 0, or no entry."""
+    if position0 == "native":
+        return {}
+    kept = kept_at_position0(model, int(stimulus.tokens[0, 0]))
+    return {KEPT_AT_POSITION0: kept} if kept else {}
 
 
 def _layers(chosen: tuple[int, ...] | str | None, model: ObservableModel) -> tuple[int, ...] | None:

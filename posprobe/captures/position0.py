@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from posprobe.errors import StimulusError
-from posprobe.models import ObservableModel
+from posprobe.models import ObservableModel, Observation, Observer
 from posprobe.stimuli import Stimulus
 
-__all__ = ["POSITION0", "check_treatment", "item_rng", "replace_token", "replaced_embedding"]
+__all__ = [
+    "POSITION0",
+    "check_treatment",
+    "item_rng",
+    "kept_at_position0",
+    "replace_token",
+    "replaced_embedding",
+]
 
 POSITION0 = {
     "native": "the token of the stimulus",
@@ -120,3 +127,35 @@ def replaced_embedding(
     draws = [item_rng(stimulus, i).standard_normal(native.shape[-1]) for i in stimulus.item[batch]]
     noise = torch.from_numpy(np.stack(draws)).to(native)
     return noise * (native.norm(dim=-1) / noise.norm(dim=-1)).unsqueeze(-1)
+
+
+def kept_at_position0(model: ObservableModel, token: int) -> float:
+    r"""Measure what stays in the residual stream at position 0 if its embedding is zero.
+
+    .. math:: \lVert h_0(\mathrm{zero}) \rVert / \lVert h_0 \rVert
+
+    That is what the model adds by itself before the first block, such as a learned position vector.
+
+    Parameters
+    ----------
+    model : ObservableModel
+        Model to run on one token.
+    token : int
+        Token at position 0.
+
+    Returns
+    -------
+    float
+        0 for models that add nothing, rounded to four digits.
+    """
+    seen: list[Tensor] = []
+
+    def emit(name: str, layer: int, tensor: Tensor) -> None:
+        if (name, layer) == ("position0", 0):
+            seen.append(tensor.double().norm().cpu())
+
+    tokens = torch.tensor([[token]])
+    for embedding0 in (torch.zeros_like(model.embed(tokens)[:, 0]), None):
+        model.run(tokens, Observer(emit, Observation(n_queries=1)), embedding0=embedding0)
+    zero, native = map(float, seen)
+    return float(f"{zero / native:.4g}") if native else 0.0

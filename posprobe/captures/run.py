@@ -19,11 +19,13 @@ from posprobe.captures.plan import (
     check_length,
     effective_window,
     plan_capture,
+    warn_of_repeats,
 )
 from posprobe.captures.position0 import replaced_embedding
-from posprobe.errors import ModelError, PosprobeError, StoreError
+from posprobe.errors import ModelError, PosprobeError, StoreError, progress_bar
 from posprobe.models import (
     Intervention,
+    ModelSource,
     ObservableModel,
     Observation,
     Observer,
@@ -78,9 +80,10 @@ class Consumer(Protocol):
 
 
 def capture(
-    model: ObservableModel | str,
+    model: ObservableModel | ModelSource,
     path: str | Path,
     *,
+    tokenizer: Any = None,
     design: str = "natural",
     n: int = 40,
     length: int = 256,
@@ -100,10 +103,12 @@ def capture(
 
     Parameters
     ----------
-    model : ObservableModel or str
-        Model to run, or its name as `load_model` takes it.
+    model : ObservableModel, str or transformers.PreTrainedModel
+        Model to run, or what `load_model` takes.
     path : str or Path
         File to write. Until it is complete it is called ``PATH.partial``.
+    tokenizer : transformers tokenizer or None, default=None
+        As in `load_model`; used only where the model is not an `ObservableModel`.
     design : {"natural", "shifted", "iid", "repeated"}, default="natural"
         How the sequences are drawn from the text; see `posprobe.make_stimulus`.
     n : int, default=40
@@ -150,8 +155,8 @@ def capture(
     """
     options = options.changed(**changes)
     words = read_text(text)
-    if isinstance(model, str):
-        model = load_model(model)
+    if not isinstance(model, ObservableModel):
+        model = load_model(model, tokenizer=tokenizer)
     stimulus = draw(
         model,
         words,
@@ -273,7 +278,7 @@ def capture_stimulus(
     ------
     StimulusError
         If the sequences are longer than the model was made for, a token has no embedding in the
-        model, or the treatment of position 0 is unknown or impossible.
+        model, all items are the same, or the treatment of position 0 is unknown or impossible.
     ModelError
         If a layer's window is not the one that its configuration declares, the intervention
         names a head that the model does not have, or the model's variant is inert at this length.
@@ -281,6 +286,11 @@ def capture_stimulus(
         If the file cannot be written, already exists, or is not from the capture to resume; if it
         already holds sequences that the consumers have not seen; or if a value does not fit into
         the file, such as one beyond float16.
+
+    Warns
+    -----
+    PosprobeWarning
+        If items repeat others, token for token.
 
     Notes
     -----
@@ -290,6 +300,7 @@ def capture_stimulus(
     consumed = {name for consumer in consumers for name in consumer.quantities}
     known = ActivationStore(path).header if resume and Path(path).exists() else None
     plan = plan_capture(model, stimulus, options.changed(**changes), consumed=consumed, known=known)
+    warn_of_repeats(plan)
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}
     with begin(path, plan.header, plan.index, **extra) as writer:
@@ -428,9 +439,9 @@ def token_bar(progress: bool | tqdm, plan: CapturePlan) -> Iterator[tqdm]:
     if not isinstance(progress, bool):
         yield progress
         return
-    title, hidden = f"{plan.header.model} {plan.header.design}", None if progress else True
-    with tqdm(
-        desc=title, total=plan.n_tokens(), unit="token", unit_scale=True, disable=hidden
+    title = f"{plan.header.model} {plan.header.design}"
+    with progress_bar(
+        progress, desc=title, total=plan.n_tokens(), unit="token", unit_scale=True
     ) as bar:
         yield bar
 

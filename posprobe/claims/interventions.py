@@ -13,6 +13,7 @@ from posprobe.analysis import (
     listed,
     mask_name,
     shifted_design,
+    way_of_writing,
 )
 from posprobe.claims.verdicts import (
     NEGLIGIBLE_R2,
@@ -126,7 +127,7 @@ def _writing(analysis: Analysis) -> Claim:
     protocol = (
         f"Norm of A_i0 v_0 W_O, averaged over queries and heads: {counts['sink-reading']} "
         f"sink-reading heads against {counts['other']} others, on the {int(row['n'])} sequences "
-        f"that did not choose them. {CHOSEN} {_how(interval)} on sequences."
+        f"that did not choose them. {CHOSEN} {_how(interval)} on sequences.{way_of_writing(store)}"
     )
     return make_claim(name, statement, interval, "1", above(interval, 1.0), protocol)
 

@@ -9,6 +9,7 @@ from posprobe.analysis import (
     PRIMARY_TREATMENT,
     Analysis,
     first_token,
+    kept,
     limit,
     listed,
     mask_name,
@@ -143,6 +144,7 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
         f"{row['sink_rate_native']:.0%} native, {row['sink_rate_replaced']:.0%} replaced. "
         f"Supported if the whole interval is within {MARGIN:g} of {REMOVED_IN_STUDY:g}, "
         "contradicted if it lies outside. The study's own protocol is not known."
+        f"{_kept(analysis)}"
     )
     return [
         make_claim(
@@ -155,6 +157,13 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
             REMOVED_IN_STUDY,
         )
     ]
+
+
+def _kept(analysis: Analysis) -> str:
+    """What the primary replacement leaves at position 0."""
+    replaced = analysis.files.replaced
+    primary = (s for s in replaced if s.header.position0_treatment == PRIMARY_TREATMENT)
+    return next(map(kept, primary), "")
 
 
 def agrees_with_study(interval: Interval) -> Verdict:

@@ -370,6 +370,7 @@ def _notes(
     return (
         *_item_notes(members, items),
         *_digest_notes(members),
+        *_repeat_notes(members),
         *_token_notes(same_tokens),
         *_offset_notes(members),
         *_first_token_notes(members),
@@ -393,6 +394,16 @@ def _digest_notes(members: Sequence[Member]) -> list[str]:
     if not names:
         return []
     return [f"files of {', '.join(names)} have format 1, which does not show damage to data"]
+
+
+def _repeat_notes(members: Sequence[Member]) -> list[str]:
+    """One note on each file in which items repeat others."""
+    return [
+        f"{_place(store)}: {store.repeats_in_words()}, and intervals take them as independent"
+        for member in members
+        for store in member.files.all()
+        if store.repeated_items
+    ]
 
 
 def _token_notes(same_tokens: bool) -> list[str]:

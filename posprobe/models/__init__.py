@@ -1,6 +1,8 @@
 """Turn a checkpoint into a decoder whose attention is observed as it computes.
 
+entry                          from a name or a model in memory to a proved model
 bundled, checkpoints, loading  from a name to weights and a tokenizer
+memory                         a model that is in memory already
 gguf_header, gguf_keys,
 gguf_rotation, gguf_conversion a GGUF file converted to a checkpoint, proved, or refused
 decoders                       which models can be observed, and where their blocks are
@@ -8,6 +10,7 @@ rotary, variants               changes of the configuration
 interventions                  changes of the attention
 attention                      output and log-normalizer from one kernel
 scores, observation, masks     what is recorded, and how transformers calls it
+writing                        what of attention's output reaches the residual stream
 proofs, variant_proofs         proof that the observed attention is the model's own
 passes                         one pass at a time, whatever else the process does
 observable                     the model itself
@@ -17,9 +20,10 @@ exact                          a pass again in float64, block by block
 
 from posprobe.models.attention import BLOCK
 from posprobe.models.bundled import PACKAGED, list_zoo
+from posprobe.models.entry import ModelSource, load_model
 from posprobe.models.exact import Seen, computed_and_exact
 from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
-from posprobe.models.observable import ObservableModel, load_model
+from posprobe.models.observable import ObservableModel
 from posprobe.models.observation import Observer
 from posprobe.models.passes import plain_torch
 from posprobe.models.scores import Observation
@@ -32,6 +36,7 @@ __all__ = [
     "PACKAGED",
     "VARIANTS",
     "Intervention",
+    "ModelSource",
     "ObservableModel",
     "Observation",
     "Observer",

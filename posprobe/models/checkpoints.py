@@ -6,6 +6,7 @@ folder (``POSPROBE_CACHE``, else ``~/.cache/posprobe``), where it is found again
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -65,8 +66,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     Raises
     ------
     ModelError
-        If `name` is a path without a model, a broken GGUF file, or a bundled model that is not
-        installed or whose files are not the expected ones.
+        If `name` is a path without a model, a broken GGUF file, a bundled model that is not
+        installed or whose files are not the expected ones, or nearly the name of one.
     """
     if not name:
         raise ModelError("no model was named; give a hub id, a folder, a .gguf file or 'smollm2'")
@@ -88,7 +89,19 @@ def find_checkpoint(name: str) -> Checkpoint:
         raise ModelError(f"model {name!r} is a file but not a GGUF file; give its folder")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"model {name!r}: there is no such folder; check the path")
+    _refuse_typo(name)
     return Checkpoint(name, name)
+
+
+def _refuse_typo(name: str) -> None:
+    """Refuse a name without an organisation that is nearly that of a bundled model."""
+    if "/" in name:
+        return
+    near = difflib.get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.75)
+    if near:
+        raise ModelError(
+            f"model {name!r} is unknown; did you mean {near[0]!r}? A hub id has the form org/model"
+        )
 
 
 def _check_folder(name: str, path: Path) -> None:

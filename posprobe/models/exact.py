@@ -69,7 +69,9 @@ def computed_and_exact(
             observer = Observer(computed.emit, observation, intervention)
             model.run(tokens, observer, embedding0=embedding0)
         _check_stream(model, calls)
-        _again(model, calls, Observer(exact.emit, observation, intervention))
+        again = Observer(exact.emit, observation, intervention)
+        again.gains = model.gains
+        _again(model, calls, again)
     return computed.seen, exact.seen
 
 

@@ -1,7 +1,6 @@
-"""Load a decoder-only language model that can be observed.
+"""A decoder-only language model that can be observed.
 
-A model comes from a hub id, a local folder, a GGUF file or a bundled name. `posprobe.models.proofs`
-proves at once that the observed attention is the model's own.
+`posprobe.models.proofs` proves at once that the observed attention is the model's own.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import transformers
 from torch import Tensor
 
 from posprobe.errors import ModelError
-from posprobe.models.checkpoints import find_checkpoint
 from posprobe.models.decoders import (
     check_state,
     check_weights,
@@ -28,23 +26,18 @@ from posprobe.models.decoders import (
     size,
 )
 from posprobe.models.interventions import Intervention
-from posprobe.models.loading import (
-    DTYPES,
-    check_device,
-    load_checkpoint,
-    load_tokenizer,
-    quiet,
-    source,
-)
+from posprobe.models.loading import quiet
+from posprobe.models.memory import adapters_of, origin_of
 from posprobe.models.observation import Observer, observing
-from posprobe.models.passes import plain_torch, undisturbed
-from posprobe.models.proofs import ATTENTION, prove_observable
+from posprobe.models.passes import borrowing, plain_torch, undisturbed
+from posprobe.models.proofs import ATTENTION, prove_observable, random_tokens
 from posprobe.models.rotary import differing_rotation
 from posprobe.models.tokens import native_frame
 from posprobe.models.variant_proofs import prove_variant, variant_evidence
 from posprobe.models.variants import Variant, parse_variant
+from posprobe.models.writing import find_gains
 
-__all__ = ["ObservableModel", "load_model"]
+__all__ = ["ObservableModel"]
 
 # Where a file says how far the model's frequencies are from those of its configuration.
 OTHER_ROTATION = "posprobe_other_rotation"
@@ -53,12 +46,13 @@ OTHER_ROTATION = "posprobe_other_rotation"
 class ObservableModel:
     """A decoder whose attention posprobe computes and observes.
 
-    `load_model` makes one from a name; use the constructor for a model that is already loaded.
+    `load_model` makes one from a name, or from a model that is in memory already.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A causal language model. It is put into evaluation mode, and its attention is replaced.
+        A causal language model. Unless it is borrowed, it is put into evaluation mode, and its
+        attention is replaced.
     tokenizer : transformers tokenizer or None, default=None
         Tokenizer of the model. None means that the model is run on token ids only.
     name : str, default=""
@@ -68,6 +62,9 @@ class ObservableModel:
         embedding must have been made in the configuration already. None means ``standard``.
     quantization : str, default="none"
         Quantisation of the checkpoint.
+    borrowed : bool, default=False
+        Whether the model belongs to the caller. Its attention, its mode and all other state is then
+        changed for the time of a pass only, and its origin is recorded.
 
     Attributes
     ----------
@@ -79,6 +76,9 @@ class ObservableModel:
         Its decoder blocks, in order.
     learned_sinks : tuple of int
         The layers with a learned logit in their denominators.
+    gains : tuple of (float or None)
+        Factor between each layer's attention and the residual stream; None where a norm or a gate
+        is in between. See `posprobe.models.writing.find_gains`.
 
     Raises
     ------
@@ -94,11 +94,10 @@ class ObservableModel:
         name: str = "",
         variant: Variant | None = None,
         quantization: str = "none",
+        borrowed: bool = False,
     ) -> None:
-        self.model = model.eval()
-        for part in model.modules():
-            if isinstance(part, transformers.PreTrainedModel):
-                part.config.return_dict = True  # models read the outputs of their parts by name
+        self.model = model if borrowed else model.eval()
+        self.borrowed = borrowed
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.variant = variant or parse_variant("standard")
@@ -108,6 +107,8 @@ class ObservableModel:
         self._mean: tuple[Any, Tensor] | None = None
         self._attention = self.config._attn_implementation
         self._proved: tuple[Any, ...] = ()
+        self._proving = False
+        self.gains: tuple[float | None, ...] = ()
         self.check()
 
     def check(self) -> None:
@@ -122,17 +123,30 @@ class ObservableModel:
             state = _state(self.model)
             if state == self._proved:
                 return
-            if self._proved:
-                self.model.set_attn_implementation(self._attention)
-            self._proved = state  # the proof itself makes passes
-            try:
+            with borrowing(self.model) if self.borrowed else contextlib.nullcontext():
+                self._prove(state)
+
+    def _prove(self, state: tuple[Any, ...]) -> None:
+        """Prove the model, and note the state in which it was proved."""
+        if self._proved and not self.borrowed:
+            self.model.set_attn_implementation(self._attention)
+        self._proved = state  # the proof itself makes passes
+        self._proving = True
+        try:
+            for part in self.model.modules():
+                if isinstance(part, transformers.PreTrainedModel):
+                    part.config.return_dict = True  # models read outputs of their parts by name
+            if not self.borrowed:
                 self.model.requires_grad_(False)
-                self.blocks = self._checked_blocks()
-                self.learned_sinks = prove_observable(self)
-                prove_variant(self)
-            except BaseException:
-                self._proved = ()
-                raise
+            self.blocks = self._checked_blocks()
+            self.learned_sinks = prove_observable(self)
+            self.gains = find_gains(self, random_tokens(self)[:1, :4])
+            prove_variant(self)
+        except BaseException:
+            self._proved = ()
+            raise
+        finally:
+            self._proving = False
 
     def _checked_blocks(self) -> list[torch.nn.Module]:
         """Return the decoder blocks, or refuse a model that cannot be observed."""
@@ -148,6 +162,33 @@ class ObservableModel:
     def config(self) -> Any:
         """The text model's configuration."""
         return self.model.config.get_text_config()
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What is known of where a model in memory came from; empty for one that was loaded here.
+
+        See `posprobe.models.memory.origin_of`.
+        """
+        return origin_of(self.model) if self.borrowed else {}
+
+    def __repr__(self) -> str:
+        """Name, class, size, type and position 0, in one line."""
+        dtype = str(coarsest_dtype(self.model)).removeprefix("torch.")
+        variant = "" if str(self.variant) == "standard" else f", {self.variant}"
+        return (
+            f"<ObservableModel {self.name}: {type(self.model).__name__}, {self.n_layers} layers of "
+            f"{self.n_heads} heads, {dtype}{variant}, position 0: {self._position0()}>"
+        )
+
+    def _position0(self) -> str:
+        """What the tokenizer puts at position 0, in words."""
+        if self.tokenizer is None:
+            return "unknown, no tokenizer"
+        try:
+            token = self.native_bos
+        except ModelError:
+            return "several tokens"
+        return "a token of the text" if token is None else self.token_name(token)
 
     @property
     def n_layers(self) -> int:
@@ -255,7 +296,10 @@ class ObservableModel:
             If the model has no tokenizer.
         """
         if self.tokenizer is None:
-            raise ModelError(f"model {self.name!r} has no tokenizer; pass token ids, not text")
+            raise ModelError(
+                f"model {self.name!r} has no tokenizer; pass token ids, or give load_model a "
+                "tokenizer"
+            )
         with quiet():
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.asarray(ids, dtype=np.int32)
@@ -283,15 +327,18 @@ class ObservableModel:
         return variant_evidence(self, length)
 
     def weights_digest(self) -> str:
-        """Return the SHA-256 of the names and bytes of all weights.
+        """Return the SHA-256 of the names and bytes of all weights, and of acting adapters.
 
-        The digest is kept until a weight changes.
+        The digest is kept until a weight or an adapter changes.
         """
         weights = sorted(self.model.state_dict().items())
-        state = [(key, _version(tensor)) for key, tensor in weights]
+        adapters = sorted(adapters_of(self.model).items())
+        state = [adapters, *((key, _version(tensor)) for key, tensor in weights)]
         if self._digest is not None and self._digest[0] == state:
             return self._digest[1]
         digest = hashlib.sha256()
+        for adapter, factor in adapters:
+            digest.update(f"{adapter} {factor:g};".encode())
         for key, tensor in weights:
             digest.update(key.encode())
             flat = tensor.detach().cpu().contiguous().view(-1)
@@ -330,9 +377,22 @@ class ObservableModel:
                 self._mean = state, (torch.stack(sums).sum(0) / len(ids)).cpu()
         return self._mean[1]
 
-    def undisturbed(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other threads and torch's global state from what runs in this context."""
-        return undisturbed(self.model, self._lock, ATTENTION)
+    @contextlib.contextmanager
+    def undisturbed(self, attention: str | None = ATTENTION) -> Iterator[None]:
+        """Keep other threads and torch's global state from what runs in this context.
+
+        Parameters
+        ----------
+        attention : str or None
+            As in `posprobe.models.passes.undisturbed`.
+        """
+        lent = self.borrowed and not self._proving
+        with (
+            self._lock,
+            borrowing(self.model, ATTENTION) if lent else contextlib.nullcontext(),
+            undisturbed(self.model, self._lock, attention),
+        ):
+            yield
 
     @torch.inference_mode()
     def run(self, tokens: Tensor, observer: Observer, *, embedding0: Tensor | None = None) -> None:
@@ -357,6 +417,7 @@ class ObservableModel:
             stream.
         """
         self.check()
+        observer.gains = self.gains
         with (
             self.undisturbed(),
             observing(observer),
@@ -392,7 +453,7 @@ class ObservableModel:
         needed = None if observer is None else ATTENTION
         shown = contextlib.nullcontext() if observer is None else observing(observer)
         self.check()
-        with undisturbed(self.model, self._lock, needed), shown:
+        with self.undisturbed(needed), shown:
             return self.model(tokens.to(self.model.device), use_cache=False).logits
 
     def intervention(self) -> Intervention:
@@ -446,63 +507,3 @@ def _version(tensor: Tensor) -> tuple[Any, ...]:
     """What changes as soon as a tensor does; tensors of inference mode do not count changes."""
     changes = object() if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), tensor.dtype, changes
-
-
-@plain_torch()
-def load_model(
-    name: str,
-    *,
-    variant: str = "standard",
-    dtype: str = "float32",
-    device: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> ObservableModel:
-    """Load a model by hub id, local folder, GGUF file or bundled name, ready to be observed.
-
-    Parameters
-    ----------
-    name : str
-        A hub id (``"org/model"``), a folder with config.json and weights, a ``.gguf`` file (which
-        is converted once into a cache), or a bundled name (``"smollm2"``, ``"gemma3"``,
-        ``"zoo/rope-0"``).
-    variant : str, default="standard"
-        A change of attention at inference, such as ``"ntk(8)"`` or ``"window(64)"``; see
-        `parse_variant`.
-    dtype : {"float32", "float64", "bfloat16"}, default="float32"
-        Type of weights and activations.
-    device : str or None, default=None
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which spreads the layers over all GPUs.
-        None means a GPU if there is one.
-    revision : str or None, default=None
-        Revision of a hub model. None means its main branch.
-    trust_remote_code : bool, default=False
-        Whether code that comes with a model may run. The command line never allows it.
-
-    Returns
-    -------
-    ObservableModel
-
-    Raises
-    ------
-    ModelError
-        If the model does not exist, its files are incomplete, it cannot be observed, or the variant
-        does not apply to it; or if the device is not available or too small.
-    """
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    change = parse_variant(variant)
-    with quiet():
-        checkpoint = find_checkpoint(name)
-        place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
-        model = load_checkpoint(checkpoint, change, DTYPES[dtype], place, device)
-        tokenizer = load_tokenizer(checkpoint, place)
-    return ObservableModel(
-        model,
-        tokenizer,
-        name=name,
-        variant=change,
-        quantization=checkpoint.quantization,
-    )

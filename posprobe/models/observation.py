@@ -7,7 +7,7 @@ log-normalizer, the sink score, the scores at chosen offsets and the mask counte
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
@@ -18,7 +18,9 @@ from posprobe.models.attention import Scoring, Visibility, attend
 from posprobe.models.interventions import NO_INTERVENTION, Intervention
 from posprobe.models.scores import Observation, observe_scores
 
-__all__ = ["Observer", "observed_attention", "observing"]
+__all__ = ["Observer", "observed_attention", "observing", "output_projection"]
+
+PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj")
 
 
 class Observer:
@@ -45,6 +47,9 @@ class Observer:
         The keys that each layer could see.
     sink_logits : dict of int to Tensor
         The learned logits in each layer's denominator, if the model has them.
+    gains : sequence of (float or None)
+        Factor between each layer's attention and the stream, by which ``sink_value`` is scaled; see
+        `posprobe.models.writing`. Empty, or None in a layer, leaves it as the projection has it.
     """
 
     def __init__(
@@ -61,6 +66,23 @@ class Observer:
         self.layers: list[int] = []
         self.visibilities: dict[int, Visibility] = {}
         self.sink_logits: dict[int, Tensor] = {}
+        self.gains: Sequence[float | None] = ()
+
+    def output(self, module: torch.nn.Module, output: Tensor) -> Tensor:
+        """Return what a layer's attention hands on, by default `output` itself.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The attention layer.
+        output : Tensor, shape (batch, head, query, d)
+            Weighted sums of the values.
+
+        Returns
+        -------
+        Tensor, shape (batch, head, query, d)
+        """
+        return output
 
     def tempered(self, layer: int, query: Tensor, scaling: float) -> tuple[Tensor, float]:
         """Apply the temperatures of the intervention to the scores of a layer.
@@ -188,10 +210,12 @@ def observed_attention(
         seen = observe_scores(
             query, key, normalizer, visibility, observer.observation, scoring, cut
         )
-        seen["sink_value"] = _sink_value(module, value, query.shape[1])
+        gain = observer.gains[layer] if observer.gains else None
+        written = _sink_value(module, value, query.shape[1])
+        seen["sink_value"] = written if gain is None else written * abs(gain)
         for name, tensor in seen.items():
             observer.emit(name, layer, tensor)
-    return output.transpose(1, 2).contiguous(), None
+    return observer.output(module, output).transpose(1, 2).contiguous(), None
 
 
 def _attend_with_cut(
@@ -221,15 +245,20 @@ def _attend_with_cut(
     return output, normalizer
 
 
+def output_projection(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The output projection of an attention layer, or None if it has none of the usual names."""
+    found = next((child for name in PROJECTIONS if (child := getattr(module, name, None))), None)
+    return found if isinstance(found, torch.nn.Module) else None
+
+
 def _sink_value(module: torch.nn.Module, value: Tensor, n_heads: int) -> Tensor:
-    """Compute the norm of what key 0 writes into the residual stream through each head.
+    """Compute the norm of what key 0 writes through each head.
 
     This is the norm of v_0 W_O for each head, of shape (batch, head), for an attention of 1 to
     key 0. It is NaN if the module's output projection has none of the usual names.
     """
-    names = ("o_proj", "c_proj", "dense", "out_proj")
-    project = next((child for name in names if (child := getattr(module, name, None))), None)
-    if not isinstance(project, torch.nn.Module):
+    project = output_projection(module)
+    if project is None:
         return value.new_full((value.shape[0], n_heads), torch.nan)
     first = value[:, :, 0].repeat_interleave(n_heads // value.shape[1], dim=1)
     alone = torch.diag_embed(first.transpose(1, 2)).permute(0, 2, 3, 1)  # (batch, head, head, d)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ from posprobe.models.decoders import check_state
 
 EXACT = "highest"  # what torch calls products of float32 in float32
 
-__all__ = ["plain_torch", "undisturbed"]
+__all__ = ["borrowing", "plain_torch", "undisturbed"]
 
 
 @contextlib.contextmanager
@@ -40,6 +41,60 @@ def plain_torch() -> Iterator[None]:
         torch.set_default_dtype(default)
         if products != EXACT:
             torch.set_float32_matmul_precision(products)
+
+
+@contextlib.contextmanager
+def borrowing(model: transformers.PreTrainedModel, attention: str | None = None) -> Iterator[None]:
+    """Give a model back as it was, whatever is set in it meanwhile.
+
+    That is the attributes of its modules and configurations (attention, training mode, caches of
+    rotary embeddings), their buffers, and which weights have gradients. Values inside a tensor are
+    not copied: no pass changes them.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Model of the caller.
+    attention : str or None, default=None
+        Name of an attention implementation to set for the time being.
+    """
+    modules = [(part, dict(vars(part)), dict(part._buffers)) for part in model.modules()]
+    configs = [(config, dict(vars(config))) for config in _configs(model)]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        if attention is not None:
+            model.set_attn_implementation(attention)
+            for config, _ in configs:
+                config.return_dict = True
+        yield
+    finally:
+        for part, attributes, buffers in modules:
+            _put_back(vars(part), attributes)
+            _put_back(part._buffers, buffers)
+        for config, attributes in configs:
+            _put_back(vars(config), attributes)
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+def _configs(model: transformers.PreTrainedModel) -> list[transformers.PretrainedConfig]:
+    """All configurations of a model and its parts, each once."""
+    waiting = [p.config for p in model.modules() if isinstance(p, transformers.PreTrainedModel)]
+    found: dict[int, transformers.PretrainedConfig] = {}
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in found:
+            found[id(config)] = config
+            parts = (getattr(config, name, None) for name in config.sub_configs)
+            waiting += [part for part in parts if isinstance(part, transformers.PretrainedConfig)]
+    return list(found.values())
+
+
+def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Set a dictionary to its former entries, without emptying it meanwhile."""
+    now.update(before)
+    for key in now.keys() - before.keys():
+        del now[key]
 
 
 @contextlib.contextmanager

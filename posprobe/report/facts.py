@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from posprobe.analysis import Analysis
+from posprobe.analysis import Analysis, kept, way_of_writing
 from posprobe.stimuli import DEFAULT_CORPUS, UNNAMED
 from posprobe.store import ActivationStore, Header
 
@@ -43,6 +43,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
     windowed = sum(1 for w in header.layer_window if w)
     facts = [
         ("model", header.model),
+        ("origin", _origin(analysis.files.all()[0])),
         ("architecture", str(config.get("model_type", "unknown"))),
         ("size", f"{header.n_layers} layers, {header.n_heads} heads, width {header.width}"),
         ("quantization", str(config.get("posprobe_quantization", "none"))),
@@ -58,15 +59,27 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ),
         ("rotary embedding", _compact(config.get("rope_parameters"))),
         ("rotary frequencies", _other_rotation(config)),
+        ("attention into the stream", way_of_writing(analysis.files.all()[0]).strip()),
+        ("left at position 0", _kept(analysis)),
         ("weights, SHA-256", header.weights_digest or "not recorded"),
         ("text", _texts(analysis)),
         ("first tokens", _first_tokens(analysis)),
         ("stimuli, SHA-256 of tokens", _digests(analysis)),
         ("digests", _without_digests(analysis)),
+        ("repeated items", _repeats(analysis)),
         ("seed", str(header.seed)),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(header.versions.items()))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _origin(store: ActivationStore) -> str:
+    """Where a model in memory came from; nothing for one that was loaded by its name."""
+    if store.origin is None:
+        return ""
+    words = {name: ", ".join(v) if isinstance(v, list) else v for name, v in store.origin.items()}
+    known = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in words.items())
+    return f"in memory ({known}); changes of its code are not recorded"
 
 
 def _compact(value: Any) -> str:
@@ -76,6 +89,10 @@ def _compact(value: Any) -> str:
 def _other_rotation(config: Mapping[str, Any]) -> str:
     gap = config.get("posprobe_other_rotation")
     return f"not those of the configuration: they differ by up to {gap:.2g} of it" if gap else ""
+
+
+def _kept(analysis: Analysis) -> str:
+    return next(filter(None, map(kept, analysis.files.replaced)), "").strip()
 
 
 def _rounding(analysis: Analysis) -> str:
@@ -123,6 +140,16 @@ def _digests(analysis: Analysis) -> str:
     return "; ".join(f"{', '.join(names)}: {digest}" for digest, names in by_digest.items())
 
 
+def _repeats(analysis: Analysis) -> str:
+    """Name the repeated items of each file; nothing if all are different."""
+    said = [
+        f"{store.path.name.removesuffix('.h5')}: {store.repeats_in_words()}"
+        for store in analysis.files.all()
+        if store.repeated_items
+    ]
+    return "; ".join([*said, "intervals take them as independent"]) if said else ""
+
+
 def _without_digests(analysis: Analysis) -> str:
     names = [store.path.name for store in analysis.files.all() if not store.n_digests]
     return f"none in {', '.join(names)}: format 1 does not show damage to data" if names else ""
@@ -131,7 +158,9 @@ def _without_digests(analysis: Analysis) -> str:
 def commands(analysis: Analysis) -> list[str]:
     """Command lines that make the files and this page again."""
     audit = _audit(analysis)
-    if audit is not None:
+    if analysis.files.all()[0].origin is not None:
+        captures = []  # no command loads what was in memory
+    elif audit is not None:
         captures = [audit]
     else:
         intervened = analysis.files.intervened()
@@ -152,6 +181,7 @@ def _audit(analysis: Analysis) -> str | None:
         n=None if sizes == AUDIT_DEFAULT else sizes[0],
         length=files.natural.length,
         seed=header.seed,
+        model_dtype=_model_dtype(files.natural),
         **_text_options(header),
         full=bool(files.intervened()),
     )
@@ -169,8 +199,14 @@ def _capture(store: ActivationStore) -> str:
         length=store.length,
         window=header.window or None,
         seed=header.seed,
+        model_dtype=_model_dtype(store),
         **_text_options(header),
     )
+
+
+def _model_dtype(store: ActivationStore) -> str | None:
+    """The type to ask for, where it is another than the command line's own."""
+    return store.compute_type if store.compute_type in ("float64", "bfloat16") else None
 
 
 def _text_options(header: Header) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from posprobe.analysis import SINK_RATE, Analysis
+from posprobe.analysis import SINK_RATE, Analysis, way_of_writing
 from posprobe.figures import one_design
 from posprobe.report.words import bounds, number, percent, removed, with_interval
 
@@ -189,13 +189,14 @@ def sinks(analysis: Analysis) -> str:
         f"{int((rates >= 0.95).sum())} of {len(table)} heads sink in almost every sequence, "
         f"{int((rates <= 0.05).sum())} in almost none."
     )
-    writing = analysis.tables.get("sink_writing")
+    natural, writing = analysis.files.natural, analysis.tables.get("sink_writing")
     if writing is not None:
         row = writing[(writing["quantity"] == "written") & (writing["heads"] == "ratio")].iloc[0]
         text += (
             f" Sink-reading heads (sink rate above {SINK_RATE:g} on the other half of the "
             f"sequences) write {row['estimate']:.1f} times as much of position 0 into the residual "
             f"stream as the others ({bounds(row['low'], row['high'])})."
+            f"{'' if natural is None else way_of_writing(natural)}"
         )
     return text
 

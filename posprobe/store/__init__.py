@@ -10,22 +10,29 @@ from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
 from posprobe.store.layout import (
+    ATTENTION_GAIN,
     ATTRIBUTES,
     DATA_SETS,
+    KEPT_AT_POSITION0,
     LEARNED_SINKS,
+    ORIGIN,
     OWN_POSITION,
     DataSet,
     Header,
     difference,
 )
 from posprobe.store.reader import ActivationStore
+from posprobe.store.repeats import repeated_items, repeats_in_words
 from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
 
 __all__ = [
+    "ATTENTION_GAIN",
     "ATTRIBUTES",
     "DATA_SETS",
+    "KEPT_AT_POSITION0",
     "LEARNED_SINKS",
+    "ORIGIN",
     "OWN_POSITION",
     "RESUME",
     "ActivationStore",
@@ -37,5 +44,7 @@ __all__ = [
     "StoreWriter",
     "difference",
     "missing_parts",
+    "repeated_items",
+    "repeats_in_words",
     "write_shard",
 ]

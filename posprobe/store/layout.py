@@ -31,10 +31,13 @@ from posprobe.store.schema import (
 )
 
 __all__ = [
+    "ATTENTION_GAIN",
     "ATTRIBUTES",
     "DATA_SETS",
     "FORMAT",
+    "KEPT_AT_POSITION0",
     "LEARNED_SINKS",
+    "ORIGIN",
     "OWN_POSITION",
     "READABLE",
     "VERSION",
@@ -50,6 +53,12 @@ READABLE = (1, VERSION)
 OWN_POSITION = "posprobe_own_position"
 # The layers whose denominators have a learned logit.
 LEARNED_SINKS = "posprobe_learned_sinks"
+# Per layer, the factor between attention and the residual stream; None behind a norm or a gate.
+ATTENTION_GAIN = "posprobe_attention_gain"
+# What stays in the stream at position 0 if its embedding is zero, relative to what was there.
+KEPT_AT_POSITION0 = "posprobe_kept_at_position0"
+# What is known of a model that was in memory; without this key, one was loaded by its name.
+ORIGIN = "posprobe_origin"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
 _LATER = (

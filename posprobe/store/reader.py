@@ -17,7 +17,16 @@ from posprobe.errors import StoreError
 from posprobe.store.digests import begin_digest, extended
 from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
-from posprobe.store.layout import DATA_SETS, LEARNED_SINKS, OWN_POSITION, Header
+from posprobe.store.layout import (
+    ATTENTION_GAIN,
+    DATA_SETS,
+    KEPT_AT_POSITION0,
+    LEARNED_SINKS,
+    ORIGIN,
+    OWN_POSITION,
+    Header,
+)
+from posprobe.store.repeats import repeated_items, repeats_in_words
 from posprobe.store.values import check_index, check_stored, is_finite
 
 __all__ = ["ActivationStore"]
@@ -153,6 +162,15 @@ class ActivationStore:
         """Whether every sequence begins with a BOS, native or forced."""
         return self.header.stimulus.get("bos_token") is not None
 
+    @property
+    def repeated_items(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of items that are the same, token for token, which intervals do not know."""
+        return repeated_items(self.tokens, self.item, self.prefix_length)
+
+    def repeats_in_words(self) -> str:
+        """Say how many items repeat others and which, or "none"."""
+        return repeats_in_words(self.repeated_items, self.n_items)
+
     def tokens_of(self, items: np.ndarray) -> np.ndarray:
         """Return the tokens of the sequences of some items.
 
@@ -183,6 +201,28 @@ class ActivationStore:
     def learned_sinks(self) -> tuple[int, ...]:
         """Layers whose denominators have a learned logit: rows over real keys do not sum to 1."""
         return tuple(self.header.config.get(LEARNED_SINKS, ()))
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What is known of a model that was in memory; None if it was loaded by its name."""
+        return self.header.config.get(ORIGIN)
+
+    @property
+    def attention_gain(self) -> tuple[float | None, ...]:
+        """Factor between attention and the residual stream in each layer, counted in `sink_value`.
+
+        None where a norm or a gate is in between: `sink_value` is what is written before it. Empty
+        where the stream gets attention's output as it is.
+        """
+        return tuple(self.header.config.get(ATTENTION_GAIN, ()))
+
+    @property
+    def kept_at_position0(self) -> float:
+        """Norm of what stays at position 0 without its embedding, relative to what was there.
+
+        That is a learned position vector, which a replacement of the embedding leaves; 0 without.
+        """
+        return float(self.header.config.get(KEPT_AT_POSITION0, 0.0))
 
     def rounding(self, name: str, layer: int | None = None) -> float | None:
         """Largest error of a quantity or an effect against float64, of one layer or of all.
@@ -367,9 +407,9 @@ class ActivationStore:
         -------
         dict
             ``path``; ``bytes``, the size of the file; ``digests``, their number (0 in format 1);
-            ``compute_type``; ``rounding``, in words; ``attributes``, by name; and ``rows``, one
-            dict per data set with ``name``, ``axes``, ``shape``, ``dtype``, ``unit``, ``bytes`` and
-            ``meaning``.
+            ``compute_type``; ``rounding`` and ``repeated_items``, in words; ``attributes``, by
+            name; and ``rows``, one dict per data set with ``name``, ``axes``, ``shape``, ``dtype``,
+            ``unit``, ``bytes`` and ``meaning``.
         """
         header = self.header
         rows = [
@@ -390,6 +430,7 @@ class ActivationStore:
             "digests": self.n_digests,
             "compute_type": self.compute_type,
             "rounding": self.rounding_in_words(),
+            "repeated_items": self.repeats_in_words(),
             "attributes": header.attributes(),
             "rows": rows,
         }

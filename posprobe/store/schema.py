@@ -121,6 +121,11 @@ OBJECT = _object(
         "posprobe_own_position": lambda n, v: None if v is None else _OWN_POSITION(n, v),
         "posprobe_other_rotation": _shape("a number", _number),
         "posprobe_learned_sinks": _list(_shape("a layer", _whole)),
+        "posprobe_attention_gain": _list(
+            _shape("a number or null", lambda v: v is None or _number(v))
+        ),
+        "posprobe_origin": _object({"adapters": _list(_STRING)}),
+        "posprobe_kept_at_position0": _shape("a number", _number),
     }
 )
 STRINGS = _object({}, _STRING)

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from posprobe.analysis import analyze_files, possible_steps, sort_files
 from posprobe.claims import make_claims
+from posprobe.errors import progress_bar
 from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_report
 from posprobe.store import ActivationStore
@@ -53,9 +52,8 @@ def analyze(
     """
     inference = dataclasses.replace(inference, **changes)
     captured = sort_files(ActivationStore(path) for path in files)
-    off = None if progress else True
     total = len(possible_steps(captured)) + 1
-    with output_folder(folder) as made, tqdm(total=total, unit="step", disable=off) as bar:
+    with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:
 
         def step(what: str) -> None:
             bar.set_description(f"analyze: {what}")

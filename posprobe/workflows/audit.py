@@ -10,8 +10,6 @@ from itertools import product
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from posprobe.analysis import (
     Head,
     mean_normalizers,
@@ -20,9 +18,9 @@ from posprobe.analysis import (
     strongest,
 )
 from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
-from posprobe.errors import DesignError, noting
+from posprobe.errors import DesignError, noting, progress_bar
 from posprobe.intervals import Inference
-from posprobe.models import Intervention, ObservableModel, load_model
+from posprobe.models import Intervention, ModelSource, ObservableModel, load_model
 from posprobe.report import output_folder
 from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
 from posprobe.store import ActivationStore
@@ -64,12 +62,13 @@ class Size:
     window: int
     prefixes: tuple[int, ...] | None
     offsets: tuple[int, ...]
+    batch_tokens: int | None = None
 
     @property
     def options(self) -> CaptureOptions:
         """What the captures keep unless more is needed: all scores, no residual stream."""
         kept = tuple(name for name in QUANTITIES if name != "residual")
-        return CaptureOptions(quantities=kept, offsets=self.offsets)
+        return CaptureOptions(quantities=kept, offsets=self.offsets, batch_tokens=self.batch_tokens)
 
     def check(self) -> None:
         """Refuse too few sequences."""
@@ -80,9 +79,11 @@ class Size:
 
 
 def audit(
-    model: ObservableModel | str,
+    model: ObservableModel | ModelSource,
     folder: str | Path,
     *,
+    tokenizer: Any = None,
+    loading: Mapping[str, Any] | None = None,
     variant: str = "standard",
     text: TextSource = None,
     n: int | None = None,
@@ -90,6 +91,7 @@ def audit(
     window: int = 32,
     prefixes: tuple[int, ...] | None = None,
     offsets: tuple[int, ...] = OFFSETS,
+    batch_tokens: int | None = None,
     replacements: Sequence[str] = REPLACEMENTS,
     conditions: Conditions | None = None,
     full: bool = False,
@@ -115,13 +117,17 @@ def audit(
 
     Parameters
     ----------
-    model : ObservableModel or str
-        A loaded model, or what `load_model` takes.
+    model : ObservableModel, str or transformers.PreTrainedModel
+        Model to run, or what `load_model` takes.
     folder : str or Path
         Gets report.html, claims.json, tables/, figures/ and the captured files. Tables and figures
         that only an earlier run made are deleted; captured files are kept.
+    tokenizer : transformers tokenizer or None
+        As in `load_model`; used only where the model is not an `ObservableModel`.
+    loading : mapping or None
+        Further arguments of `load_model`, likewise: ``dtype``, ``device``, ``revision``, ...
     variant : str
-        See `posprobe.models.variants`; used only if `model` is given by name.
+        See `posprobe.models.variants`; used only where the model is not an `ObservableModel`.
     text : None, Text, str, Path, or a sequence of these
         The text to draw from, see `posprobe.stimuli.read_text` (None: the Python language reference
         that comes with CPython). A string is the text itself, unless it names a bundled text or a
@@ -133,6 +139,8 @@ def audit(
         `posprobe.make_stimulus`.
     offsets : tuple of int
         Distances, in tokens, at which scores are kept.
+    batch_tokens : int or None
+        Tokens per forward pass, as in `CaptureOptions`.
     replacements : sequence of str
         Treatments of position 0, see `posprobe.captures.position0.POSITION0`.
     conditions : mapping of str to sequence, or None
@@ -161,13 +169,14 @@ def audit(
         If a model, text, size or folder cannot be used; the message is one line.
     """
     inference = dataclasses.replace(inference, **changes)
-    size = Size(n, length, window, prefixes, tuple(offsets))
+    size = Size(n, length, window, prefixes, tuple(offsets), batch_tokens)
     size.check()
     words = read_text(text)
     kept = f"captured files in {folder} are kept; run the same command again to go on"
     with noting(kept), output_folder(folder) as made:
-        if isinstance(model, str):
-            model = load_model(model, variant=variant)
+        if not isinstance(model, ObservableModel):
+            given = {"tokenizer": tokenizer, "variant": variant, **(loading or {})}
+            model = load_model(model, **given)
         check_length(model, length)
         main = Corpus.of_text(words, model.tokenize)
         capturing = _Capturing(model, made, main, size, inference.seed, progress)
@@ -333,8 +342,7 @@ class _Capturing:
         """Capture what the folder does not contain yet; all stimuli are drawn first."""
         stimuli = [self._stimulus(plan) for plan in plans]
         total = sum(int(stimulus.lengths.sum()) for stimulus in stimuli)
-        off = None if self.progress else True
-        with tqdm(total=total, unit="token", unit_scale=True, disable=off) as bar:
+        with progress_bar(self.progress, total=total, unit="token", unit_scale=True) as bar:
             for plan, stimulus in zip(plans, stimuli, strict=True):
                 bar.set_description(f"capture: {plan.file}")
                 path = self.folder / plan.file

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from posprobe.claims import answers, hypothesis_claims
 from posprobe.comparison import compare_lineup, line_up
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, progress_bar
 from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_comparison
 from posprobe.store import ActivationStore
@@ -79,8 +77,8 @@ def compare(
         raise DesignError(f"file {twice[0]} is given twice: give each file once")
     stores = [ActivationStore(path) for path in paths]
     lineup = line_up(stores, architectures=architectures, different_tokens=different_tokens)
-    total, off = len(lineup.members) + 2, None if progress else True
-    with output_folder(folder) as made, tqdm(total=total, unit="step", disable=off) as bar:
+    total = len(lineup.members) + 2
+    with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:
 
         def step(what: str) -> None:
             bar.set_description(f"compare: {what}")

@@ -20,9 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
-from tqdm.auto import tqdm
 
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, progress_bar
 from posprobe.intervals import (
     Array,
     Interval,
@@ -196,7 +195,7 @@ def run(
         raise DesignError(f"repetitions={repetitions}: a rate with an error needs at least 2")
     cells = [(name, n) for name in names for n in sizes]
     tables = []
-    with tqdm(total=repetitions * len(cells), disable=not progress, unit="repetition") as bar:
+    with progress_bar(progress, total=repetitions * len(cells), unit="repetition") as bar:
         for name, n in cells:
             bar.set_description(f"{name}, S={n}")
             # keyed by study and size, so a table of some studies agrees with the table of all

@@ -127,8 +127,7 @@ def make(tmp_path):
             name: np.concatenate([h[name] for h in heads], 3 + ("masked" in name))
             for name in heads[0]
         }
-        index = synthetic.shifted_index(n, PREFIXES, WINDOW)
-        index["item"] = index["item"] + first
+        index = synthetic.shifted_index(n, PREFIXES, WINDOW, first)
         return synthetic.write(
             tmp_path / f"{next(count)}.h5",
             arrays,

@@ -173,6 +173,15 @@ def test_what_heads_write_relative_to_the_stream_leaves_position_0_out(make, rng
     assert relative.loc["other", "estimate"] == pytest.approx(0.25, rel=1e-5)
 
 
+def test_what_is_written_before_a_norm_is_not_compared_with_the_stream(make, rng):
+    """Its size in the stream is another one."""
+    residual = np.ones((3, 12, QUERIES, 4))
+    for gains, there in (([0.5, 0.5], True), ([1.0, None], False)):
+        config = {"posprobe_attention_gain": gains}
+        table = writing_table(writing(make, rng, residual=residual, config=config))
+        assert ("relative to the residual stream" in set(table["quantity"])) == there
+
+
 def test_writing_is_measured_on_the_half_that_did_not_choose(make, rng):
     attention, value = draw(rng, h0_1=1.0), np.full((2, 12, 3), 5.0)
     half = held_back_half(make(attention))

@@ -36,8 +36,7 @@ def make(tmp_path):
         gap = own - arrays["remasked_normalizer"][:, late, -1]  # a gauge: rows are shifted by it
         for name in ("remasked_normalizer", "remasked_body"):
             arrays[name][:, late] += gap[:, :, None] - mismatch
-        index = synthetic.shifted_index(n, PREFIXES, WINDOW)
-        index["item"] = index["item"] + first
+        index = synthetic.shifted_index(n, PREFIXES, WINDOW, first)
         return synthetic.write(
             tmp_path / f"{next(count)}.h5",
             arrays,

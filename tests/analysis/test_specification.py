@@ -33,8 +33,7 @@ def make(tmp_path):
             for r in residuals
         ]
         arrays = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
-        index = synthetic.shifted_index(len(residuals[0]), PREFIXES, window)
-        index["item"] = index["item"] + first
+        index = synthetic.shifted_index(len(residuals[0]), PREFIXES, window, first)
         options = dict(
             design="shifted",
             length=PREFIXES[-1] + window,

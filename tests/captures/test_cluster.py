@@ -23,7 +23,7 @@ from stored import assert_same_bits, everything, make_tokenizer
 from posprobe.captures import capture, capture_distributed, cluster, connect
 from posprobe.captures.run import fill
 from posprobe.cli import main
-from posprobe.errors import ClusterError, ModelError, StoreError
+from posprobe.errors import ClusterError, ModelError, PosprobeWarning, StoreError
 from posprobe.models import load_model
 from posprobe.probes import ClusterGram, VariancePartition
 from posprobe.probes.ridge import refit
@@ -282,6 +282,18 @@ def test_bar_counts_every_token_once(take, monkeypatch):
     monkeypatch.undo()
     take(progress=Bar, resume=True)
     assert sum(counted) == OPTIONS["n"] * OPTIONS["length"]
+
+
+def test_repeated_items_are_named_here_and_not_only_where_workers_are(take, tmp_path):
+    first, second = (" ".join(TEXT.split()[start : start + 23]) for start in (0, 300))
+    sizes = dict(design="natural", n=3, length=24, prefixes=None, bos="force")
+    with pytest.warns(PosprobeWarning, match=r"1 of 3 items repeats another token for token"):
+        take(text=[first, second, first], **sizes)
+
+
+def test_a_model_in_memory_is_not_sent_to_workers(client, tmp_path):
+    with pytest.raises(ClusterError, match="a LlamaForCausalLM is in the memory of this process"):
+        capture_distributed(tiny.tiny_model(), tmp_path / "a.h5", client)
 
 
 def test_existing_file_and_leftover_shards_are_spared(take, tmp_path):

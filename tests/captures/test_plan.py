@@ -5,7 +5,13 @@ import pytest
 from stored import leftovers
 
 from posprobe.captures import capture_stimulus
-from posprobe.errors import ModelError, PosprobeError, StimulusError, StoreError
+from posprobe.errors import (
+    ModelError,
+    PosprobeError,
+    PosprobeWarning,
+    StimulusError,
+    StoreError,
+)
 from posprobe.models import (
     ObservableModel,
 )
@@ -69,3 +75,19 @@ def test_window_other_than_the_configured_one_is_refused(take, monkeypatch):
     monkeypatch.setattr(ObservableModel, "layer_windows", (9, 9, 8))
     with pytest.raises(ModelError, match="layer 2 has a window of 9 tokens, its configuration"):
         take(child.stimulus(), model=model)
+
+
+def test_items_that_repeat_others_are_named(take):
+    stimulus = child.stimulus("natural", n=6)
+    stimulus.tokens[4] = stimulus.tokens[1]
+    said = r"1 of 6 items repeats another token for token \(1 = 4\): intervals take them as"
+    with pytest.warns(PosprobeWarning, match=said):
+        store = take(stimulus)
+    assert store.repeated_items == ((1, 4),)
+
+
+def test_items_that_are_all_the_same_are_refused(take):
+    stimulus = child.stimulus("natural", n=6)
+    stimulus.tokens[:] = stimulus.tokens[0]
+    with pytest.raises(StimulusError, match="all 6 items are the same tokens"):
+        take(stimulus)

@@ -3,6 +3,7 @@
 import capture_child as child
 import numpy as np
 import pytest
+import torch
 from stored import assert_close
 
 from posprobe.captures.position0 import POSITION0
@@ -40,6 +41,27 @@ def test_treatment_changes_position_0_and_nothing_else(position0, bos, take, lla
     assert np.array_equal(treated.residual(0)[:, 1:], native.residual(0)[:, 1:])
     assert np.abs(treated.residual(3) - native.residual(3)).max() > 1e-3
     assert_close(treated.read("position0_alone"), treated.read("position0"))
+
+
+@pytest.mark.parametrize(("family", "position0"), [("gpt2", "mean"), ("opt", "content")])
+def test_the_learned_position_vector_that_stays_is_recorded(family, position0, take):
+    model = child.model(family)
+    store = take(child.stimulus("natural", bos="force", bos_id=1), model=model, position0=position0)
+    left = take(child.stimulus("natural", bos="force", bos_id=1), model=model, position0="zero")
+    stays = np.linalg.norm(left.read("position0", 0)[0])
+    token = int(store.tokens[0, 0])
+    native = model.model.base_model(torch.tensor([[token]]), output_hidden_states=True)
+    norm = float(native.hidden_states[0].norm())
+    assert store.kept_at_position0 == pytest.approx(stays / norm, rel=1e-3)
+    assert 0.05 < store.kept_at_position0 < 5
+
+
+def test_nothing_stays_where_there_is_none(take):
+    for family in ("llama", "gemma2"):
+        model = child.model(family)
+        store = take(child.stimulus(bos="force", bos_id=1), model=model, position0="zero")
+        assert store.kept_at_position0 == 0 == np.abs(store.read("position0", 0)).max()
+    assert take(child.stimulus(), model=child.model("gpt2")).kept_at_position0 == 0
 
 
 def _in_order(store):

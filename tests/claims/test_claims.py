@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from posprobe.analysis import Analysis, Files, analyze_files, n_units, sort_files
+from posprobe.analysis import Analysis, Files, analyze_files, n_units, sort_files, way_of_writing
 from posprobe.claims import make_claims
 from posprobe.claims.verdicts import found
 from posprobe.intervals import Inference, Interval
@@ -386,3 +386,20 @@ def test_effects_too_small_to_speak_of_have_a_verdict_of_their_own(low, high, fl
 
 def test_no_sink_at_all_is_negligible_rather_than_undecided():
     assert found(Interval(0.0, 0.0, 0.0, 0.95, "t", "share of heads", 30), "1") == "negligible"
+
+
+def test_what_a_replacement_leaves_at_position_0_is_in_its_protocol(tmp_path, rng):
+    config = {"posprobe_kept_at_position0": 0.25}
+    stores = synthetic.study_files(tmp_path, rng, config=config)
+    claims = by_id(analyze_files(sort_files(stores.values())))
+    said = "learned position vector, which the replacement leaves there: its norm is 0.25 of"
+    assert said in claims["bos_replacement"].protocol
+
+
+def test_a_norm_or_factor_behind_attention_is_in_the_protocol(tmp_path, rng):
+    config = {"posprobe_attention_gain": [0.5, None]}
+    stores = synthetic.study_files(tmp_path, rng, config=config)
+    analysis = analyze_files(sort_files(stores.values()))
+    natural = analysis.files.natural
+    assert "In 1 of 2 layers a norm or a gate lies between" in way_of_writing(natural)
+    assert "scales what attention writes (0.5), which is counted" in way_of_writing(natural)

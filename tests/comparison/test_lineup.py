@@ -7,7 +7,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 from lineups import family, file_of, variants
-from store_files import as_format_1
+from store_files import as_format_1, edit
 
 from posprobe.channels import Variances
 from posprobe.claims import hypothesis_claims
@@ -220,6 +220,17 @@ def test_files_of_format_1_are_compared_and_named(models, tmp_path):
     old = ActivationStore(as_format_1(file_of(tmp_path / "b.h5", "rope-9").path))
     said = "files of rope-9 have format 1, which does not show damage to data"
     assert line_up([*models, old]).notes == (said,)
+
+
+def test_items_that_repeat_others_are_noted(models, tmp_path):
+    def repeat(file):
+        file["tokens"][1::8] = file["tokens"][0::8]
+
+    path = as_format_1(file_of(tmp_path / "b.h5", "rope-9").path)
+    edit(path, repeat)
+    notes = line_up([*models, ActivationStore(path)], different_tokens=True).notes
+    said = "1 of 8 items repeats another token for token (0 = 1), and intervals take them as"
+    assert [said in note for note in notes].count(True) == 1
 
 
 def test_a_window_that_hides_offsets_or_key_0_is_noted(models, tmp_path):

@@ -9,8 +9,9 @@ ROOT = Path(__file__).parents[2]
 SMALLER = [
     (r'load_model\("smollm2"', 'load_model("zoo/rope-0"'),
     (r", (n|length)=\d+", ""),
-    (r'capture\(model, ("\S+")', r"capture(model, \1, n=8, length=64"),
+    (r'capture\((model|patched), ("\S+")', r"capture(\1, \2, n=8, length=64"),
 ]
+ZOO = ROOT / "data" / "zoo"
 
 
 def snippets(page):
@@ -19,6 +20,9 @@ def snippets(page):
     for large, small in SMALLER:
         code, times = re.subn(large, small, code)
         assert times, f"{page} has no {large}"
+    for kind, folder in (("AutoModelForCausalLM", "rope-0"), ("AutoTokenizer", "tokenizer")):
+        hub = rf'{kind}.from_pretrained\("\S+?"'  # which no test asks
+        code = re.sub(hub, f'{kind}.from_pretrained("{ZOO / folder}"', code)
     return code
 
 

@@ -25,8 +25,8 @@ def file_of(
     ]
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     window, prefixes = fields.pop("window", 4), fields.pop("prefixes", (1, 4, 7))
-    index = synthetic.shifted_index(n, prefixes, 4) | fields.pop("index", {})
-    index["item"] = index["item"] + fields.pop("first_item", 0)
+    first_item = fields.pop("first_item", 0)
+    index = synthetic.shifted_index(n, prefixes, 4, first_item) | fields.pop("index", {})
     header = dict(model=f"zoo/{name}", weights_digest=name, design="shifted", offsets=(1,))
     header |= dict(prefixes=prefixes, window=window, length=prefixes[-1] + 4)
     return synthetic.write(path, arrays, index=index, **header | fields)

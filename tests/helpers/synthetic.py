@@ -38,7 +38,7 @@ def write(path, arrays, *, index=None, **fields):
         | fields
     )
     whole = dict(
-        tokens=np.ones((n, length)),
+        tokens=different(n, length),
         item=np.arange(n),
         prefix_length=np.zeros(n),
         sequence_id=np.arange(n),
@@ -50,15 +50,24 @@ def write(path, arrays, *, index=None, **fields):
     return ActivationStore(path)
 
 
-def shifted_index(n_items, prefixes, window):
+def different(n, length):
+    """The same first token in all sequences, and behind it another in each."""
+    tokens = np.ones((n, length))
+    tokens[:, 1:] += np.arange(1, n + 1)[:, None]
+    return tokens
+
+
+def shifted_index(n_items, prefixes, window, first_item=0):
     """Sequences in the order of `make_stimulus`: all items behind one prefix, then the next."""
     ahead = np.repeat(prefixes, n_items)
     tokens = np.full((len(ahead), prefixes[-1] + window), -1)
     for row, prefix in zip(tokens, ahead, strict=True):
         row[: prefix + window] = 1
+    item = np.tile(first_item + np.arange(n_items), len(prefixes))
+    tokens[:, 1:] = np.where(tokens[:, 1:] < 0, -1, item[:, None] + 2)
     return dict(
         tokens=tokens,
-        item=np.tile(np.arange(n_items), len(prefixes)),
+        item=item,
         prefix_length=ahead,
         sequence_id=np.arange(len(ahead)),
         query_start=ahead,
@@ -238,7 +247,7 @@ class Rows:
             shifted_index(self.n, self.prefixes, self.window)
             if self.design == "shifted"
             else dict(
-                tokens=np.ones((n_sequences, self.length)),
+                tokens=different(n_sequences, self.length),
                 item=np.arange(n_sequences),
                 prefix_length=np.zeros(n_sequences),
                 sequence_id=np.arange(n_sequences),

@@ -14,7 +14,7 @@ from stored import WORDS, make_tokenizer
 from tiny_gguf import write_gguf
 
 from posprobe.errors import ModelError
-from posprobe.models import PACKAGED, bundled, list_zoo, load_model
+from posprobe.models import PACKAGED, bundled, list_zoo, load_model, loading
 from posprobe.models.bundled import PackagedModel, file_digest
 from posprobe.models.checkpoints import Checkpoint, find_checkpoint
 
@@ -200,6 +200,18 @@ def test_provenance_without_sums_is_refused(zoo, text):
     with pytest.raises(ModelError, match="lists no checksums; get the folder again") as error:
         find_checkpoint("zoo/rope-0")
     assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("smolm2", "smollm2"), ("SmolLM2", "smollm2"), ("gemma-3", "gemma3")]
+)
+def test_a_typo_in_a_bundled_name_is_answered_without_the_hub(name, meant, monkeypatch):
+    monkeypatch.setattr(loading, "source", None)  # what asks it
+    with pytest.raises(ModelError, match=f"'{name}' is unknown; did you mean '{meant}'") as error:
+        load_model(name)
+    assert one_line(error)
+    for other in ("gpt2", "org/smolm2", "bert-base-uncased"):
+        assert find_checkpoint(other).location == other
 
 
 # --- GGUF files ---

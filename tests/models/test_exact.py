@@ -64,6 +64,26 @@ def test_rotations_and_norms_are_in_float64_too(family):
     assert 1e-9 < gap(computed, exact) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        lambda x: x.float(),
+        lambda x: x.to(torch.float32),
+        lambda x: x.to(dtype=torch.float32),
+        lambda x: x.type(torch.float32),
+    ],
+    ids=["float()", "to(float32)", "to(dtype=float32)", "type(float32)"],
+)
+def test_no_way_of_computing_in_float32_rounds_what_is_exact(narrow):
+    _, plain = both(child.model())
+    model = child.model()
+    for block in model.blocks:
+        block.mlp.register_forward_hook(lambda _module, _args, output: narrow(output))
+    _, exact = both(model)
+    for key, values in plain.items():
+        assert torch.equal(exact[key].nan_to_num(), values.nan_to_num()), key
+
+
 def test_the_model_is_not_touched():
     model = child.model(dtype=torch.bfloat16)
     before, ids = model.weights_digest(), tiny.tokens(1, LENGTH)

@@ -418,6 +418,19 @@ def test_commands_make_the_same_files_again(analysis, stores):
     assert "-o repeated.h5" in capture
 
 
+def test_repeated_items_are_named(tmp_path):
+    normalizer = {"normalizer": np.zeros((1, 3, 4, 1))}
+    store = synthetic.write(tmp_path / "a.h5", normalizer)
+    assert "repeated items" not in dict(model_facts(Analysis(Files(natural=store), {}, {})))
+    index = {"tokens": np.array([[1, 2, 3, 4], [1, 5, 6, 7], [1, 2, 3, 4]])}
+    twice = synthetic.write(tmp_path / "b.h5", normalizer, index=index)
+    said = dict(model_facts(Analysis(Files(natural=twice), {}, {})))["repeated items"]
+    assert said == (
+        "b: 1 of 3 items repeats another token for token (0 = 2); "
+        "intervals take them as independent"
+    )
+
+
 @pytest.mark.parametrize(
     ("corpus", "option"),
     [

@@ -15,6 +15,7 @@ import pytest
 import study_child as child
 from numpy.testing import assert_allclose
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import load_model
@@ -63,6 +64,21 @@ def results(folder):
 
 
 # --- what it writes ---
+
+
+def test_a_model_in_memory_is_audited_as_its_folder_is(model_folder, audited, text, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    attention = model.config._attn_implementation
+    out = tmp_path / "out"
+    page = audit(model, out, tokenizer=child.make_tokenizer(), text=text, **child.SIZES)
+    assert model.config._attn_implementation == attention
+    for name in names(audited):
+        if name.endswith(".csv"):
+            assert (out / name).read_bytes() == (audited / name).read_bytes(), name
+    shown = page.read_text(encoding="utf-8")
+    assert "in memory (class LlamaForCausalLM; name or path model0)" in shown
+    (commands,) = re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)
+    assert commands.splitlines() == ["posprobe analyze *.h5 -o REPORT"]  # nothing loads it again
 
 
 def test_folder_holds_report_claims_tables_figures_and_files(audited):
@@ -234,12 +250,12 @@ def test_files_of_other_arguments_are_not_taken_over(audited, model_folder, text
 def test_progress_is_shown_and_ends_at_its_total(audited, tmp_path, monkeypatch, capsys):
     bars = []
 
-    class Bar(tqdm):
-        def __init__(self, *args, **keywords):
-            super().__init__(*args, **keywords | {"disable": False})
-            bars.append(self)
+    def bar_of(shown, **options):
+        assert shown
+        bars.append(tqdm(**options))
+        return bars[-1]
 
-    monkeypatch.setattr(analyze_module, "tqdm", Bar)
+    monkeypatch.setattr(analyze_module, "progress_bar", bar_of)
     analyze([audited / "repeated.h5"], tmp_path / "out")
     (bar,) = bars
     assert bar.n == bar.total == 2
