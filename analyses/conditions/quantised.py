@@ -2,9 +2,9 @@
 
 The real models come with 4-bit weights, and their full-precision weights are not at hand. Rounding
 each matrix again, to another grid of 4 bits (Q4_0: blocks of 32 with one scale), changes it by
-about as much as rounding changed it before. The change of the channels is then of the size of the
-one that cannot be seen; rounding to 8 bits (Q8_0) is the control. Items are the same, so differences
-are paired by item.
+about as much as rounding changed it before, so it changes the channels by about as much as the
+change that cannot be seen. Rounding to 8 bits (Q8_0) is the control. Items are the same, so
+differences are paired by item.
 """
 
 from __future__ import annotations
