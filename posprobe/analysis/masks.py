@@ -48,8 +48,8 @@ class Masks(NamedTuple):
     ----------
     table : pandas.DataFrame
         mask, positions ("all", "behind the window"), quantity ("V_T", "V_M", "V_R"), native and
-        changed (means over layers, heads and offsets in squared nats), changed_low, changed_high
-        (bootstrap t), fraction_removed, low, high (Fieller, paired by item; empty if unbounded),
+        changed (means over layers, heads and offsets in squared nats), changed_low and changed_high
+        (studentised bootstrap), fraction_removed, low, high (Fieller, paired; empty if unbounded),
         method, largest_M (the largest |M| of all items, positions, layers, heads and offsets, in
         nats), mismatch (the largest difference between a normalizer of the forward pass and that
         of the keys shown, in nats), n (items).
@@ -215,15 +215,8 @@ def _compared(before: Variances, after: Variances, quantity: str, level: float) 
 
 
 def _overall(variances: Variances, quantity: str, level: float) -> Interval:
-    """Average one variance over all layers and heads, with bootstrap t limits."""
-    mean = variances.mean((0, 1))
-    return bootstrap_interval(
-        mean.bootstrap[quantity][:, 0, 0],
-        float(mean.estimate[quantity][0, 0]),
-        n=variances.n_items,
-        level=level,
-        estimand=quantity,
-    )
+    """Average one variance over all layers and heads."""
+    return variances.mean((0, 1)).interval(quantity, level)
 
 
 def _growth(before: Variances, after: Variances, level: float) -> Interval:
@@ -232,17 +225,18 @@ def _growth(before: Variances, after: Variances, level: float) -> Interval:
     The growth is the mean V_R of the last third of layers less that of the first third.
     """
 
-    def rise(variances: Variances, of: str) -> Array:
-        values = getattr(variances, of)["V_R"].mean(-1)
-        third = values.shape[-1] // 3
-        return values[..., -third:].mean(-1) - values[..., :third].mean(-1)
+    def rise(variances: Variances) -> Variances:
+        depth = np.arange(len(variances.estimate["V_R"]))
+        third = len(depth) // 3
+        last, first = (
+            variances.layers(part) for part in (depth >= len(depth) - third, depth < third)
+        )
+        return last.mean((0, 1)).less(first.mean((0, 1)))
 
-    return bootstrap_interval(
-        rise(after, "bootstrap") - rise(before, "bootstrap"),
-        float(rise(after, "estimate") - rise(before, "estimate")),
-        n=after.n_items,
-        level=level,
-        estimand="growth of V_R with depth, more than natively",
+    return (
+        rise(after)
+        .less(rise(before))
+        .interval("V_R", level, "growth of V_R with depth, more than natively")
     )
 
 

@@ -77,16 +77,20 @@ def test_mean_over_heads_is_of_every_part(rng):
     over = variances.mean((0, 1))
     assert over.estimate["V_R"].shape == (1, 1)
     assert np.isclose(over.estimate["V_R"][0, 0], variances.estimate["V_R"].mean())
-    np.testing.assert_allclose(over.bootstrap["V_T"][3, 0, 0], variances.bootstrap["V_T"][3].mean())
+    np.testing.assert_allclose(
+        over.replicates("V_T")[0][3, 0, 0], variances.replicates("V_T")[0][3].mean()
+    )
     np.testing.assert_allclose(over.pseudo["V_M"][:, 0, 0], variances.pseudo["V_M"].mean((1, 2)))
 
 
 def test_layers_share_their_resampled_items(rng):
     layer = simulated(rng, 8, GRID, GRID, 2)
     variances = gather_variances([layer, layer], Inference(n_resamples=20, seed=3))
-    assert np.array_equal(variances.bootstrap["V_T"][:, 0], variances.bootstrap["V_T"][:, 1])
+    assert np.array_equal(
+        variances.replicates("V_T")[0][:, 0], variances.replicates("V_T")[0][:, 1]
+    )
     again = gather_variances([layer], Inference(n_resamples=20, seed=3))
-    assert np.array_equal(variances.bootstrap["V_T"][:, :1], again.bootstrap["V_T"])
+    assert np.array_equal(variances.replicates("V_T")[0][:, :1], again.replicates("V_T")[0])
 
 
 # --- known answers ---
@@ -369,7 +373,7 @@ def test_the_t_interval_is_never_far_below_its_level(n, size):
     coverage = {}
     for method in ("t", "percentile"):
         low, high = bootstrap_limits(
-            variances.bootstrap["V_T"], variances.estimate["V_T"], n=n, method=method
+            variances.replicates("V_T")[0], variances.estimate["V_T"], n=n, method=method
         )
         coverage[method] = np.mean((low <= truth) & (truth <= high))
     assert coverage["t"] > 0.92
