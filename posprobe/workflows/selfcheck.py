@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
 from tqdm.auto import tqdm
 
+from posprobe.channels import ChannelEffects, gather_variances, shares
 from posprobe.errors import DesignError
 from posprobe.intervals import (
     Array,
+    Inference,
     Interval,
     cluster_weights,
     fieller_ratio,
@@ -42,6 +45,7 @@ LENGTH = 48  # tokens per simulated sequence
 PERSISTENCE = 0.98  # of the noise, from token to token
 REMOVED = 0.4  # true fraction removed in the paired design
 N_HEADS = 12
+SPLIT = ("V_T", "V_M", "V_R", "C_MR")
 
 
 @dataclass(frozen=True)
@@ -340,6 +344,80 @@ def _repeat_controls(n: int, rng: np.random.Generator, truth: float) -> Outcomes
     }
 
 
+ITEMS: dict[str, Callable[[int, np.random.Generator], Array]] = {
+    "normal": lambda n, rng: 1 + rng.normal(0.0, 0.5, n),
+    "skewed": lambda n, rng: rng.gamma(0.5, 2.0, n),
+    "log-normal": lambda n, rng: np.exp(rng.normal(-0.5, 1.0, n)),
+    "absent": lambda n, rng: 0.6 * (np.exp(rng.normal(-0.5, 1.0, n)) - 1),
+}
+
+
+def simulate_channels(
+    n: int, rng: np.random.Generator, items: str
+) -> tuple[ChannelEffects, dict[str, float]]:
+    """Items that show the same two effects to different degrees, under noise on R.
+
+    Item n has M(p) = 0.6 a_n g(p) and R(p) = -0.4 b_n h(p) + noise of 0.5, at 5 positions, where
+    b_n is half a_n and half a draw of its own.
+
+    Parameters
+    ----------
+    n : int
+        Items.
+    rng : Generator
+        Source of randomness.
+    items : {"normal", "skewed", "log-normal", "absent"}
+        Distribution of a: normal (1, 0.5), gamma (shape 0.5) or log-normal (1), each with a mean of
+        1; or with a mean of 0, log-normal items less their mean, so that all variances are 0.
+
+    Returns
+    -------
+    effects : ChannelEffects
+        Of one head and one offset.
+    truth : dict of str to float
+        V_T, V_M, V_R, C_MR and the share of the mask channel.
+    """
+    draw = ITEMS[items]
+    g, h = np.linspace(-1, 1, 5), np.array([0.9, 0.2, -0.3, -0.5, -0.3])
+    own = draw(n, rng)
+    mask = 0.6 * own[:, None] * g
+    residual = -0.2 * (own + draw(n, rng))[:, None] * h + rng.normal(0.0, 0.5, (n, 5))
+    m, r = (0.0 * g, 0.0 * h) if items == "absent" else (0.6 * g, -0.4 * h)
+    truth = {"V_T": np.var(m + r), "V_M": np.var(m), "V_R": np.var(r), "C_MR": np.mean(m * r)}
+    truth["share"] = (truth["V_M"] + truth["C_MR"]) / truth["V_T"] if truth["V_T"] else np.nan
+    parts = (mask + residual, mask, residual, 0 * mask)
+    effects = ChannelEffects(np.arange(5), *(x[:, :, None, None] for x in parts))
+    return effects, {name: float(value) for name, value in truth.items()}
+
+
+def _repeat_variances(items: str, n: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    """Limits of variances and of a share; where effects are absent, whether one is claimed."""
+    effects, known = simulate_channels(n, rng, items)
+    seed = int(rng.integers(2**31))
+    found = gather_variances([effects], Inference(n_resamples=1000, seed=seed))
+    variances = {name: found.interval(name, LEVEL) for name in SPLIT}
+    if items == "absent":
+        return {k: float(i.low is not None and i.low > 0) for k, i in variances.items()}
+    share = shares(found, 0, 0, LEVEL).get("mask")
+    covered = {name: _covers(interval, known[name]) for name, interval in variances.items()}
+    return covered | {"share": 1.0 if share is None else _covers(share, known["share"])}
+
+
+def _variance_study(items: str, bounds: tuple[float, float] | None) -> Study:
+    """The study of one kind of items; what the limits of variances must reach is in `bounds`."""
+    statistic, nominal = "coverage", LEVEL
+    if items == "absent":
+        statistic, nominal = "false positives", (1 - LEVEL) / 2
+    measures = {
+        name: Measure(f"studentised, {name}, {items} items", statistic, nominal, bounds)
+        for name in SPLIT
+    }
+    if items != "absent":
+        # Fieller's t has heavier tails than a ratio of such means needs, so more is no fault.
+        measures["share"] = Measure(f"Fieller, share, {items} items", statistic, nominal, (0.93, 1))
+    return Study(measures, partial(_repeat_variances, items))
+
+
 STUDIES: dict[str, Study] = {
     "paired ratio": Study(
         {
@@ -373,4 +451,8 @@ STUDIES: dict[str, Study] = {
         },
         _repeat_controls,
     ),
+    "normal items": _variance_study("normal", None),
+    "skewed items": _variance_study("skewed", (0.91, 1.0)),
+    "log-normal items": _variance_study("log-normal", (0.89, 1.0)),
+    "absent effects": _variance_study("absent", (0.0, 0.06)),
 }
