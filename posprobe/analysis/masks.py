@@ -16,6 +16,7 @@ over exactly the keys that the mask shows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,11 +29,9 @@ from posprobe.intervals import (
     Array,
     Inference,
     Interval,
-    bootstrap_interval,
-    bootstrap_limits,
     mean_interval,
 )
-from posprobe.probes import PositionProbe, features
+from posprobe.probes import PositionProbe, features, replicate_interval
 from posprobe.store import ActivationStore
 
 __all__ = ["NATIVE", "NO_MASK", "Masks", "mask_name", "mask_probes", "mask_tables"]
@@ -265,7 +264,7 @@ def mask_probes(
         Captures of the natural design with and without causal mask. They are compared on the
         sequences that both contain.
     inference : Inference
-        Level, number of bootstrap samples and seed. Intervals are percentiles of the R2 of the
+        Level, number of bootstrap samples and seed. Intervals are those of the R2 of the
         probes as fitted, from the out-of-fold squared errors of sequences.
 
     Returns
@@ -286,19 +285,12 @@ def mask_probes(
             kept = np.isin(groups, items)
             probe = PositionProbe(keep_gram=False).fit(X[kept], y[kept], groups=groups[kept])
             draws = 1 - (weights @ probe.sequence_sse_) / (weights @ probe.sequence_sst_)
-            low, high = bootstrap_limits(
-                draws[1:], draws[0], n=len(items), level=inference.level, method="percentile"
+            found = replicate_interval(
+                float(draws[0]), draws[1:], len(items), "fixed_probe", inference.level
             )
-            row |= {f"r2_{name}": draws[0], f"r2_{name}_low": low, f"r2_{name}_high": high}
+            row |= {f"r2_{name}": found.estimate, **found.limits(f"r2_{name}")}
             if layer == 0:
                 key = "normalizer_unmasked" if name == "masked" else "normalizer_masked"
-                first[key] = bootstrap_interval(
-                    draws[1:],
-                    float(draws[0]),
-                    n=len(items),
-                    level=inference.level,
-                    method="percentile",
-                    estimand="R2 at layer 0, fixed probe",
-                )
+                first[key] = dataclasses.replace(found, estimand="R2 at layer 0, fixed probe")
         rows.append(row | {"n_features": X.shape[1]})
     return pd.DataFrame(rows), first

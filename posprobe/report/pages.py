@@ -49,7 +49,7 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
 METHODS = {
     "t": "cluster bootstrap, estimate ± t × standard error",
     "Student t": "Student's t over units",
-    "percentile": "cluster bootstrap, percentiles",
+    "studentised": "studentised cluster bootstrap",
     "fieller": "Fieller's",
 }
 SHOWN_UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}

@@ -86,7 +86,7 @@ def test_gate_is_that_of_the_full_study_at_a_thousand():
 
 def test_tokens_taken_for_sequences_fail_the_gate(position_r2):
     """On the same fits: what must be below 0.6 is far from passing for an interval."""
-    refit, tokens, _ = position_r2.to_dict("records")
+    refit, tokens = position_r2.to_dict("records")
     assert tokens["method"].startswith("i.i.d. tokens")
     assert tokens["observed"] < refit["gate_low"] - 0.2
 
