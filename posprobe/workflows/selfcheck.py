@@ -322,7 +322,7 @@ def _new_sequences() -> ClusterGram:
 
 
 def _repeat_fixed(n: int, rng: np.random.Generator, truth: float) -> Outcomes:
-    """The R2 of these fold probes on new sequences: is it in the interval, and is r2_ unbiased?"""
+    """Whether the interval has the R2 of these fold probes on new sequences, and r2_ less it."""
     probe = PositionProbe().fit_gram(ClusterGram.from_arrays(*simulate_sequences(n, rng)))
     new = _new_sequences()
     squares = [

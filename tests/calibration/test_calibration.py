@@ -65,6 +65,19 @@ def test_the_refit_standard_error_is_the_spread_over_new_data(n):
     assert refit > 1.08 * scores
 
 
+@pytest.mark.parametrize("items", ["normal", "skewed", "log-normal"])
+def test_limits_of_variances_cover_however_rough_items_are(items):
+    check(run(repetitions=200, sizes=[32], studies=[f"{items} items"], progress=False))
+
+
+def test_no_variance_is_claimed_where_effects_are_absent():
+    check(run(repetitions=100, sizes=[32], studies=["absent effects"], progress=False))
+
+
+def test_fixed_probes_have_their_r2_on_new_sequences_in_their_interval():
+    check(run(repetitions=200, sizes=[40], studies=["fixed probes"], progress=False))
+
+
 def test_controls_are_at_chance():
     check(run(repetitions=40, sizes=[30], studies=["controls"], progress=False))
 
