@@ -269,9 +269,9 @@ def studentized_limits(
     check_level(level)
     check_units(n, "studentised bootstrap")
     center, spread = (np.asarray(x, dtype=np.float64) for x in (estimate, error))
-    tail = (1 - level) / 2
+    upper, lower = (1 + level) / 2, (1 - level) / 2
     if n < LEAST_UNITS:
-        half = stats.t.isf(tail, n - 1) * spread
+        half = stats.t.ppf(upper, n - 1) * spread
         return center - half, center + half
     draws = check_replicates(replicates, center)
     each = check_replicates(errors, center, "standard errors of bootstrap replicates")
@@ -280,7 +280,7 @@ def studentized_limits(
         middle = np.arcsinh(center / c)
         pivot = (np.arcsinh(draws / c) - middle) * np.hypot(draws, c) / each
         pivot[(each == 0) & (draws == center)] = 0
-        q = np.quantile(pivot, [1 - tail, tail], axis=0)
+        q = np.quantile(pivot, [upper, lower], axis=0)
         low, high = c * np.sinh(middle - q * spread / np.hypot(center, c))
     unbounded = ~(np.isfinite(low) & np.isfinite(high))
     low, high = (np.where(unbounded, np.nan, limit) for limit in (low, high))

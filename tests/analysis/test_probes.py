@@ -160,7 +160,7 @@ def test_many_sequences_are_pooled_into_units_and_streamed(store, monkeypatch):
     expected = pd.concat([model.intervals(kind, weights=w) for kind, w in weights.items()])
     expected = expected[expected["quantity"] == "R2"]
     for name in ("low", "high"):
-        np.testing.assert_allclose(pooled.probes[name], expected[name].astype(float), rtol=1e-6)
+        np.testing.assert_allclose(pooled.probes[name], expected[name], rtol=1e-6)
     assert pooled.probes["low"].notna().tolist() == [False] * 3 + [True] * 3
     np.testing.assert_allclose(pooled.probes["r2"], expected["estimate"], rtol=1e-9)
     np.testing.assert_allclose(pooled.probes["mae"], [*model.mae_, *model.mae_], rtol=1e-9)

@@ -127,7 +127,7 @@ def test_the_same_claims_are_made_whatever_there_is(analysis, stores, claims):
 
 
 def test_the_same_claims_are_made_without_layer_0(tmp_path, rng, claims):
-    n, length = 5, 30
+    n, length = 12, 30
     z = np.log1p(np.arange(length))[None, None, :, None] + 0.1 * rng.normal(size=(2, n, length, 1))
     h0 = rng.normal(size=(3, n, 4))
     arrays = {
