@@ -166,7 +166,7 @@ def claim_row(claim: Claim) -> dict[str, Any]:
         "n": "" if claim.n is None else str(claim.n),
         "reference": number(claim.reference),
         "scope": claim.scope,
-        "protocol": claim.protocol + ("" if name == "none" else method),
+        "protocol": claim.protocol + ("" if claim.ci_method == "none" else method),
     }
 
 

@@ -22,8 +22,8 @@ __all__ = ["Estimand", "Models", "SequenceScoredRidge", "replicate_interval"]
 Estimand = Literal["refit", "fixed_probe"]
 _RESAMPLES = {"refit": 200, "fixed_probe": 2000}
 LEAST_REPLICATES = 20
-LEAST_SEQUENCES: dict[Estimand, int] = {"refit": 3, "fixed_probe": 11}
-OVERLAP = 10  # sequences that the shared training data of five folds cost, found by simulation
+LEAST_SEQUENCES: dict[Estimand, int] = {"refit": 3, "fixed_probe": 13}
+OVERLAP = 12  # sequences that the shared training data of five folds cost, found by simulation
 KEPT = 0.95
 ROUNDING = 1e-12
 
@@ -221,7 +221,7 @@ def replicate_interval(
         Number of sequences.
     estimand : {"refit", "fixed_probe"}
         Both take limits from the standard error and t(n - 1). That of "fixed_probe" is multiplied
-        by sqrt(n / (n - 10)): each sequence is scored by one of five probes, and trains the four
+        by sqrt(n / (n - 12)): each sequence is scored by one of five probes, and trains the four
         others.
     level : float
         Nominal coverage.
@@ -231,7 +231,7 @@ def replicate_interval(
     Interval
         Replicates without a fit are left out. If they are more than a twentieth, if there are fewer
         than 20 replicates in all, or if the others do not differ, the interval is unbounded and its
-        method gives the reason. So it is with fewer than 3 sequences ("refit") or 11
+        method gives the reason. So it is with fewer than 3 sequences ("refit") or 13
         ("fixed_probe").
     """
     kept = draws[np.isfinite(draws)]
