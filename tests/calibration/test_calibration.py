@@ -59,7 +59,7 @@ def test_the_refit_standard_error_is_the_spread_over_new_data(n):
         refit = probe.interval("refit", n_resamples=100, random_state=rng)
         scores = probe.interval("fixed_probe", random_state=rng)
         half = np.array([refit.high - refit.low, scores.high - scores.low]) / 2
-        errors.append(half / [stats.t.isf(0.025, n - 1), stats.norm.isf(0.025)])
+        errors.append(half / stats.t.isf(0.025, n - 1) / [1, np.sqrt(n / (n - 12))])
     refit, scores = np.mean(errors, axis=0) / spread
     assert 0.95 < refit < 1.2
     assert refit > 1.08 * scores
@@ -75,7 +75,8 @@ def test_no_variance_is_claimed_where_effects_are_absent():
 
 
 def test_fixed_probes_have_their_r2_on_new_sequences_in_their_interval():
-    check(run(repetitions=200, sizes=[40], studies=["fixed probes"], progress=False))
+    """With few sequences, where the factor for shared training data is largest."""
+    check(run(repetitions=300, sizes=[24], studies=["fixed probes"], progress=False))
 
 
 def test_controls_are_at_chance():

@@ -14,7 +14,7 @@ def test_the_two_estimands_have_their_own_intervals():
     probe = PositionProbe().fit(X, y, groups=groups)
     refit, fixed = probe.interval(), probe.interval("fixed_probe")
     assert (refit.estimand, refit.method, refit.n) == ("refit", "t", 20)
-    assert (fixed.estimand, fixed.method, fixed.n) == ("fixed_probe", "percentile", 20)
+    assert (fixed.estimand, fixed.method, fixed.n) == ("fixed_probe", "t", 20)
     assert refit.estimate == fixed.estimate == probe.r2_
     assert refit.low + refit.high == pytest.approx(2 * probe.r2_)
     assert not refit.excludes(probe.r2_)
