@@ -27,7 +27,7 @@ from posprobe.channels import (
     gather_variances,
     why_not_split,
 )
-from posprobe.intervals import Inference, bootstrap_limits
+from posprobe.intervals import Inference
 from posprobe.store import ActivationStore
 
 __all__ = ["condition_tables", "measurable"]
@@ -173,14 +173,11 @@ def _difference(one: Measured, other: Measured, inference: Inference) -> dict[st
     both = [
         _variances(m.store, items, inference) for m, items in zip((one, other), places, strict=True)
     ]
-    row: dict[str, Any] = {"n": both[0].n_items}
+    difference = both[1].less(both[0])
+    row: dict[str, Any] = {"n": difference.n_items}
     for name in COMPARED:
-        first, second = (float(v.estimate[name][0, 0]) for v in both)
-        draws = both[1].bootstrap[name][:, 0, 0] - both[0].bootstrap[name][:, 0, 0]
-        low, high = bootstrap_limits(
-            draws, second - first, n=both[0].n_items, level=inference.level
-        )
-        row |= {name: second - first, f"{name}_low": float(low), f"{name}_high": float(high)}
+        found = difference.interval(name, inference.level)
+        row |= {name: found.estimate, **found.limits(name)}
     return row
 
 

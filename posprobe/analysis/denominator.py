@@ -6,6 +6,7 @@ fixed denominator it is :math:`a_{ij} = s_{ij} - c`, where c is a constant of th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +20,9 @@ from posprobe.intervals import (
     Array,
     Inference,
     Interval,
-    bootstrap_interval,
-    bootstrap_limits,
     max_t,
 )
-from posprobe.probes import PositionProbe, features
+from posprobe.probes import PositionProbe, features, replicate_interval
 from posprobe.store import ActivationStore
 
 __all__ = [
@@ -61,7 +60,7 @@ def fixed_denominator_probes(
 ) -> FixedDenominator:
     """Probe position from log attention weights (P) and from scores alone (P_fix), by layer.
 
-    Both probes use the same offsets, rows and folds. Intervals are percentiles of the R2 of the
+    Both probes use the same offsets, rows and folds. Intervals are those of the R2 of the
     probes as fitted: the out-of-fold squared errors of sequences are resampled, with the same
     weights for both probes and all layers.
 
@@ -100,23 +99,23 @@ def fixed_denominator_probes(
         row: dict[str, Any] = {"layer": layer, "n_features": X.shape[1], "n": n_items}
         for name, draws in scores.items():
             column = name if name == "difference" else f"r2_{name}"
-            low, high = bootstrap_limits(
-                draws[1:], draws[0], n=n_items, level=inference.level, method="percentile"
+            found = replicate_interval(
+                float(draws[0]), draws[1:], n_items, "fixed_probe", inference.level
             )
-            row |= {column: draws[0], f"{column}_low": low, f"{column}_high": high}
+            row |= {column: found.estimate, **found.limits(column)}
         rows.append(row)
     table = pd.DataFrame(rows)
     differences = np.stack(every, 1)
     table["p_adjusted"] = _adjusted(differences, n_items)
-    mean = bootstrap_interval(
-        differences[1:].mean(1),
+    mean = replicate_interval(
         float(differences[0].mean()),
-        n=n_items,
-        level=inference.level,
-        method="percentile",
-        estimand="mean over layers of R2(P) - R2(P_fix), fixed probes",
+        differences[1:].mean(1),
+        n_items,
+        "fixed_probe",
+        inference.level,
     )
-    return FixedDenominator(table, mean)
+    named = "mean over layers of R2(P) - R2(P_fix), fixed probes"
+    return FixedDenominator(table, dataclasses.replace(mean, estimand=named))
 
 
 def _adjusted(differences: Array, n: int) -> Array:

@@ -16,6 +16,7 @@ over exactly the keys that the mask shows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,11 +29,9 @@ from posprobe.intervals import (
     Array,
     Inference,
     Interval,
-    bootstrap_interval,
-    bootstrap_limits,
     mean_interval,
 )
-from posprobe.probes import PositionProbe, features
+from posprobe.probes import PositionProbe, features, replicate_interval
 from posprobe.store import ActivationStore
 
 __all__ = ["NATIVE", "NO_MASK", "Masks", "mask_name", "mask_probes", "mask_tables"]
@@ -48,8 +47,8 @@ class Masks(NamedTuple):
     ----------
     table : pandas.DataFrame
         mask, positions ("all", "behind the window"), quantity ("V_T", "V_M", "V_R"), native and
-        changed (means over layers, heads and offsets in squared nats), changed_low, changed_high
-        (bootstrap t), fraction_removed, low, high (Fieller, paired by item; empty if unbounded),
+        changed (means over layers, heads and offsets in squared nats), changed_low and changed_high
+        (studentised bootstrap), fraction_removed, low, high (Fieller, paired; empty if unbounded),
         method, largest_M (the largest |M| of all items, positions, layers, heads and offsets, in
         nats), mismatch (the largest difference between a normalizer of the forward pass and that
         of the keys shown, in nats), n (items).
@@ -215,15 +214,8 @@ def _compared(before: Variances, after: Variances, quantity: str, level: float) 
 
 
 def _overall(variances: Variances, quantity: str, level: float) -> Interval:
-    """Average one variance over all layers and heads, with bootstrap t limits."""
-    mean = variances.mean((0, 1))
-    return bootstrap_interval(
-        mean.bootstrap[quantity][:, 0, 0],
-        float(mean.estimate[quantity][0, 0]),
-        n=variances.n_items,
-        level=level,
-        estimand=quantity,
-    )
+    """Average one variance over all layers and heads."""
+    return variances.mean((0, 1)).interval(quantity, level)
 
 
 def _growth(before: Variances, after: Variances, level: float) -> Interval:
@@ -232,17 +224,18 @@ def _growth(before: Variances, after: Variances, level: float) -> Interval:
     The growth is the mean V_R of the last third of layers less that of the first third.
     """
 
-    def rise(variances: Variances, of: str) -> Array:
-        values = getattr(variances, of)["V_R"].mean(-1)
-        third = values.shape[-1] // 3
-        return values[..., -third:].mean(-1) - values[..., :third].mean(-1)
+    def rise(variances: Variances) -> Variances:
+        depth = np.arange(len(variances.estimate["V_R"]))
+        third = len(depth) // 3
+        last, first = (
+            variances.layers(part) for part in (depth >= len(depth) - third, depth < third)
+        )
+        return last.mean((0, 1)).less(first.mean((0, 1)))
 
-    return bootstrap_interval(
-        rise(after, "bootstrap") - rise(before, "bootstrap"),
-        float(rise(after, "estimate") - rise(before, "estimate")),
-        n=after.n_items,
-        level=level,
-        estimand="growth of V_R with depth, more than natively",
+    return (
+        rise(after)
+        .less(rise(before))
+        .interval("V_R", level, "growth of V_R with depth, more than natively")
     )
 
 
@@ -271,7 +264,7 @@ def mask_probes(
         Captures of the natural design with and without causal mask. They are compared on the
         sequences that both contain.
     inference : Inference
-        Level, number of bootstrap samples and seed. Intervals are percentiles of the R2 of the
+        Level, number of bootstrap samples and seed. Intervals are those of the R2 of the
         probes as fitted, from the out-of-fold squared errors of sequences.
 
     Returns
@@ -292,19 +285,12 @@ def mask_probes(
             kept = np.isin(groups, items)
             probe = PositionProbe(keep_gram=False).fit(X[kept], y[kept], groups=groups[kept])
             draws = 1 - (weights @ probe.sequence_sse_) / (weights @ probe.sequence_sst_)
-            low, high = bootstrap_limits(
-                draws[1:], draws[0], n=len(items), level=inference.level, method="percentile"
+            found = replicate_interval(
+                float(draws[0]), draws[1:], len(items), "fixed_probe", inference.level
             )
-            row |= {f"r2_{name}": draws[0], f"r2_{name}_low": low, f"r2_{name}_high": high}
+            row |= {f"r2_{name}": found.estimate, **found.limits(f"r2_{name}")}
             if layer == 0:
                 key = "normalizer_unmasked" if name == "masked" else "normalizer_masked"
-                first[key] = bootstrap_interval(
-                    draws[1:],
-                    float(draws[0]),
-                    n=len(items),
-                    level=inference.level,
-                    method="percentile",
-                    estimand="R2 at layer 0, fixed probe",
-                )
+                first[key] = dataclasses.replace(found, estimand="R2 at layer 0, fixed probe")
         rows.append(row | {"n_features": X.shape[1]})
     return pd.DataFrame(rows), first

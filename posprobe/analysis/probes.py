@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from posprobe.channels import MAX_UNITS
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Inference, Interval, bootstrap_interval
+from posprobe.intervals import Array, Inference, Interval
 from posprobe.probes import (
     Block,
     ClusterGram,
@@ -19,6 +20,7 @@ from posprobe.probes import (
     feature_blocks,
     features,
     guess_error,
+    replicate_interval,
 )
 from posprobe.store import ActivationStore
 
@@ -164,11 +166,11 @@ def _mean_r2(
 ) -> Interval:
     """Average R2 over layers; the replicates of all layers share their weights."""
     rows = probes[(probes["features"] == features) & (probes["estimand"] == FIXED)]
-    return bootstrap_interval(
-        np.mean(replicates, axis=0),
+    mean = replicate_interval(
         float(rows["r2"].mean()),
-        n=int(rows["n"].iloc[0]),
-        level=level,
-        method="percentile",
-        estimand="mean R2 over layers, fixed probe",
+        np.mean(replicates, axis=0),
+        int(rows["n"].iloc[0]),
+        FIXED,
+        level,
     )
+    return dataclasses.replace(mean, estimand="mean R2 over layers, fixed probe")

@@ -19,12 +19,13 @@ from posprobe.channels.variances import (
     variance_table,
 )
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Inference, bootstrap_limits
+from posprobe.intervals import Array, Inference, studentized_means
 from posprobe.store import ActivationStore
 
 __all__ = ["MAX_UNITS", "Decomposition", "decompose"]
 
 MAX_UNITS = 200
+SPLIT = ("V_T", "V_M", "V_R", "C_MR")
 EFFECTS = {"T": "total", "M": "mask", "R": "residual"}
 
 
@@ -72,8 +73,8 @@ def decompose(
 
     The estimand of each variance is the variance over positions of the mean effect in the
     population from which the items of the file were drawn. The unit of resampling is the item: a
-    window in the shifted design, a sequence in the others. Limits are the bootstrap "t" limits of
-    `posprobe.intervals.bootstrap_limits`; shares have Fieller's limits, from jackknife
+    window in the shifted design, a sequence in the others. Limits are those of the studentised
+    bootstrap, `posprobe.intervals.studentized_limits`; shares have Fieller's limits, from jackknife
     pseudo-values. To bound memory, neighbouring items are pooled into 200 units if there are more
     than 200 items, and these units are resampled.
 
@@ -182,7 +183,7 @@ def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
         for label, cells, values in groups:
             columns = (
                 _mean_effects(values, inference),
-                variance_columns(cells, inference.level),
+                variance_columns(cells, inference.level, SPLIT),
             )
             tables.append(pd.concat([label, *columns], axis=1).assign(positions=name))
         tested.append(variances)
@@ -190,7 +191,6 @@ def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
     heads = (table["layer"] != "all").to_numpy()
     for name in ("V_T", "V_R"):
         table.loc[heads, f"{name}_p_adjusted"] = adjusted_p(Variances.side_by_side(tested), name)
-    table = table.drop(columns=["V_S", "V_S_low", "V_S_high"])
     return table[["positions", *table.columns.drop("positions")]]
 
 
@@ -209,28 +209,19 @@ def _mean_effects(effects: dict[str, Array], inference: Inference) -> pd.DataFra
     """Return the means of T, M and R over items, with limits; each effect is (item, cell)."""
     columns: dict[str, Array] = {}
     for name, values in effects.items():
-        n = len(values)
-        replicates = inference.weights(n) @ values / n
-        low, high = bootstrap_limits(replicates, values.mean(0), n=n, level=inference.level)
+        low, high = studentized_means(values, inference.weights(len(values)), level=inference.level)
         columns |= {name: values.mean(0), f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(columns)
 
 
 def _positions(effects: list[ChannelEffects], inference: Inference) -> pd.DataFrame:
     """Return the mean effects at each position with limits, by layer and over all layers."""
-    weights = inference.weights(effects[0].n_items)
-    estimates = [layer.profile() for layer in effects]
-    replicates = [layer.profile(weights) for layer in effects]
+    parts = EFFECTS | {"S": "sink"}
     names = [*range(len(effects)), "all"]
-    for profiles in (estimates, replicates):
-        profiles.append({k: np.mean([p[k] for p in profiles], axis=0) for k in profiles[0]})
+    each = [{k: getattr(e, v).mean((2, 3)) for k, v in parts.items()} for e in effects]
+    each.append({k: np.mean([one[k] for one in each], axis=0) for k in parts})
     tables = []
-    for name, estimate, replicate in zip(names, estimates, replicates, strict=True):
-        table = pd.DataFrame({"layer": name, "position": effects[0].positions})
-        for part in estimate:
-            low, high = bootstrap_limits(
-                replicate[part], estimate[part], n=effects[0].n_items, level=inference.level
-            )
-            table[part], table[f"{part}_low"], table[f"{part}_high"] = estimate[part], low, high
-        tables.append(table)
+    for name, values in zip(names, each, strict=True):
+        labels = pd.DataFrame({"layer": name, "position": effects[0].positions})
+        tables.append(pd.concat([labels, _mean_effects(values, inference)], axis=1))
     return pd.concat(tables, ignore_index=True)

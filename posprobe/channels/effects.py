@@ -176,6 +176,40 @@ class ChannelEffects:
         means = {name: rows @ part.mean((2, 3)) for name, part in parts.items()}
         return {k: v[0] for k, v in means.items()} if weights is None else means
 
+    def products(self) -> dict[str, Array]:
+        r"""Multiply the effects of every pair of items, averaged over positions and offsets.
+
+        .. math:: k_{nm} = \frac{1}{2 P} \left(\langle x_n, y_m \rangle
+            + \langle x_m, y_n \rangle\right), \qquad n \ne m
+
+        with effects centred over positions; `position_covariance` averages these over all pairs.
+
+        Returns
+        -------
+        dict of str to ndarray of shape (H, N, N)
+            V_T, V_M, V_R, C_MR and V_S, in squared nats. The diagonal is 0.
+        """
+        size = self.total.shape[1] * self.total.shape[3]
+        total, mask, residual, sink = (
+            np.moveaxis(part - part.mean(1, keepdims=True), 2, 0).reshape(
+                part.shape[2], self.n_items, size
+            )
+            for part in (self.total, self.mask, self.residual, self.sink)
+        )
+        pairs = {
+            "V_T": (total, total),
+            "V_M": (mask, mask),
+            "V_R": (residual, residual),
+            "C_MR": (mask, residual),
+            "V_S": (sink, sink),
+        }
+        products = {}
+        for name, (x, y) in pairs.items():
+            product = x @ y.swapaxes(1, 2) / size
+            product[:, range(self.n_items), range(self.n_items)] = 0
+            products[name] = (product + product.swapaxes(1, 2)) / 2
+        return products
+
     def variances(self, weights: Array | None = None) -> dict[str, Array]:
         """Estimate V_T, V_M, V_R, C_MR and V_S of each head, averaged over offsets.
 

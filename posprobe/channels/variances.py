@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 from posprobe.channels.effects import ChannelEffects
 from posprobe.errors import DesignError
 from posprobe.intervals import (
+    STUDENTIZED,
     Array,
     Inference,
     Interval,
-    bootstrap_limits,
     fieller_ratio,
     max_t,
     pseudo_values,
+    studentized_limits,
 )
 
 __all__ = [
@@ -32,36 +34,95 @@ __all__ = [
 ]
 
 VARIANCES = ("V_T", "V_M", "V_R", "C_MR", "V_S")
+BLOCK = 2**20  # numbers in one block of resampled sums
+ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
 class Variances:
-    """Variances of position effects and their resampled values, for L layers of H heads.
+    r"""Variances of position effects and what their intervals need, for L layers of H heads.
 
-    The keys of each dictionary are V_T, V_M, V_R, C_MR and V_S; values are in squared nats.
+    Every variance, and every mean or difference of variances, is a mean over pairs of different
+    items, so the products of all pairs give the estimate, its value in any bootstrap sample, and
+    the standard error there. With :math:`k_{nm}` the product of items n and m, 0 for n = m, and
+    weights :math:`w` that sum to N,
+
+    .. math::
+
+        V(w) = \frac{\sum_{nm} w_n w_m k_{nm}}{N^2 - \sum_n w_n^2}, \qquad
+        se(w)^2 = \frac{N (N - 1)}{(N - 2)^2} \sum_n w_n
+            \left(\frac{2 (\sum_m k_{nm} w_m - V (N - w_n))}{N^2 - \sum_n w_n^2}\right)^2 .
+
+    With all weights 1, :math:`se` is the standard error of the jackknife.
 
     Attributes
     ----------
-    estimate : dict of str to ndarray of shape (L, H)
-        The estimates.
-    bootstrap : dict of str to ndarray of shape (B, L, H)
-        The estimates in B bootstrap samples of items, with the same weights for all layers and
-        heads. B is 0 if no bootstrap was asked for.
-    pseudo : dict of str to ndarray of shape (N, L, H)
-        Jackknife pseudo-values, one for each of N items.
+    products : dict of str to ndarray of shape (L, H, N, N)
+        For V_T, V_M, V_R, C_MR and V_S: the covariance over positions of the effects of each pair
+        of items, averaged over offsets, in squared nats. The diagonal is 0.
+    weights : ndarray of shape (B, N)
+        Bootstrap samples of items, the same for all layers and heads. B is 0 if no bootstrap was
+        asked for.
     """
 
-    estimate: dict[str, Array]
-    bootstrap: dict[str, Array]
-    pseudo: dict[str, Array]
+    products: dict[str, Array]
+    weights: Array
 
     @property
     def n_items(self) -> int:
         """The number N of resampling units."""
-        return len(self.pseudo["V_T"])
+        return self.weights.shape[1]
+
+    @cached_property
+    def _kept(self) -> dict[str, tuple[Array, Array]]:
+        return {}
+
+    @cached_property
+    def estimate(self) -> dict[str, Array]:
+        """The estimates: by name, ndarray of shape (L, H)."""
+        pairs = self.n_items * (self.n_items - 1)
+        return {name: k.sum((-1, -2)) / pairs for name, k in self.products.items()}
+
+    @cached_property
+    def pseudo(self) -> dict[str, Array]:
+        """Jackknife pseudo-values of each item: by name, ndarray of shape (N, L, H)."""
+        pairs = (self.n_items - 1) * (self.n_items - 2)
+        return {
+            name: pseudo_values(
+                self.estimate[name],
+                np.moveaxis(k.sum((-1, -2), keepdims=True)[..., 0] - 2 * k.sum(-1), -1, 0) / pairs,
+            )
+            for name, k in self.products.items()
+        }
+
+    def replicates(self, name: str) -> tuple[Array, Array]:
+        """Estimate one variance and its standard error in each bootstrap sample, once.
+
+        Parameters
+        ----------
+        name : {"V_T", "V_M", "V_R", "C_MR", "V_S"}
+            The variance.
+
+        Returns
+        -------
+        draws, errors : ndarray of shape (B, L, H)
+            In squared nats.
+        """
+        if name in self._kept:
+            return self._kept[name]
+        products = self.products[name]
+        cells = products.reshape(-1, *products.shape[-2:])
+        draws, errors = np.empty((2, len(self.weights), len(cells)))
+        size = max(1, BLOCK // max(1, self.weights.size))
+        for at in range(0, len(cells), size):
+            part = np.s_[:, at : at + size]
+            draws[part], errors[part] = _resampled(cells[at : at + size], self.weights)
+        shape = (-1, *products.shape[:2])
+        self._kept[name] = draws.reshape(shape), errors.reshape(shape)
+        return self._kept[name]
 
     def limits(self, name: str, level: float) -> tuple[Array, Array]:
-        """Compute bootstrap t limits of one variance.
+        """Compute the limits of the studentised bootstrap of one variance.
 
         Parameters
         ----------
@@ -73,58 +134,94 @@ class Variances:
         Returns
         -------
         low, high : ndarray of shape (L, H)
+            In squared nats; see `posprobe.intervals.studentized_limits`.
+        """
+        error = self.pseudo[name].std(0, ddof=1) / np.sqrt(self.n_items)
+        return studentized_limits(
+            *self.replicates(name), self.estimate[name], error, n=self.n_items, level=level
+        )
+
+    def interval(self, name: str, level: float, estimand: str = "") -> Interval:
+        """Compute the interval of one variance of a single cell, by `limits`.
+
+        Parameters
+        ----------
+        name : {"V_T", "V_M", "V_R", "C_MR", "V_S"}
+            The variance.
+        level : float
+            Nominal coverage.
+        estimand : str
+            What is estimated; by default `name`.
+
+        Returns
+        -------
+        Interval
             In squared nats.
         """
-        return bootstrap_limits(
-            self.bootstrap[name], self.estimate[name], n=self.n_items, level=level
+        low, high = (float(limit.item()) for limit in self.limits(name, level))
+        row = {name: self.estimate[name].item(), "low": low, "high": high}
+        return Interval.of_row(
+            row, name, level=level, method=STUDENTIZED, n=self.n_items, estimand=estimand
         )
 
     def mean(self, axis: tuple[int, ...]) -> Variances:
         """Average over layers (0) and/or heads (1); averaged axes keep size 1."""
-
-        def average(parts: dict[str, Array], ahead: int) -> dict[str, Array]:
-            over = tuple(a + ahead for a in axis)
-            return {k: v.mean(over, keepdims=True) for k, v in parts.items()}
-
-        return Variances(
-            average(self.estimate, 0), average(self.bootstrap, 1), average(self.pseudo, 1)
-        )
+        return self._with(lambda k: k.mean(axis, keepdims=True))
 
     def heads(self, kept: NDArray[np.bool_]) -> Variances:
         """Keep the heads where the mask `kept` of shape (H,) is True."""
-        parts = (self.estimate, self.bootstrap, self.pseudo)
-        return Variances(*({k: v[..., kept] for k, v in part.items()} for part in parts))
+        return self._with(lambda k: k[:, kept])
 
     def layers(self, kept: NDArray[np.bool_]) -> Variances:
         """Keep the layers where the mask `kept` of shape (L,) is True."""
-        parts = (self.estimate, self.bootstrap, self.pseudo)
-        return Variances(*({k: v[..., kept, :] for k, v in part.items()} for part in parts))
+        return self._with(lambda k: k[kept])
+
+    def less(self, other: Variances) -> Variances:
+        """Subtract the variances of the same items under another condition."""
+        return Variances({k: v - other.products[k] for k, v in self.products.items()}, self.weights)
 
     @classmethod
     def side_by_side(cls, parts: list[Variances]) -> Variances:
         """Concatenate variances of the same items along the axis of heads."""
+        products = {k: np.concatenate([p.products[k] for p in parts], 1) for k in VARIANCES}
+        return cls(products, parts[0].weights)
 
-        def joined(of: str) -> dict[str, Array]:
-            return {k: np.concatenate([getattr(p, of)[k] for p in parts], -1) for k in VARIANCES}
+    def _with(self, change: Callable[[Array], Array]) -> Variances:
+        return Variances({k: change(v) for k, v in self.products.items()}, self.weights)
 
-        return cls(joined("estimate"), joined("bootstrap"), joined("pseudo"))
+
+def _resampled(products: Array, weights: Array) -> tuple[Array, Array]:
+    """Return V and its standard error, (B, cells) each, from products (cells, N, N)."""
+    n = weights.shape[1]
+    pairs = n**2 - (weights**2).sum(1)
+    near = weights @ products  # (cells, B, N): sum_m w_m k_nm
+    total = np.einsum("cbn,bn->cb", near, weights)
+    squared_weights = np.einsum("cbn,bn->cb", near, weights**2)
+    squares = np.einsum("cbn,bn->cb", np.square(near, out=near), weights)
+    value = total / pairs
+    own = (weights * (n - weights) ** 2).sum(1)
+    spread = squares - 2 * value * (n * total - squared_weights) + value**2 * own
+    spread[spread <= ROUNDING * squares] = 0  # what rounding leaves of items that are all alike
+    return value.T, (2 * np.sqrt(n * (n - 1) * spread) / ((n - 2) * pairs)).T
 
 
 def gather_variances(
     effects: Iterable[ChannelEffects], inference: Inference | None = None
 ) -> Variances:
-    """Estimate, bootstrap and jackknife the variances of all layers with the same weights.
+    """Multiply the effects of all pairs of items, for all layers with the same weights.
 
     Parameters
     ----------
     effects : iterable of ChannelEffects
         The effects of each layer, for the same items.
     inference : Inference or None
-        Number and seed of the bootstrap samples of items. If None, only the jackknife is run.
+        Number and seed of the bootstrap samples of items. If None, there are no such samples, and
+        only what rests on the jackknife can be asked for.
 
     Returns
     -------
     Variances
+        Its products take 40 L H N^2 bytes.
 
     Raises
     ------
@@ -132,33 +229,21 @@ def gather_variances(
         If there are fewer than three items: the jackknife leaves one out, and the variances need
         two.
     """
-    parts: dict[str, dict[str, list[Array]]] = {}
-    weights = leave_one_out = None
+    parts: dict[str, list[Array]] = {name: [] for name in VARIANCES}
+    n = 0
     for layer in effects:
-        if weights is None:
-            if layer.n_items < 3:
-                raise DesignError(
-                    f"intervals of position effects need at least 3 items, not {layer.n_items}; "
-                    "capture with a larger --n"
-                )
-            weights = np.empty((0, layer.n_items))
-            if inference is not None:
-                weights = inference.weights(layer.n_items)
-                # A sample in which all draws are the same item has no pair of different items.
-                weights = weights[(weights > 0).sum(1) > 1]
-            leave_one_out = 1.0 - np.eye(layer.n_items)
-        estimate = layer.variances()
-        resampled, without = layer.variances(weights), layer.variances(leave_one_out)
-        for name in VARIANCES:
-            into = parts.setdefault(name, {"estimate": [], "bootstrap": [], "pseudo": []})
-            into["estimate"].append(estimate[name])
-            into["bootstrap"].append(resampled[name])
-            into["pseudo"].append(pseudo_values(estimate[name], without[name]))
-    return Variances(
-        {k: np.stack(v["estimate"]) for k, v in parts.items()},
-        {k: np.stack(v["bootstrap"], 1) for k, v in parts.items()},
-        {k: np.stack(v["pseudo"], 1) for k, v in parts.items()},
-    )
+        n = layer.n_items
+        if n < 3:
+            raise DesignError(
+                f"intervals of position effects need at least 3 items, not {n}; "
+                "capture with a larger --n"
+            )
+        for name, products in layer.products().items():
+            parts[name].append(products)
+    weights = np.empty((0, n)) if inference is None else inference.weights(n)
+    # A sample in which all draws are the same item has no pair of different items.
+    weights = weights[(weights > 0).sum(1) > 1]
+    return Variances({name: np.stack(each) for name, each in parts.items()}, weights)
 
 
 def shares(variances: Variances, layer: int, head: int, level: float) -> dict[str, Interval]:
@@ -172,7 +257,7 @@ def shares(variances: Variances, layer: int, head: int, level: float) -> dict[st
     Parameters
     ----------
     variances : Variances
-        The variances, with jackknife pseudo-values.
+        The variances.
     layer, head : int
         Indices of one cell.
     level : float
@@ -205,7 +290,7 @@ def variance_table(
     Parameters
     ----------
     variances : Variances
-        The variances, with bootstrap replicates and pseudo-values.
+        The variances, with bootstrap samples.
     layers, heads : list
         Names of the L layers and H heads.
     level : float
@@ -228,22 +313,25 @@ def variance_table(
     return table
 
 
-def variance_columns(variances: Variances, level: float) -> pd.DataFrame:
+def variance_columns(
+    variances: Variances, level: float, names: tuple[str, ...] = VARIANCES
+) -> pd.DataFrame:
     """Return variances, shares, their limits, status and relation, one row for each cell."""
     columns: dict[str, Array] = {}
-    for name in VARIANCES:
+    for name in names:
         low, high = variances.limits(name, level)
         columns |= {
             name: variances.estimate[name].ravel(),
             f"{name}_low": low.ravel(),
             f"{name}_high": high.ravel(),
         }
-    return pd.concat([pd.DataFrame(columns), _described(variances, level)], axis=1)
+    table = pd.DataFrame(columns)
+    return pd.concat([table, _described(variances, table, level)], axis=1)
 
 
 def adjusted_p(variances: Variances, name: str) -> Array:
     """Return max-T p-values of all cells, NaN where a variance is the same in all replicates."""
-    draws = variances.bootstrap[name].reshape(len(variances.bootstrap[name]), -1)
+    draws = variances.replicates(name)[0].reshape(len(variances.weights), -1)
     varies = np.ptp(draws, axis=0) > 1e-10 * np.abs(draws).max(axis=0)
     p_values = np.full(len(varies), np.nan)
     if varies.any():
@@ -252,11 +340,16 @@ def adjusted_p(variances: Variances, name: str) -> Array:
     return p_values
 
 
-def _described(variances: Variances, level: float) -> pd.DataFrame:
+def _described(variances: Variances, table: pd.DataFrame, level: float) -> pd.DataFrame:
     """Return the shares, their status and the relation of the channels, one row for each cell."""
     rows = []
-    low, high = variances.limits("C_MR", level)
-    for layer, head in np.ndindex(low.shape):
+    cells = zip(
+        np.ndindex(variances.estimate["V_T"].shape),
+        table["C_MR_low"],
+        table["C_MR_high"],
+        strict=True,
+    )
+    for (layer, head), low, high in cells:
         parts = shares(variances, layer, head, level)
         defined = bool(parts) and not any(interval.unbounded for interval in parts.values())
         row: dict[str, Any] = {"status": "ok" if defined else "undefined"}
@@ -265,7 +358,7 @@ def _described(variances: Variances, level: float) -> pd.DataFrame:
             part = parts[name] if defined else None
             bounds = (part.estimate, part.low, part.high) if part else (np.nan,) * 3
             row |= dict(zip(keys, bounds, strict=True))
-        opposed, reinforcing = high[layer, head] < 0, low[layer, head] > 0
+        opposed, reinforcing = high < 0, low > 0
         word = "reinforcing" if reinforcing else "not distinguishable"
         rows.append(row | {"relation": "opposed" if opposed else word})
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ from posprobe.claims.verdicts import (
     not_applicable,
     split_needs,
 )
-from posprobe.intervals import Interval
+from posprobe.intervals import STUDENTIZED, Interval
 from posprobe.store import ActivationStore
 
 __all__ = ["channel_claims", "repeated_claims"]
@@ -49,7 +49,12 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
     for name, text in statements.items():
         variance = quantities[name]
         interval = Interval.of_row(
-            row, variance, limits=variance, level=analysis.level, method="t", n=n_units(store)
+            row,
+            variance,
+            limits=variance,
+            level=analysis.level,
+            method=STUDENTIZED,
+            n=n_units(store),
         )
         verdict = found(interval, "nats^2", floor(store, variance))
         claims.append(make_claim(name, text, interval, "nats^2", verdict, protocol))

@@ -12,7 +12,7 @@ from posprobe.analysis import Analysis, floor, listed, shifted_design
 from posprobe.architectures import Contrast, ContrastResult
 from posprobe.claims.verdicts import Claim, Verdict, found, make_claim, not_applicable
 from posprobe.comparison import PRIMARY_VALUE, RELATIVE, VALUES, Comparison
-from posprobe.intervals import Interval
+from posprobe.intervals import STUDENTIZED, Interval
 
 __all__ = ["HYPOTHESES", "Answer", "answers", "architecture_claims", "hypothesis_claims"]
 
@@ -157,7 +157,7 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
                 value,
                 limits=value,
                 level=comparison.level,
-                method="t",
+                method=STUDENTIZED,
                 n=int(worst["items"]),
             )
             name = re.sub(r"\W+", "_", f"H3_{channel}_{architecture}").strip("_")

@@ -26,7 +26,7 @@ def probe_claims(analysis: Analysis) -> list[Claim]:
     protocol = (
         f"{store.n_items} natural sequences of {store.length} tokens, position 0 left out; ridge, "
         "5 folds by sequence, penalty chosen on the same folds; R2 out of fold. The interval is "
-        "that of the probes as fitted (cluster bootstrap of their scores, percentiles)."
+        "that of the probes as fitted (cluster bootstrap of their scores, t)."
     )
     probes = analysis.tables["probes"]
     fixed = probes[probes["estimand"] == "fixed_probe"]

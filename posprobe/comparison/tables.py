@@ -217,12 +217,7 @@ def _by_architecture(
 
 def _pool(parts: list[Variances]) -> Variances:
     """The mean over models; items are resampled in all of them at once."""
-
-    def mean(name: str) -> dict[str, Array]:
-        values = [getattr(part, name) for part in parts]
-        return {key: np.mean([one[key] for one in values], axis=0) for key in values[0]}
-
-    return Variances(mean("estimate"), mean("bootstrap"), mean("pseudo"))
+    return Variances.side_by_side(parts).mean((1,))
 
 
 def _both(
@@ -387,12 +382,17 @@ def _stacked(
     parts = [measured[member.name].mean((1,)) for member in lineup.members]
     if value != RELATIVE:
         estimates = [part.estimate[value][:, 0] for part in parts]
-        return np.stack(estimates), np.stack([p.bootstrap[value][..., 0] for p in parts], 1)
+        draws = [part.replicates(value)[0][..., 0] for part in parts]
+        return np.stack(estimates), np.stack(draws, 1)
     # one ratio of layer means per variant, as for models
     both = []
-    for kind in ("estimate", "bootstrap"):
+    reads: tuple[Callable[[Variances, str], Array], ...] = (
+        lambda part, name: part.estimate[name],
+        lambda part, name: part.replicates(name)[0],
+    )
+    for read in reads:
         sums = [
-            [getattr(part, kind)[name][..., 0].mean(-1, keepdims=True) for part in parts]
+            [read(part, name)[..., 0].mean(-1, keepdims=True) for part in parts]
             for name in ("V_R", "V_M")
         ]
         residual, mask = (np.stack(one, -2) for one in sums)

@@ -5,6 +5,8 @@ samples are drawn once, as counts per cluster (`cluster_weights`), and passed to
 so all statistics share the same draws. The functions are
 
 - `bootstrap_interval`: percentile, basic, normal, t and BCa intervals from bootstrap replicates;
+- `studentized_limits`, `studentized_means`: bootstrap limits that hold where a few clusters carry
+  most of a statistic;
 - `mean_interval`: Student's t interval of a mean, with one number per cluster;
 - `jackknife_interval`: a t interval from leave-one-out values;
 - `fieller_ratio`, `log_ratio_bootstrap_t`: intervals of a ratio of two paired means;
@@ -21,10 +23,13 @@ from posprobe.intervals.interval import Interval
 from posprobe.intervals.processes import in_processes
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
+    STUDENTIZED,
     bootstrap_interval,
     bootstrap_limits,
     cluster_weights,
     standard_error,
+    studentized_limits,
+    studentized_means,
 )
 from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, holm, max_t
 from posprobe.intervals.student import (
@@ -35,6 +40,7 @@ from posprobe.intervals.student import (
 )
 
 __all__ = [
+    "STUDENTIZED",
     "Array",
     "Inference",
     "Interval",
@@ -53,4 +59,6 @@ __all__ = [
     "mean_interval",
     "pseudo_values",
     "standard_error",
+    "studentized_limits",
+    "studentized_means",
 ]

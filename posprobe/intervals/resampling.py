@@ -13,9 +13,20 @@ from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_replicates, check_units
 from posprobe.intervals.interval import Interval
 
-__all__ = ["bootstrap_interval", "bootstrap_limits", "cluster_weights", "standard_error"]
+__all__ = [
+    "STUDENTIZED",
+    "bootstrap_interval",
+    "bootstrap_limits",
+    "cluster_weights",
+    "standard_error",
+    "studentized_limits",
+    "studentized_means",
+]
 
 Method = Literal["percentile", "basic", "normal", "t", "bca"]
+STUDENTIZED = "studentised"
+LEAST_UNITS = 8
+SCALE = 3.0
 
 
 def cluster_weights(
@@ -191,6 +202,126 @@ def bootstrap_limits(
         return 2 * center - high, 2 * center - low
     raise DesignError(
         f"unknown bootstrap method {method!r}: choose percentile, basic, normal, t or bca"
+    )
+
+
+def studentized_limits(
+    replicates: ArrayLike,
+    errors: ArrayLike,
+    estimate: ArrayLike,
+    error: ArrayLike,
+    *,
+    n: int,
+    level: float = 0.95,
+) -> tuple[Array, Array]:
+    r"""Limits of the studentised bootstrap on the asinh scale, for any number of statistics.
+
+    Where a few clusters carry most of a statistic, its estimate and its standard error are
+    correlated, and every interval of the form estimate ± quantile x standard error lies too low.
+    Here each replicate :math:`\theta^*_b` is divided by its own standard error :math:`se^*_b`, on
+    the scale :math:`h(\theta) = \operatorname{asinh}(\theta / c)` with :math:`c = 3\, se`, which is
+    linear near 0 and logarithmic far from it. It admits statistics of either sign:
+
+    .. math::
+
+        t_b = \frac{h(\theta^*_b) - h(\theta)}{h'(\theta^*_b)\, se^*_b}, \qquad
+        h^{-1}\left(h(\theta) - q_{1 - \alpha/2}\, h'(\theta)\, se\right), \quad
+        h^{-1}\left(h(\theta) - q_{\alpha/2}\, h'(\theta)\, se\right)
+
+    with quantiles q of t and :math:`\alpha = 1 - level`. Fewer than 8 clusters are too few for
+    standard errors within samples; the limits are then Student's, estimate ± t(n - 1) x error.
+
+    Parameters
+    ----------
+    replicates, errors : array-like of shape (B, ...)
+        The statistic and its standard error in each of B bootstrap samples.
+    estimate, error : array-like of shape (...)
+        The statistic and its standard error in the data, by the same equation as in the samples.
+    n : int
+        Number of resampled clusters.
+    level : float
+        Nominal coverage.
+
+    Returns
+    -------
+    low, high : ndarray of shape (...)
+        In the unit of the estimate. Both are NaN where more than :math:`\alpha / 2` of the samples
+        have a standard error of 0, and equal the estimate where that of the data is 0.
+
+    Raises
+    ------
+    DesignError
+        If shapes do not match, values are not finite, or the level is not valid.
+
+    References
+    ----------
+    Hall (1988), Ann. Statist. 16, 927; Efron and Tibshirani (1993), sections 12.5 and 12.6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import cluster_weights, studentized_means
+    >>> few_large = np.exp(np.arange(10.0) / 2)
+    >>> low, high = studentized_means(few_large, cluster_weights(10, 5000, rng=0))
+    >>> print(f"{few_large.mean():.0f} [{low:.0f}, {high:.0f}]")
+    23 [8, 98]
+    """
+    check_level(level)
+    check_units(n, "studentised bootstrap")
+    center, spread = (np.asarray(x, dtype=np.float64) for x in (estimate, error))
+    upper, lower = (1 + level) / 2, (1 - level) / 2
+    if n < LEAST_UNITS:
+        half = stats.t.ppf(upper, n - 1) * spread
+        return center - half, center + half
+    draws = check_replicates(replicates, center)
+    each = check_replicates(errors, center, "standard errors of bootstrap replicates")
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        c = SCALE * spread
+        middle = np.arcsinh(center / c)
+        pivot = (np.arcsinh(draws / c) - middle) * np.hypot(draws, c) / each
+        pivot[(each == 0) & (draws == center)] = 0
+        q = np.quantile(pivot, [upper, lower], axis=0)
+        low, high = c * np.sinh(middle - q * spread / np.hypot(center, c))
+    unbounded = ~(np.isfinite(low) & np.isfinite(high))
+    low, high = (np.where(unbounded, np.nan, limit) for limit in (low, high))
+    still = spread == 0
+    return np.where(still, center, low), np.where(still, center, high)
+
+
+def studentized_means(
+    values: ArrayLike, weights: ArrayLike, *, level: float = 0.95
+) -> tuple[Array, Array]:
+    """Limits of means over clusters, by `studentized_limits`.
+
+    Parameters
+    ----------
+    values : array-like of shape (n, ...)
+        One value of each statistic for each cluster.
+    weights : array-like of shape (B, n)
+        Bootstrap samples of the clusters, as `cluster_weights` draws them.
+    level : float
+        Nominal coverage.
+
+    Returns
+    -------
+    low, high : ndarray of shape (...)
+        In the unit of the values.
+
+    Raises
+    ------
+    DesignError
+        For the reasons given in `studentized_limits`.
+    """
+    each, rows = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    n, mean = len(each), each.mean(0)
+    centred = each - mean
+    moved = np.tensordot(rows, centred, 1) / n
+    squares = np.tensordot(rows, centred**2, 1) / n
+    variance = squares - moved**2
+    variance[variance <= 1e-13 * squares] = 0
+    error = centred.std(0, ddof=1) / np.sqrt(n)
+    return studentized_limits(
+        moved + mean, np.sqrt(variance / (n - 1)), mean, error, n=n, level=level
     )
 
 

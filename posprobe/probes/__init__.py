@@ -16,7 +16,7 @@ from posprobe.probes.gram.rows import Block
 from posprobe.probes.partition import VariancePartition
 from posprobe.probes.ridge.group import GroupRidgeCV
 from posprobe.probes.ridge.probe import PositionProbe, guess_error
-from posprobe.probes.ridge.scored import Estimand
+from posprobe.probes.ridge.scored import Estimand, replicate_interval
 
 __all__ = [
     "Block",
@@ -30,6 +30,7 @@ __all__ = [
     "features",
     "guess_error",
     "permute_positions",
+    "replicate_interval",
     "shift_positions",
     "with_controls",
 ]

@@ -249,7 +249,7 @@ class VariancePartition(SequenceScoredRidge):
                 interval = replicate_interval(estimate, own, self.n_sequences_, kind, level)
                 named = {name: row[name] for name in ("quantity", "group", "n_features", "mc_se")}
                 rows.append({**named, **interval.asdict()})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).astype({"low": float, "high": float})
 
     def replicates(
         self,

@@ -233,7 +233,7 @@ def _contribution_note(comparison: Comparison) -> str:
     return (
         "V in nats², mean over heads, layers and models; V_T = V_M + V_R + 2 C; shares are "
         f"(V + C)/V_T. {unit}items: {level} interval over items, which covers these models on "
-        "other text (variances: cluster bootstrap, t; shares: Fieller). Undefined: V_T is not "
+        "other text (variances: studentised bootstrap; shares: Fieller). Undefined: V_T is not "
         "distinguishable from 0."
     )
 

@@ -161,6 +161,8 @@ def denominator(analysis: Analysis) -> str:
     table, mean = analysis.tables["fixed_denominator"], analysis.intervals["fixed_denominator"]
     clear = table[table["p_adjusted"] < 1 - analysis.level]
     difference = str(mean).replace("-", "−")
+    if mean.unbounded:
+        difference = f"{number(mean.estimate)} ({bounds(mean.low, mean.high)})"
     text = (
         "Probes read position from log attention weights with a mean R² of "
         f"{table['r2_attention'].mean():.2f} and from the scores alone with "

@@ -49,7 +49,7 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
 METHODS = {
     "t": "cluster bootstrap, estimate ± t × standard error",
     "Student t": "Student's t over units",
-    "percentile": "cluster bootstrap, percentiles",
+    "studentised": "studentised cluster bootstrap",
     "fieller": "Fieller's",
 }
 SHOWN_UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
@@ -166,7 +166,7 @@ def claim_row(claim: Claim) -> dict[str, Any]:
         "n": "" if claim.n is None else str(claim.n),
         "reference": number(claim.reference),
         "scope": claim.scope,
-        "protocol": claim.protocol + ("" if name == "none" else method),
+        "protocol": claim.protocol + ("" if claim.ci_method == "none" else method),
     }
 
 

@@ -135,7 +135,7 @@ SECTIONS = (
         "shows. R = T − M. S: the part of R that comes from key 0's score, relative to the mean "
         "score at the fixed offsets.",
         unit=ITEM,
-        interval="{level}. Cluster bootstrap of items, estimate ± t × standard error; pointwise.",
+        interval="{level}. Studentised bootstrap of items; pointwise.",
         n=_shifted,
         note="T, M, R and S are differences within one row, so adding a constant to the scores of "
         "a query leaves them unchanged.",
@@ -151,7 +151,7 @@ SECTIONS = (
         "over pairs of different items, free of content noise and never clipped. Shares: "
         "(V + C)/V_T.",
         unit=ITEM,
-        interval="{level}. Variances: cluster bootstrap of items, t. Shares: Fieller on jackknife "
+        interval="{level}. Variances: studentised bootstrap of items. Shares: Fieller on jackknife "
         "pseudo-values; undefined where V_T is not distinguishable from 0.",
         n=_both,
         note="Intervals are not adjusted for the number of layers. In the natural design content "
@@ -188,7 +188,7 @@ SECTIONS = (
         "from both (J). Unique and shared parts are contrasts of R² on the same folds.",
         unit="The sequence, for folds and for resampling; position 0 is left out.",
         interval="{level}. fixed_probe: these probes held fixed, cluster bootstrap of sequence "
-        "scores, percentiles. refit: the average probe at this n, fitted anew in each of "
+        "scores, t. refit: the average probe at this n, fitted anew in each of "
         "{refits} bootstrap samples, t.",
         n=_natural,
         note="5 folds; the penalty is chosen on the same folds, one per group in the joint probe. "
@@ -206,7 +206,7 @@ SECTIONS = (
         "denominator), and their difference.",
         unit=SEQUENCE,
         interval="{level}. fixed_probe: cluster bootstrap of sequence scores with one set of "
-        "weights for both probes and all layers, percentiles.",
+        "weights for both probes and all layers, t.",
         n=_natural,
         note="Adding a constant to all scores of a query leaves attention unchanged but changes "
         "P_fix, which is computed from scores.",
@@ -294,8 +294,8 @@ SECTIONS = (
         "which text, how many tokens. Differences between tokens at position 0 are over the same "
         "windows. Over texts: the mean over texts, which are a sample of the texts one could take.",
         unit="The item; for the limits over texts, the text.",
-        interval="{level}. Over items of a text: cluster bootstrap of items, t; differences paired "
-        "by item. Over texts: t, with one degree of freedom less than there are texts.",
+        interval="{level}. Over items of a text: studentised bootstrap of items; differences "
+        "paired by item. Over texts: t, with one degree of freedom less than there are texts.",
         n=_conditions,
         note="Conditions are not adjusted for their number. tables/conditions.csv has all of them, "
         "tables/condition_differences.csv the paired differences, and tables/condition_texts.csv "
@@ -331,8 +331,8 @@ SECTIONS = (
         "number of keys everywhere, key 0 not among them: M = 0 and T = R. R² of ridge probes for "
         "the position from the normalizers.",
         unit="The item, paired; the sequence for the probes.",
-        interval="{level}. Cluster bootstrap of items, t, layers not adjusted for their number; "
-        "probes as fitted: percentiles.",
+        interval="{level}. Cluster bootstrap of items, studentised, layers not adjusted for their "
+        "number; probes as fitted: t.",
         n=_paired("masks"),
         note="The model was trained with its own mask; under another it is another system. Without "
         "the causal mask V_T reflects sequence length, not the residual channel: in the shifted "

@@ -28,7 +28,7 @@ def make(tmp_path):
     return function
 
 
-def noise(rng, n=12):
+def noise(rng, n=20):
     return rng.normal(size=(2, n, LENGTH, 2))
 
 
@@ -50,7 +50,7 @@ def test_a_denominator_that_hides_position_is_not(make, rng):
 
 def test_both_probes_share_their_weights(make, rng):
     """A denominator that is constant changes nothing, and so the difference is 0, exactly."""
-    found = fixed_denominator_probes(make(np.zeros((2, 12, LENGTH, 2)), noise(rng)))
+    found = fixed_denominator_probes(make(np.zeros((2, 20, LENGTH, 2)), noise(rng)))
     assert (found.table[["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
     assert (found.table["p_adjusted"] == 1).all()
 

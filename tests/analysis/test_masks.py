@@ -179,8 +179,9 @@ def test_a_model_without_its_mask_has_no_mask_channel(captured):
 
 def test_normalizers_without_a_mask_tell_no_position(captured):
     table, first = mask_probes(captured["natural_native"], captured["natural_none"])
-    assert first["normalizer_masked"].low > 0.3
-    assert first["normalizer_unmasked"].high < first["normalizer_masked"].low
+    assert first["normalizer_masked"].estimate > 0.3
+    assert first["normalizer_unmasked"].estimate < 0.1
+    assert {one.method for one in first.values()} == {"none: 8 sequences"}
     assert list(table["layer"]) == list(range(captured["native"].n_layers))
     row = table.iloc[0]
     assert row["r2_native"] == first["normalizer_masked"].estimate

@@ -11,7 +11,7 @@ from posprobe.errors import DesignError
 from posprobe.intervals import Inference
 from posprobe.probes import VariancePartition, feature_matrix, features
 
-N, T = 12, 40
+N, T = 14, 40
 
 
 def arrays(rng, n=N, layers=3):
@@ -151,21 +151,22 @@ def test_refuses_no_layer(store, rng, tmp_path):
 
 
 def test_many_sequences_are_pooled_into_units_and_streamed(store, monkeypatch):
-    monkeypatch.setattr(probing, "MAX_UNITS", 6)
+    monkeypatch.setattr(probing, "MAX_UNITS", 7)
     pooled = probe_layers(store, layers=[2], refit_layers=[2], inference=Inference(n_jobs=1))
     X, y, groups, feature_groups = features(store, 2)
     model = VariancePartition(feature_groups).fit(X, y, groups=groups // 2)
     how = Inference()
-    weights = {"fixed_probe": how.weights(6), "refit": how.refit_weights(6)}
+    weights = {"fixed_probe": how.weights(7), "refit": how.refit_weights(7)}
     expected = pd.concat([model.intervals(kind, weights=w) for kind, w in weights.items()])
     expected = expected[expected["quantity"] == "R2"]
     for name in ("low", "high"):
         np.testing.assert_allclose(pooled.probes[name], expected[name], rtol=1e-6)
+    assert pooled.probes["low"].notna().tolist() == [False] * 3 + [True] * 3
     np.testing.assert_allclose(pooled.probes["r2"], expected["estimate"], rtol=1e-9)
     np.testing.assert_allclose(pooled.probes["mae"], [*model.mae_, *model.mae_], rtol=1e-9)
     whole = probe_layers(store, layers=[2], refit_layers=[], inference=Inference(n_jobs=1))
     assert pooled.probes["mae_guess"].iloc[0] == whole.probes["mae_guess"].iloc[0]
-    assert set(pooled.probes["n"]) == {6}
+    assert set(pooled.probes["n"]) == {7}
 
 
 def test_pooled_probes_never_hold_a_whole_layer(store, monkeypatch):
@@ -176,8 +177,8 @@ def test_pooled_probes_never_hold_a_whole_layer(store, monkeypatch):
         sizes.append(len(np.unique(found.groups)))
         return found
 
-    monkeypatch.setattr(probing, "MAX_UNITS", 6)
+    monkeypatch.setattr(probing, "MAX_UNITS", 7)
     monkeypatch.setattr(feature_matrix, "features", watched)
     monkeypatch.setattr(feature_matrix.feature_blocks, "__kwdefaults__", {"n_sequences": 5})
     probe_layers(store, layers=[0], refit_layers=[], inference=Inference(n_jobs=1))
-    assert sizes == [5] + 2 * [5, 5, 2]
+    assert sizes == [5] + 2 * [5, 5, 4]

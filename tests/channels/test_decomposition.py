@@ -8,6 +8,7 @@ import synthetic
 
 from posprobe.channels import (
     ChannelEffects,
+    Variances,
     channel_effects,
     decompose,
     gather_variances,
@@ -77,16 +78,51 @@ def test_mean_over_heads_is_of_every_part(rng):
     over = variances.mean((0, 1))
     assert over.estimate["V_R"].shape == (1, 1)
     assert np.isclose(over.estimate["V_R"][0, 0], variances.estimate["V_R"].mean())
-    np.testing.assert_allclose(over.bootstrap["V_T"][3, 0, 0], variances.bootstrap["V_T"][3].mean())
+    np.testing.assert_allclose(
+        over.replicates("V_T")[0][3, 0, 0], variances.replicates("V_T")[0][3].mean()
+    )
     np.testing.assert_allclose(over.pseudo["V_M"][:, 0, 0], variances.pseudo["V_M"].mean((1, 2)))
 
 
 def test_layers_share_their_resampled_items(rng):
     layer = simulated(rng, 8, GRID, GRID, 2)
     variances = gather_variances([layer, layer], Inference(n_resamples=20, seed=3))
-    assert np.array_equal(variances.bootstrap["V_T"][:, 0], variances.bootstrap["V_T"][:, 1])
+    assert np.array_equal(
+        variances.replicates("V_T")[0][:, 0], variances.replicates("V_T")[0][:, 1]
+    )
     again = gather_variances([layer], Inference(n_resamples=20, seed=3))
-    assert np.array_equal(variances.bootstrap["V_T"][:, :1], again.bootstrap["V_T"])
+    assert np.array_equal(variances.replicates("V_T")[0][:, :1], again.replicates("V_T")[0])
+
+
+def test_replicates_are_those_of_repeated_items_and_their_errors_the_jackknifes(rng):
+    effects = simulated(rng, 9, GRID, -GRID / 2, 3)
+    variances = gather_variances([effects, effects], Inference(n_resamples=20))
+    once = np.ones((1, 9))
+    for name in variances.products:
+        draws, errors = variances.replicates(name)
+        np.testing.assert_allclose(draws[:, 1], effects.variances(variances.weights)[name])
+        # dV/dw by differences, and from it the standard error
+        step, w = 1e-6, variances.weights[7]
+        moved = effects.variances(w + step * np.eye(9))[name]
+        slope = (moved - effects.variances(w[None])[name]) / step
+        expected = np.sqrt(9 * 8 / 7**2 * (w[:, None] * slope**2).sum(0))
+        np.testing.assert_allclose(errors[7, 0], expected, rtol=1e-3, atol=1e-8)
+        jackknife = variances.pseudo[name].std(0, ddof=1) / 3
+        _, plain = Variances(variances.products, once).replicates(name)
+        np.testing.assert_allclose(plain[0], jackknife, atol=1e-12)
+
+
+def test_paired_conditions_are_subtracted_item_by_item(rng):
+    one, other = (simulated(rng, 12, GRID, k * GRID, 1) for k in (0.5, 1.0))
+    first, second = (gather_variances([e], Inference(n_resamples=50)) for e in (one, other))
+    less = second.less(first)
+    for name in ("V_T", "C_MR"):
+        assert less.estimate[name] == pytest.approx(second.estimate[name] - first.estimate[name])
+        np.testing.assert_allclose(less.pseudo[name], second.pseudo[name] - first.pseudo[name])
+        draws = second.replicates(name)[0] - first.replicates(name)[0]
+        np.testing.assert_allclose(less.replicates(name)[0], draws)
+    alike = first.less(first).interval("V_T", 0.95, "nothing")
+    assert (alike.low, alike.high, alike.estimand) == (0, 0, "nothing")
 
 
 # --- known answers ---
@@ -369,7 +405,27 @@ def test_the_t_interval_is_never_far_below_its_level(n, size):
     coverage = {}
     for method in ("t", "percentile"):
         low, high = bootstrap_limits(
-            variances.bootstrap["V_T"], variances.estimate["V_T"], n=n, method=method
+            variances.replicates("V_T")[0], variances.estimate["V_T"], n=n, method=method
         )
         coverage[method] = np.mean((low <= truth) & (truth <= high))
     assert coverage["t"] > 0.92
+
+
+def rough(rng, n, repetitions):
+    """Items whose effect varies from one to the other as a log-normal variable."""
+    own = np.exp(rng.normal(-0.5, 1.0, size=(n, 1, repetitions, 1)))
+    mask = own * (GRID - GRID.mean())[:, None, None]
+    nothing = 0 * mask
+    return ChannelEffects(np.arange(5), mask, mask, nothing, nothing)
+
+
+def test_limits_hold_where_few_items_carry_the_effect_and_those_of_t_do_not():
+    variances = gather_variances(
+        [rough(np.random.default_rng(3), 32, 500)], Inference(n_resamples=500)
+    )
+    low, high = variances.limits("V_M", 0.95)
+    truth = np.var(GRID)
+    assert np.mean((low <= truth) & (truth <= high)) > 0.9
+    draws = variances.replicates("V_M")[0]
+    low, high = bootstrap_limits(draws, variances.estimate["V_M"], n=32)
+    assert np.mean((low <= truth) & (truth <= high)) < 0.88

@@ -135,7 +135,7 @@ def test_the_same_claims_are_made_whatever_there_is(analysis, stores, claims):
 
 
 def test_the_same_claims_are_made_without_layer_0(tmp_path, rng, claims):
-    n, length = 5, 30
+    n, length = 14, 30
     z = np.log1p(np.arange(length))[None, None, :, None] + 0.1 * rng.normal(size=(2, n, length, 1))
     h0 = rng.normal(size=(3, n, 4))
     arrays = {
@@ -156,8 +156,9 @@ def test_the_same_claims_are_made_without_layer_0(tmp_path, rng, claims):
 
 
 def test_verdicts_of_the_synthetic_study(claims):
-    supported = {*CHANNELS, *ABOVE_TINY, *BELOW_TINY, "share_mask", "probe_normalizer"}
+    supported = {*CHANNELS, *ABOVE_TINY, *BELOW_TINY, "share_mask"}
     expected = dict.fromkeys(supported, "supported")
+    expected |= {"probe_normalizer": "inconclusive"}  # 8 sequences are too few for limits
     expected |= {"channels_add": "contradicted", "share_residual": "contradicted"}
     expected |= {"bos_replacement": "contradicted"}  # .75 was put in
     assert {name: claims[name].verdict for name in expected} == expected

@@ -92,8 +92,8 @@ def test_shares_of_a_total_that_may_be_zero_are_not_shown():
     def part(total, mask, residual, interplay):
         names = ("V_T", "V_M", "V_R", "C_MR")
         values = (total, mask, residual, interplay)
-        found = {k: np.array([[v]]) for k, v in zip(names, values, strict=True)}
-        return Variances(found, {}, {})
+        found = {k: v * (1 - np.eye(3))[None, None] for k, v in zip(names, values, strict=True)}
+        return Variances(found, np.empty((0, 3)))
 
     apart = [part(0.06, 0.03, 0.01, 0.01), part(-0.05, 0.01, 0.02, -0.04)]
     assert np.isnan([row["estimate"] for row in share_rows(apart, None, 0.95)]).all()

@@ -18,6 +18,7 @@ from posprobe.intervals import (
     max_t,
     mean_interval,
     pseudo_values,
+    studentized_means,
 )
 from posprobe.intervals.student import jackknife_interval, leave_one_out
 
@@ -178,6 +179,49 @@ def test_weights_have_the_moments_of_drawing_with_replacement():
 def test_same_seed_same_weights():
     np.testing.assert_array_equal(cluster_weights(9, 5, 3), cluster_weights(9, 5, 3))
     assert (cluster_weights(9, 5, 3) != cluster_weights(9, 5, 4)).any()
+
+
+def test_studentised_limits_of_means_follow_their_equation(rng):
+    values, weights = np.exp(rng.normal(size=(12, 2))), cluster_weights(12, 400, rng=1)
+    low, high = studentized_means(values, weights, level=0.9)
+    for k, x in enumerate(values.T):
+        error = x.std(ddof=1) / np.sqrt(12)
+
+        def h(mean, c=3 * error):
+            return np.arcsinh(mean / c)
+
+        def slope(mean, c=3 * error):
+            return 1 / np.sqrt(mean**2 + c**2)
+
+        pivots = []
+        for w in weights:
+            drawn = np.repeat(x, w)
+            mean, own = drawn.mean(), drawn.std() / np.sqrt(11)
+            pivots.append((h(mean) - h(x.mean())) / (slope(mean) * own))
+        ends = h(x.mean()) - np.quantile(pivots, [0.95, 0.05]) * slope(x.mean()) * error
+        np.testing.assert_allclose([low[k], high[k]], 3 * error * np.sinh(ends))
+
+
+def test_studentised_limits_follow_unit_and_sign(rng):
+    values, weights = np.exp(rng.normal(size=20)), cluster_weights(20, 300, rng=1)
+    low, high = studentized_means(values, weights)
+    np.testing.assert_allclose(studentized_means(7 * values, weights), (7 * low, 7 * high))
+    np.testing.assert_allclose(studentized_means(-values, weights), (-high, -low))
+
+
+def test_studentised_limits_of_few_clusters_are_students(rng):
+    values = rng.normal(size=7)
+    expected = mean_interval(values, estimand="mean")
+    found = studentized_means(values, cluster_weights(7, 50, rng=0))
+    np.testing.assert_allclose(found, (expected.low, expected.high))
+
+
+def test_studentised_limits_where_nothing_varies_or_samples_have_no_error():
+    weights = cluster_weights(9, 200, rng=0)
+    np.testing.assert_array_equal(studentized_means(np.full(9, 2.5), weights), (2.5, 2.5))
+    one = np.zeros(9)
+    one[4] = 1.0  # absent from a third of the samples, which then have no standard error
+    assert np.isnan(studentized_means(one, weights)).all()
 
 
 @given(seed=seeds, n=st.integers(2, 20))

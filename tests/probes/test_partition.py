@@ -320,8 +320,8 @@ def test_nothing_of_an_earlier_fit_survives():
     ("n_sequences", "options", "why"),
     [
         (2, {}, "none: 2 sequences"),
-        (4, {}, "none: 4 sequences"),
-        (8, {"n_resamples": 2}, "none: 2 replicates"),
+        (12, {}, "none: 12 sequences"),
+        (14, {"n_resamples": 2}, "none: 2 replicates"),
     ],
 )
 def test_too_little_for_an_interval_gives_none(n_sequences, options, why, rng):
@@ -331,3 +331,15 @@ def test_too_little_for_an_interval_gives_none(n_sequences, options, why, rng):
     found = partition.fit(X, y, groups=groups).intervals("fixed_probe", **options)
     assert found["low"].isna().all()
     assert set(found["method"]) == {why}
+
+
+@pytest.mark.parametrize("n", [13, 40])
+def test_limits_of_a_fixed_probe_are_t_widened_for_shared_training_data(n, rng):
+    X, groups = rng.standard_normal((30 * n, 3)), np.repeat(np.arange(n), 30)
+    y = X[:, 0] + rng.standard_normal(len(X))
+    partition = VariancePartition({"a": slice(0, 2), "b": slice(2, 3)}).fit(X, y, groups=groups)
+    draws = partition.replicates("fixed_probe")
+    wide = np.sqrt(n / (n - 1)) * np.sqrt(n / (n - 12)) * stats.t.isf(0.025, n - 1)
+    found = partition.intervals("fixed_probe")
+    np.testing.assert_allclose(found["high"] - found["estimate"], wide * draws.std(0, ddof=1))
+    np.testing.assert_allclose(found["estimate"] - found["low"], wide * draws.std(0, ddof=1))

@@ -182,7 +182,8 @@ class PositionProbe(SequenceScoredRidge):
             "refit" is the mean R2 of probes fitted to this number of sequences. Every replicate
             fits and chooses penalties again, and the interval is that of t(S - 1) and the bootstrap
             standard error. "fixed_probe" is the R2 of this probe on new sequences. Only its scores
-            are resampled, and the limits are percentiles.
+            are resampled, and the standard error is multiplied by sqrt(S / (S - 12)), since
+            sequences score some folds' probes and train the others. It needs 13 sequences.
         level : float, default=0.95
             Nominal coverage.
         n_resamples : int, optional
