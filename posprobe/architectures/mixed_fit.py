@@ -12,7 +12,13 @@ from numpy.typing import ArrayLike
 from patsy import build_design_matrices
 from scipy import stats
 
-from posprobe.architectures.components import Components, gather
+from posprobe.architectures.components import (
+    Components,
+    boundary_term,
+    exact_fit,
+    gather,
+    unidentified_term,
+)
 from posprobe.architectures.marginal import (
     ADJUSTMENTS,
     adjusted,
@@ -20,12 +26,12 @@ from posprobe.architectures.marginal import (
     marginal_weights,
     type_three,
 )
-from posprobe.architectures.optimum import search
-from posprobe.architectures.satterthwaite import Inference
+from posprobe.architectures.optimum import SAME_DEVIANCE, search
+from posprobe.architectures.satterthwaite import Inference, infer
 from posprobe.errors import DesignError
 from posprobe.intervals import Array, Interval
 
-__all__ = ["MixedFit", "likelihood_ratio"]
+__all__ = ["MixedFit", "fit_parts", "likelihood_ratio"]
 
 
 @dataclass(frozen=True)
@@ -390,6 +396,12 @@ class MixedFit:
             found.append(list(_variances(parts, again, scale).values()))
         return np.array(found)
 
+    def with_response(self, y: ArrayLike) -> MixedFit:
+        """Fit the same model to another response, of shape (n,)."""
+        return fit_parts(
+            self.parts.with_response(np.asarray(y, dtype=float)), reml=self.method == "REML"
+        )
+
     def influence(self, group: str) -> pd.DataFrame:
         """Refit without each level of a column, to see what hangs on it.
 
@@ -483,6 +495,39 @@ class MixedFit:
                 "for each, not all 0"
             )
         return w
+
+
+def fit_parts(parts: Components, *, reml: bool) -> MixedFit:
+    """Find the optimum of a mixed model, and judge whether it can be relied on.
+
+    Parameters
+    ----------
+    parts : Components
+        The cross-products of the model.
+    reml : bool
+        Use the restricted likelihood.
+
+    Returns
+    -------
+    MixedFit
+    """
+    method = "REML" if reml else "ML"
+    reason = unidentified_term(parts)
+    if reason is not None:
+        return MixedFit("not_identified", reason, method, parts)
+    reason = exact_fit(parts)
+    if reason is not None:
+        return MixedFit("failed", reason, method, parts)
+    theta, deviances = search(parts, reml=reml)
+    lowest, second = sorted(deviances)[:2]
+    if not second - lowest < SAME_DEVIANCE:
+        shown = ", ".join(f"{value:.3f}" for value in deviances)
+        reason = f"starting points reach different deviances: {shown}"
+        return MixedFit("failed", reason, method, parts, deviances=deviances)
+    boundary = boundary_term(parts, theta)
+    status = "ok" if boundary is None else "singular"
+    found = infer(parts, theta, reml=reml)
+    return MixedFit(status, boundary or "", method, parts, theta, found, deviances)
 
 
 def _variances(parts: Components, theta: Array, scale: float) -> dict[str, float]:

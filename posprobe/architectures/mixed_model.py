@@ -5,16 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from posprobe.architectures.components import (
-    boundary_term,
-    exact_fit,
-    gather,
-    unidentified_term,
-)
+from posprobe.architectures.components import gather
 from posprobe.architectures.formulas import read_design
-from posprobe.architectures.mixed_fit import MixedFit
-from posprobe.architectures.optimum import SAME_DEVIANCE, search
-from posprobe.architectures.satterthwaite import infer
+from posprobe.architectures.mixed_fit import MixedFit, fit_parts
 
 __all__ = ["fit_mixed"]
 
@@ -70,27 +63,4 @@ def fit_mixed(
     >>> fit.status, round(float(fit.estimates[1]), 3), round(fit.fixed()["df"][1], 3)
     ('ok', 2.667, 2.0)
     """
-    parts = gather(read_design(formula, data, weights))
-    method = "REML" if reml else "ML"
-    reason = unidentified_term(parts)
-    if reason is not None:
-        return MixedFit("not_identified", reason, method, parts)
-    reason = exact_fit(parts)
-    if reason is not None:
-        return MixedFit("failed", reason, method, parts)
-    theta, deviances = search(parts, reml=reml)
-    lowest, second = sorted(deviances)[:2]
-    if not second - lowest < SAME_DEVIANCE:
-        shown = ", ".join(f"{value:.3f}" for value in deviances)
-        reason = f"starting points reach different deviances: {shown}"
-        return MixedFit("failed", reason, method, parts, deviances=deviances)
-    boundary = boundary_term(parts, theta)
-    return MixedFit(
-        "ok" if boundary is None else "singular",
-        boundary or "",
-        method,
-        parts,
-        theta,
-        infer(parts, theta, reml=reml),
-        deviances,
-    )
+    return fit_parts(gather(read_design(formula, data, weights)), reml=reml)

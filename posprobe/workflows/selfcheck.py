@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
 from tqdm.auto import tqdm
 
+from posprobe.architectures import MixedFit, compare_architectures, two_stage_f
 from posprobe.errors import DesignError
 from posprobe.intervals import (
     Array,
@@ -42,6 +44,8 @@ LENGTH = 48  # tokens per simulated sequence
 PERSISTENCE = 0.98  # of the noise, from token to token
 REMOVED = 0.4  # true fraction removed in the paired design
 N_HEADS = 12
+N_LAYERS = 6
+CASES = ("normal", "blocks", "skewed", "unequal", "weak")  # models of architectures
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,14 @@ class Study:
         One repetition with n sequences or items; an outcome is 0 or 1, or a score.
     draw : callable (n, rng) -> float, or None
         One draw of the statistic, where the truth is its expectation and has no closed form.
+    sizes : tuple of int or None
+        Sizes of this study, if they are not numbers of sequences or items.
     """
 
     measures: dict[str, Measure]
     repeat: Callable[[int, np.random.Generator, float], Outcomes]
     draw: Callable[[int, np.random.Generator], float] | None = None
+    sizes: tuple[int, ...] | None = None
 
 
 def gate(nominal: float, repetitions: int) -> tuple[float, float]:
@@ -161,7 +168,8 @@ def run(
     repetitions : int
         Data sets drawn for each study and size.
     sizes : sequence of int
-        Numbers S of sequences, or of items.
+        Numbers S of sequences, or of items; the study of architectures has its own, numbers of
+        models in each.
     studies : sequence of str, optional
         Names from `STUDIES`; all by default.
     n_jobs : int
@@ -194,7 +202,7 @@ def run(
         raise DesignError(f"no calibration study {unknown[0]!r}: choose from {', '.join(STUDIES)}")
     if repetitions < 2:
         raise DesignError(f"repetitions={repetitions}: a rate with an error needs at least 2")
-    cells = [(name, n) for name in names for n in sizes]
+    cells = [(name, n) for name in names for n in STUDIES[name].sizes or sizes]
     tables = []
     with tqdm(total=repetitions * len(cells), disable=not progress, unit="repetition") as bar:
         for name, n in cells:
@@ -338,6 +346,60 @@ def _repeat_controls(n: int, rng: np.random.Generator, truth: float) -> Outcomes
         "shifted": float(low is not None and low > 0),
         "permuted": float(PositionProbe().fit_gram(permuted).r2_),
     }
+
+
+@cache
+def _family(k: int, case: str) -> tuple[MixedFit, Array, NDArray[np.str_], NDArray[np.str_] | None]:
+    """A fitted mixed model of 3 architectures, its test, and each model's architecture and block.
+
+    There are k models in each; with unequal numbers, k - 1, k and k + 2.
+    """
+    counts = (k - 1, k, k + 2) if case == "unequal" else (k, k, k)
+    depth = np.linspace(0, 1, N_LAYERS)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        [
+            (kind, f"{kind}-{seed}", layer, depth[layer], seed, rng.normal(), 2 * rng.normal())
+            for kind, count in zip("abc", counts, strict=True)
+            for seed in range(count)
+            for layer in range(N_LAYERS)
+        ],
+        columns=["architecture", "model", "layer", "depth", "block", "value", "own"],
+    )
+    table["value"] += table.groupby("model")["own"].transform("first")
+    models = table.drop_duplicates("model")
+    blocks = models["block"].to_numpy().astype(str) if case == "blocks" else None
+    table = table if case == "blocks" else table.drop(columns="block")
+    mixed = compare_architectures(table).mixed
+    if mixed is None:
+        raise DesignError("the study of architectures has no mixed model")
+    rows = pd.DataFrame(mixed.rows(mixed.parts.design.data))
+    means = rows.groupby(mixed.parts.design.data["architecture"]).mean().to_numpy()
+    return mixed, np.diff(means, axis=0), models["architecture"].to_numpy(), blocks
+
+
+def _repeat_architectures(k: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    """Models of equal architectures: does a test at 5% find a difference?"""
+    found = {}
+    for case in CASES:
+        mixed, hypothesis, labels, blocks = _family(k, case)
+        size = (len(labels), 1)
+        own = rng.normal(size=size)
+        if case == "skewed":
+            own = rng.exponential(size=size)
+        elif case == "weak":
+            own *= 0.1
+        if blocks is not None:
+            own += 2 * rng.normal(size=len(labels))[np.unique(blocks, return_inverse=True)[1], None]
+        slopes = 0.5 * rng.normal(size=size) * np.linspace(-0.5, 0.5, N_LAYERS)
+        shared = rng.normal(size=(3, N_LAYERS))[np.unique(labels, return_inverse=True)[1]]
+        shared -= shared.mean(axis=1, keepdims=True)  # what layers share is no difference of means
+        values = own + slopes + shared + 0.5 * rng.normal(size=(len(labels), N_LAYERS))
+        fit = mixed.with_response(values.ravel())
+        found[case] = float(fit.f_test(hypothesis)[3] < 1 - LEVEL)
+        p_value = two_stage_f(values.mean(axis=1), labels, blocks)[1]
+        found[f"{case}, two-stage"] = float(p_value < 1 - LEVEL)
+    return found
 
 
 STUDIES: dict[str, Study] = {

@@ -162,7 +162,7 @@ def test_cake_has_the_marginal_means_and_comparisons_of_the_split_plot():
 def test_blocks_give_the_classical_analysis_of_randomised_blocks():
     rng = np.random.default_rng(3)
     table = pd.DataFrame([(a, b) for a in "xyz" for b in range(5)], columns=["arm", "block"])
-    table["y"] = rng.normal(size=15) + 2 * rng.normal(size=5)[table["block"]]
+    table["y"] = rng.normal(size=15) + 5 * rng.normal(size=5)[table["block"]]
     found = fit_mixed("y ~ arm + (1 | block)", table).anova().iloc[0]
     cells = table.pivot(index="block", columns="arm", values="y")
     rest = cells.sub(cells.mean(axis=1), axis=0).sub(cells.mean(), axis=1) + cells.to_numpy().mean()
