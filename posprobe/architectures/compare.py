@@ -250,7 +250,7 @@ def _fit(clean: pd.DataFrame, depth: float) -> tuple[MixedFit | None, Effects]:
     if not mixed.usable:
         return mixed, {}
     rows: dict[str, list[Array]] = {name: [] for name in RESPONSES[: 1 + sloped]}
-    for _, own in cells.groupby("architecture"):
+    for _, own in cells.groupby("architecture", observed=True):
         grid = own.drop_duplicates("depth")
         columns = [np.ones(len(grid)), grid["z"].to_numpy()][: 1 + sloped]
         summaries = np.linalg.pinv(np.column_stack(columns)) @ mixed.rows(grid)
@@ -261,8 +261,9 @@ def _fit(clean: pd.DataFrame, depth: float) -> tuple[MixedFit | None, Effects]:
 
 def _formula(cells: pd.DataFrame, sloped: bool) -> str:
     """Layers are fixed within architecture where all its models have the same, else a line is."""
-    grids = cells.groupby(["architecture", "model"])["depth"].agg(lambda d: tuple(sorted(d)))
-    matched = grids.groupby("architecture").nunique().max() == 1
+    layers = cells["cell"] + " at " + cells["depth"].astype(str)
+    grids = layers.groupby([cells["architecture"], cells["model"]], observed=True).agg(" ".join)
+    matched = grids.groupby(level=0, observed=True).nunique().max() == 1
     line = " + C(architecture):z" if sloped else ""
     fixed = "0 + C(cell)" if matched else f"0 + C(architecture){line}"
     effects = "1 + z" if sloped else "1"

@@ -16,6 +16,7 @@ from functools import cached_property
 from itertools import combinations_with_replacement
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from posprobe.architectures.formulas import Design, RandomTerm
@@ -23,6 +24,8 @@ from posprobe.errors import DesignError
 from posprobe.intervals import Array
 
 __all__ = ["Components", "State", "boundary_term", "exact_fit", "gather", "unidentified_term"]
+
+Indices = NDArray[np.intp]
 
 BOUNDARY = 1e-4
 RANK_TOLERANCE = 1e-8
@@ -138,7 +141,7 @@ class Components:
         return found
 
     @cached_property
-    def entries(self) -> list[tuple[Array, Array, bool]]:
+    def entries(self) -> list[tuple[Indices, Indices, bool]]:
         """Rows and columns of L that hold each theta, and whether these are on the diagonal."""
         found = []
         for start, levels, q in self.blocks:

@@ -102,9 +102,10 @@ def adjusted(
     -------
     list of float
     """
-    plain = 2 * stats.t.sf(np.abs(statistics), dfs)
+    plain = np.asarray(2 * stats.t.sf(np.abs(statistics), dfs))
     if method == "tukey":
-        return stats.studentized_range.sf(np.sqrt(2) * np.abs(statistics), means, dfs).tolist()
+        tails = stats.studentized_range.sf(np.sqrt(2) * np.abs(statistics), means, dfs)
+        return np.asarray(tails).tolist()
     if method == "dunnett":
         found = []
         for t, df in zip(np.abs(statistics), dfs, strict=True):

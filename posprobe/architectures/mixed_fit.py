@@ -439,7 +439,8 @@ class MixedFit:
             return np.full(len(self.names), np.nan)
         theta, _ = search(parts, reml=reml)
         state = parts.at(theta, reml=reml)
-        return np.linalg.solve(parts.R, parts.centre + parts.size * state.estimates)
+        turned = parts.centre + parts.size * state.estimates
+        return np.asarray(np.linalg.solve(parts.R, turned), dtype=float)
 
     def table(self, *, level: float = 0.95) -> pd.DataFrame:
         """Return one row for each fixed effect and each variance.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize
 
 from posprobe.architectures.components import Components
@@ -45,7 +46,9 @@ def search(parts: Components, *, reml: bool, starts: int = 2) -> tuple[Array, tu
     return best[0], tuple(deviance for _, deviance in found)
 
 
-def _descend(parts: Components, start: Array, diagonal: Array, reml: bool) -> tuple[Array, float]:
+def _descend(
+    parts: Components, start: Array, diagonal: NDArray[np.bool_], reml: bool
+) -> tuple[Array, float]:
     theta, deviance = _minimise(parts, start, diagonal, reml)
     for _ in range(len(theta) + 2):
         edge = diagonal & (theta < 1e-3)
@@ -61,7 +64,9 @@ def _descend(parts: Components, start: Array, diagonal: Array, reml: bool) -> tu
     return theta, deviance
 
 
-def _minimise(parts: Components, start: Array, diagonal: Array, reml: bool) -> tuple[Array, float]:
+def _minimise(
+    parts: Components, start: Array, diagonal: NDArray[np.bool_], reml: bool
+) -> tuple[Array, float]:
     base = parts.at(start, reml=reml).deviance
 
     def rise(theta: Array) -> tuple[float, Array]:

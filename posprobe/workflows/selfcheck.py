@@ -379,7 +379,7 @@ def _family(k: int, case: str) -> tuple[MixedFit, Array, NDArray[np.str_], NDArr
 
 
 def _repeat_architectures(k: int, rng: np.random.Generator, truth: float) -> Outcomes:
-    """Models of equal architectures: does a test at 5% find a difference?"""
+    """Test models of equal architectures at 5%: 1 for each difference that is found."""
     found = {}
     for case in CASES:
         mixed, hypothesis, labels, blocks = _family(k, case)
@@ -434,5 +434,14 @@ STUDIES: dict[str, Study] = {
             "permuted": Measure("fixed permutation", "mean R2", 0.0, (-0.05, 0.05)),
         },
         _repeat_controls,
+    ),
+    "architectures": Study(
+        {
+            f"{case}{key}": Measure(f"{name}, {case} models", "false positives", 1 - LEVEL)
+            for case in CASES
+            for key, name in (("", "mixed model F"), (", two-stage", "two-stage F"))
+        },
+        _repeat_architectures,
+        sizes=(3, 5, 8),
     ),
 }
