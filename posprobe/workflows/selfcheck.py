@@ -437,7 +437,14 @@ STUDIES: dict[str, Study] = {
     ),
     "architectures": Study(
         {
-            f"{case}{key}": Measure(f"{name}, {case} models", "false positives", 1 - LEVEL)
+            # A variance of models that reads 0 is pooled with the residual, so the mixed model is
+            # conservative if models hardly differ (0.023 at k = 3).
+            f"{case}{key}": Measure(
+                f"{name}, {case} models",
+                "false positives",
+                1 - LEVEL,
+                (0.0, 0.07) if (case, key) == ("weak", "") else None,
+            )
             for case in CASES
             for key, name in (("", "mixed model F"), (", two-stage", "two-stage F"))
         },
