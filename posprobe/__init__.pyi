@@ -1,4 +1,4 @@
-from .architectures import compare_architectures
+from .architectures import compare_architectures, fit_mixed
 from .captures import capture
 from .channels import decompose
 from .errors import PosprobeError
@@ -27,6 +27,7 @@ __all__ = [
     "compare",
     "compare_architectures",
     "decompose",
+    "fit_mixed",
     "load_model",
     "make_stimulus",
 ]

@@ -1,14 +1,18 @@
 """Compare architectures, with models as the sample: a two-stage F test and a mixed model.
 
-summaries    reduces every model to one value and one slope
-contrasts    tests planned contrasts between architectures
-two_stage    tests the summaries for equal means
-components   evaluates the mixed model in closed form
-mixed_model  finds its optimum with statsmodels
-mixed_fit    holds the fitted mixed model and its status
-paired       compares variants of one checkpoint over their common items
-compare      runs the whole comparison on one table
-result       holds what `compare_architectures` returns
+summaries      reduces every model to one value and one slope
+contrasts      tests planned contrasts between architectures
+two_stage      tests the summaries for equal means
+formulas       reads lme4's formulas against a table
+components     evaluates the mixed model in closed form, from cross-products
+optimum        finds its optimum
+satterthwaite  tests its fixed effects
+marginal       turns marginal means and type III hypotheses into weights of fixed effects
+mixed_fit      holds the fitted mixed model and its status
+mixed_model    fits it
+paired         compares variants of one checkpoint over their common items
+compare        runs the whole comparison on one table
+result         holds what `compare_architectures` returns
 """
 
 from posprobe.architectures.compare import compare_architectures

@@ -9,11 +9,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from posprobe.architectures.contrasts import Contrast, adjust, contrast_interval, planned_contrasts
+from posprobe.architectures.contrasts import (
+    RESPONSES,
+    Contrast,
+    adjust,
+    contrast_interval,
+    planned_contrasts,
+)
 from posprobe.architectures.mixed_fit import MixedFit
 from posprobe.architectures.mixed_model import fit_mixed
-from posprobe.architectures.result import ArchitectureComparison, ContrastResult, fixed_weights
+from posprobe.architectures.result import ArchitectureComparison, ContrastResult
 from posprobe.architectures.summaries import (
+    KEYS,
     ModelSummary,
     check_table,
     reference_depth,
@@ -21,9 +28,11 @@ from posprobe.architectures.summaries import (
 )
 from posprobe.architectures.two_stage import FTest, two_stage_f
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval
+from posprobe.intervals import Array, Interval
 
 __all__ = ["compare_architectures"]
+
+Effects = dict[str, Array]  # by response, weights of the fixed effects for every architecture
 
 UNEVEN = 0.01  # warn about pooled limits if Bartlett's test of equal variances has a smaller p
 
@@ -51,7 +60,8 @@ def compare_architectures(
         One row for each model and layer, with the columns architecture, model, layer, depth (0 for
         the first layer, 1 for the last) and the value. With a further column sequence, one row for
         each model, layer and sequence: sequences are averaged, and each model gets an interval
-        over its sequences.
+        over its sequences. With a further column block, models of the same block (for instance
+        the same seed) share it across architectures: the F tests and the mixed model set it aside.
     value : str
         Column to compare. Means have its unit, and slopes its unit per model depth.
     contrasts : sequence of Contrast, optional
@@ -60,8 +70,11 @@ def compare_architectures(
     level : float
         Nominal coverage of all intervals.
     mixed_model : bool
-        Also fit ``value ~ architecture * depth + (1 + depth | model)``. There is one row for each
-        model and layer, so the residual contains the variation between layers.
+        Also fit ``value ~ architecture:layer + (1 + depth || model)``, with a term
+        ``(1 + depth || block)`` if the table has blocks. Layers are fixed within architecture, so
+        what layers share is not taken for residual. If the models of an architecture have different
+        depths, a straight line over depth takes the place of layers. Tests have Satterthwaite's
+        degrees of freedom.
 
     Returns
     -------
@@ -99,8 +112,9 @@ def compare_architectures(
     labels = np.array([model.architecture for model in models])
     names, counts = np.unique(labels, return_counts=True)
     stage = _responses(models)
-    reason = _refusal(stage["intercept"], labels)
-    mixed = _fit(clean, depth, len(models) - len(names), value) if mixed_model else None
+    blocks = _blocks(clean, models)
+    reason = _refusal(stage["intercept"], labels, blocks)
+    mixed, effects = _fit(clean, depth) if mixed_model else (None, {})
     planned, remark = _choose(contrasts, [str(name) for name in names])
     return ArchitectureComparison(
         value=value,
@@ -109,13 +123,14 @@ def compare_architectures(
         architectures={str(n): int(c) for n, c in zip(names, counts, strict=True)},
         depth=depth,
         level=level,
-        test=None if reason else _test(stage, "intercept", labels),
-        slope_test=None if reason else _test(stage, "slope", labels),
+        test=None if reason else _test(stage, "intercept", labels, blocks),
+        slope_test=None if reason else _test(stage, "slope", labels, blocks),
         means=_describe(stage, "intercept", labels, value, level),
         slopes=_describe(stage, "slope", labels, value, level),
-        contrasts=_contrast(planned, stage, labels, level, mixed),
+        contrasts=_contrast(planned, stage, labels, level, mixed, effects),
         models=models,
         mixed=mixed,
+        mixed_tests=_mixed_tests(mixed, effects),
         notes=(*_notes(clean, models, labels, stage), *remark),
     )
 
@@ -126,9 +141,20 @@ def _responses(models: Sequence[ModelSummary]) -> dict[str, NDArray[np.float64]]
     return stage | ({"slope": np.array(slopes)} if slopes else {})
 
 
-def _refusal(summaries: NDArray[np.float64], labels: NDArray[np.str_]) -> str:
+def _blocks(clean: pd.DataFrame, models: Sequence[ModelSummary]) -> NDArray[np.str_] | None:
+    if "block" not in clean.columns:
+        return None
+    homes = clean.groupby(clean["model"].astype(str))["block"].first().astype(str)
+    return np.array([homes[model.model] for model in models])
+
+
+def _refusal(
+    summaries: NDArray[np.float64],
+    labels: NDArray[np.str_],
+    blocks: NDArray[np.str_] | None = None,
+) -> str:
     try:
-        statistic, *_ = two_stage_f(summaries, labels)
+        statistic, *_ = two_stage_f(summaries, labels, blocks)
     except DesignError as error:
         return str(error)
     if np.isnan(statistic):
@@ -140,11 +166,14 @@ def _refusal(summaries: NDArray[np.float64], labels: NDArray[np.str_]) -> str:
 
 
 def _test(
-    stage: dict[str, NDArray[np.float64]], response: str, labels: NDArray[np.str_]
+    stage: dict[str, NDArray[np.float64]],
+    response: str,
+    labels: NDArray[np.str_],
+    blocks: NDArray[np.str_] | None,
 ) -> FTest | None:
     if response not in stage:
         return None
-    statistic, p_value, between, within = two_stage_f(stage[response], labels)
+    statistic, p_value, between, within = two_stage_f(stage[response], labels, blocks)
     if np.isnan(statistic):
         return None
     return FTest(response, float(statistic), between, within, float(p_value))
@@ -189,6 +218,7 @@ def _contrast(
     labels: NDArray[np.str_],
     level: float,
     mixed: MixedFit | None,
+    effects: Effects,
 ) -> tuple[ContrastResult, ...]:
     names = [str(name) for name in np.unique(labels)]
     vectors = [(one, one.vector(names)) for one in planned]
@@ -199,32 +229,67 @@ def _contrast(
     ]
     p_values = [p for _, p in found]
     return tuple(
-        ContrastResult(one, interval, p, holm, bh, _beside(mixed, one, weights, level))
+        ContrastResult(one, interval, p, holm, bh, _beside(mixed, effects, one, weights, level))
         for (one, weights), (interval, p), holm, bh in zip(
             asked, found, adjust(p_values), adjust(p_values, "fdr_bh"), strict=True
         )
     )
 
 
-def _fit(clean: pd.DataFrame, depth: float, df: int, value: str) -> MixedFit | None:
-    keys = ["architecture", "model", "layer", "depth"]
+def _fit(clean: pd.DataFrame, depth: float) -> tuple[MixedFit | None, Effects]:
+    """Fit the mixed model; return it with its weights of each architecture's mean and slope."""
+    keys = [name for name in (*KEYS, "block") if name in clean.columns]
     cells = clean.groupby(keys, as_index=False, observed=True)["value"].mean()
     if len(cells) < 2:
-        return None
-    cells = cells.assign(z=cells["depth"] - depth)
-    # Each architecture has its own intercept and slope, so any contrast is a weighted sum of these.
-    formula, random = "value ~ 0 + C(architecture) + C(architecture):z", "1 + z"
-    if cells["depth"].groupby(cells["model"]).nunique().max() == 1:
-        formula, random = "value ~ 0 + C(architecture)", "1"
-    return fit_mixed(formula, cells, "model", re_formula=random, df=df)
+        return None, {}
+    labels = cells["architecture"].astype(str) + ", layer " + cells["layer"].astype(str)
+    cells = cells.assign(z=cells["depth"] - depth, cell=labels)
+    sloped = cells["z"].groupby(cells["model"]).nunique().max() > 1
+    formula = _formula(cells, sloped)
+    mixed = fit_mixed(formula, cells)
+    if not mixed.usable:
+        return mixed, {}
+    rows: dict[str, list[Array]] = {name: [] for name in RESPONSES[: 1 + sloped]}
+    for _, own in cells.groupby("architecture", observed=True):
+        grid = own.drop_duplicates("depth")
+        columns = [np.ones(len(grid)), grid["z"].to_numpy()][: 1 + sloped]
+        summaries = np.linalg.pinv(np.column_stack(columns)) @ mixed.rows(grid)
+        for name, row in zip(rows, summaries, strict=True):
+            rows[name].append(row)
+    return mixed, {name: np.array(found) for name, found in rows.items()}
+
+
+def _formula(cells: pd.DataFrame, sloped: bool) -> str:
+    """Layers are fixed within architecture where all its models have the same, else a line is."""
+    layers = cells["cell"] + " at " + cells["depth"].astype(str)
+    grids = layers.groupby([cells["architecture"], cells["model"]], observed=True).agg(" ".join)
+    matched = grids.groupby(level=0, observed=True).nunique().max() == 1
+    line = " + C(architecture):z" if sloped else ""
+    fixed = "0 + C(cell)" if matched else f"0 + C(architecture){line}"
+    effects = "1 + z" if sloped else "1"
+    groups = ["model", "block"] if "block" in cells.columns else ["model"]
+    return f"value ~ {fixed} + " + " + ".join(f"({effects} || {group})" for group in groups)
+
+
+def _mixed_tests(mixed: MixedFit | None, effects: Effects) -> tuple[FTest, ...]:
+    found = []
+    for response, rows in effects.items():
+        if mixed is not None and len(rows) > 1:
+            statistic, between, within, p_value = mixed.f_test(np.diff(rows, axis=0))
+            found.append(FTest(response, statistic, between, within, p_value))
+    return tuple(found)
 
 
 def _beside(
-    mixed: MixedFit | None, contrast: Contrast, weights: NDArray[np.float64], level: float
+    mixed: MixedFit | None,
+    effects: Effects,
+    contrast: Contrast,
+    weights: NDArray[np.float64],
+    level: float,
 ) -> Interval | None:
-    if mixed is None or not mixed.usable:
+    if mixed is None or contrast.response not in effects:
         return None
-    row = fixed_weights(weights, contrast.response, len(mixed.names))
+    row = weights @ effects[contrast.response]
     return mixed.contrast(row, estimand=contrast.name, level=level)
 
 
@@ -243,6 +308,11 @@ def _notes(
         notes.append(
             "unequal numbers of models: the F test then leans on equal variances in all "
             "architectures"
+        )
+    if "block" in clean.columns:
+        notes.append(
+            "means and contrasts have limits that ignore blocks; the F tests and the mixed model "
+            "set blocks aside"
         )
     notes += _uneven_spread(stage["intercept"], labels)
     if "slope" in stage and not _refusal(stage["intercept"], labels):

@@ -1,125 +1,317 @@
-"""Closed forms of the mixed model: generalised least squares, identifiability and boundary.
+"""The mixed model in closed form: cross-products, profiled deviance, identifiability, boundary.
 
-Rows that share random effects form a group. The model of group g is
+    y = X b + Z L u + e,     var(u) = s2 I,     var(e) = s2 W^-1
 
-    y_g = X_g b + Z_g u_g + sum_k W_gk v_gk + e_g,
-    var(u_g) = s2 Psi,  var(v_gk) = s2 phi_k I,  var(e_g) = s2 I.
-
-Psi and phi are therefore *relative* to the residual variance s2. This module evaluates the model at
-given (Psi, phi); `posprobe.architectures.mixed_model` searches for their values.
+L is block diagonal with one lower triangular factor for each random term, repeated over its groups;
+the factors' entries are theta. Everything is computed from cross-products, so rows cost nothing.
+Columns are orthonormalised beforehand, X by a QR decomposition and the columns of each random term
+too, and y is replaced by what X leaves of it, in units of its size. So the units and origins of
+predictors and response change nothing. `posprobe.architectures.optimum` searches for theta.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations_with_replacement
 
 import numpy as np
-from scipy import linalg
+from numpy.typing import NDArray
+from scipy import linalg, sparse
 
+from posprobe.architectures.formulas import Design, RandomTerm
+from posprobe.errors import DesignError
 from posprobe.intervals import Array
 
-__all__ = ["Components", "GLSFit", "boundary_term", "exact_fit", "gls", "unidentified_term"]
+__all__ = ["Components", "State", "boundary_term", "exact_fit", "gather", "unidentified_term"]
+
+Indices = NDArray[np.intp]
 
 BOUNDARY = 1e-4
 RANK_TOLERANCE = 1e-8
+ROUNDING = 1e-13
+EXACT = 1e-12  # share of squares
+MOST_LEVELS = 4000  # of all random effects: their cross-products are one dense matrix
+
+
+@dataclass(frozen=True)
+class State:
+    """The model at given theta, in orthonormal columns and with y in units of its size.
+
+    Attributes
+    ----------
+    deviance : float
+        Minus twice the profiled (restricted) log-likelihood, in the units of the data.
+    gradient : ndarray of shape (k,)
+        Its derivatives by theta.
+    scale : float
+        Residual variance s2.
+    estimates : ndarray of shape (p,)
+        Fixed effects.
+    inverse : ndarray of shape (p, p)
+        Their covariance divided by s2.
+    slopes : ndarray of shape (k, p, p)
+        Derivatives by theta of the inverse of `inverse`.
+    rest : ndarray of shape (k,)
+        Derivatives by theta of the weighted residual sum of squares.
+    logs : ndarray of shape (k,)
+        Derivatives by theta of the log-determinants.
+    effects : ndarray of shape (m,)
+        Predicted random effects u.
+    """
+
+    deviance: float
+    gradient: Array
+    scale: float
+    estimates: Array
+    inverse: Array
+    slopes: Array
+    rest: Array
+    logs: Array
+    effects: Array
 
 
 @dataclass(frozen=True)
 class Components:
-    """The matrices of a mixed model, one entry for each group.
+    """Cross-products of a design.
 
     Attributes
     ----------
-    y : list of ndarray of shape (n_g,)
-        The response.
-    X : list of ndarray of shape (n_g, p)
-        The design matrix of the fixed effects.
-    Z : list of ndarray of shape (n_g, q)
-        The design matrix of the correlated random effects (intercept and slopes); q may be 0.
-    W : dict of str to list of ndarray of shape (n_g, c_gk)
-        The design matrices of the independent variance components, by name.
-    effects : tuple of str
-        Names of the q columns of Z.
+    design : Design
+        Where they come from.
+    ZZ : ndarray of shape (m, m)
+        Of the random effects' columns.
+    ZC : ndarray of shape (m, p + 1)
+        Of these with the orthonormal fixed effects and the response.
+    R : ndarray of shape (p, p)
+        Triangular factor of X.
+    centre : ndarray of shape (p,)
+        What X explains of y by least squares, in orthonormal columns.
+    size : float
+        Unit of the response.
+    roots : tuple of ndarray of shape (q, q)
+        What turns effects of orthonormal columns into effects of each random term's own.
+    Q : ndarray of shape (n, p)
+        Orthonormal fixed effects.
+    Z : sparse matrix of shape (n, m)
+        Columns of the random effects.
     """
 
-    y: list[Array]
-    X: list[Array]
-    Z: list[Array]
-    W: dict[str, list[Array]]
-    effects: tuple[str, ...]
+    design: Design
+    ZZ: Array
+    ZC: Array
+    R: Array
+    centre: Array
+    size: float
+    roots: tuple[Array, ...]
+    Q: Array
+    Z: sparse.csr_matrix
 
     @property
     def n(self) -> int:
-        """The number of rows in all groups."""
-        return sum(len(rows) for rows in self.y)
+        """The number of rows."""
+        return len(self.Q)
+
+    def with_response(self, y: Array) -> Components:
+        """Return the same model for another response, of shape (n,)."""
+        centre, left, size = _project(self.Q, np.sqrt(self.design.weights) * y)
+        ZC = np.column_stack([self.ZC[:, :-1], self.Z.T @ (left / size)])
+        design = replace(self.design, y=y)
+        return replace(self, design=design, ZC=ZC, centre=centre, size=size)
+
+    @cached_property
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """First row, number of groups and number of effects of each random term in `ZZ`."""
+        found, start = [], 0
+        for term in self.design.terms:
+            found.append((start, len(term.levels), len(term.effects)))
+            start += found[-1][1] * found[-1][2]
+        return found
+
+    def factors(self, theta: Array) -> list[Array]:
+        """Return the lower triangular factor of each random term."""
+        found, start = [], 0
+        for _, _, q in self.blocks:
+            size = q * (q + 1) // 2
+            factor = np.full((q, q), theta[start]) if q == 1 else np.zeros((q, q))
+            if q > 1:
+                factor[np.tril_indices(q)] = theta[start : start + size]
+            found.append(factor)
+            start += size
+        return found
+
+    @cached_property
+    def entries(self) -> list[tuple[Indices, Indices, bool]]:
+        """Rows and columns of L that hold each theta, and whether these are on the diagonal."""
+        found = []
+        for start, levels, q in self.blocks:
+            first = start + q * np.arange(levels)
+            found += [(first + a, first + b, a == b) for a in range(q) for b in range(a + 1)]
+        return found
+
+    def covariances(self, theta: Array) -> list[Array]:
+        """Return each random term's covariance, divided by the residual variance."""
+        found = []
+        for root, factor in zip(self.roots, self.factors(theta), strict=True):
+            half = root @ factor
+            found.append(half @ half.T)
+        return found
+
+    def transposed(self, factors: list[Array], matrix: Array) -> Array:
+        """Multiply a matrix by L' from the left."""
+        parts = []
+        for (start, levels, q), factor in zip(self.blocks, factors, strict=True):
+            part = matrix[start : start + levels * q].reshape(levels, q, -1)
+            parts.append((factor.T @ part).reshape(levels * q, -1))
+        return np.concatenate(parts)
+
+    def at(self, theta: Array, *, reml: bool) -> State:
+        """Evaluate the model at theta.
+
+        Parameters
+        ----------
+        theta : ndarray of shape (k,)
+            Entries of the relative factors.
+        reml : bool
+            Use the restricted likelihood.
+
+        Returns
+        -------
+        State
+        """
+        p = len(self.R)
+        factors = self.factors(theta)
+        left = self.transposed(factors, self.ZZ)
+        inner = self.transposed(factors, left.T) + np.eye(len(left))
+        factor = linalg.cho_factor(inner, lower=True)
+        small = self.transposed(factors, self.ZC)
+        both = linalg.cho_solve(factor, np.column_stack([small, left]))
+        solved, K = both[:, : p + 1], both[:, p + 1 :]
+        corner = np.eye(p + 1)
+        corner[p, p] = self.n
+        H = corner - small.T @ solved
+        inverse = linalg.inv(H[:p, :p])
+        estimates = inverse @ H[:p, p]
+        v = np.append(-estimates, 1.0)
+        squares = max(float(v @ H @ v), np.finfo(float).tiny)
+        left_over = self.ZC - left.T @ solved
+        df = self.n - p if reml else self.n
+        scale = squares / df
+        deviance = 2 * float(np.log(np.diag(factor[0])).sum())
+        deviance += df * (np.log(2 * np.pi * scale) + 1 + 2 * np.log(self.size))
+        deviance -= float(np.log(self.design.weights).sum())
+        if reml:
+            deviance += float(np.linalg.slogdet(H[:p, :p])[1])
+            deviance += 2 * float(np.log(np.abs(np.diag(self.R))).sum())
+        slopes, rest, logs = [], [], []
+        for rows, columns, _ in self.entries:
+            product = left_over[rows].T @ solved[columns]
+            change = -(product + product.T)
+            slopes.append(change[:p, :p])
+            rest.append(v @ change @ v)
+            logs.append(2 * K[columns, rows].sum())
+            if reml:
+                logs[-1] += np.sum(inverse * change[:p, :p])
+        changed, logged = np.array(rest), np.array(logs)
+        return State(
+            deviance=float(deviance),
+            gradient=logged + changed / scale,
+            scale=scale,
+            estimates=estimates,
+            inverse=inverse,
+            slopes=np.array(slopes),
+            rest=changed,
+            logs=logged,
+            effects=solved @ v,
+        )
 
 
-@dataclass(frozen=True)
-class GLSFit:
-    """The result of generalised least squares at given variance components.
-
-    Attributes
-    ----------
-    estimates : ndarray of shape (p,)
-        Fixed effects b.
-    covariance : ndarray of shape (p, p)
-        Covariance of the estimates.
-    scale : float
-        Residual variance s2, in the squared unit of y.
-    deviance : float
-        Minus twice the log-likelihood (ML) or restricted log-likelihood (REML).
-    """
-
-    estimates: Array
-    covariance: Array
-    scale: float
-    deviance: float
-
-
-def gls(parts: Components, psi: Array, phi: Array, *, reml: bool = True) -> GLSFit:
-    """Evaluate fixed effects, their covariance and the deviance at (Psi, phi).
-
-    This function factorises V itself, which is exact on the boundary too. statsmodels inverts Psi
-    and replaces the inverse by 0 where Psi vanishes. It thereby treats a missing random effect as
-    an infinite one, and its fixed effects are silently 0 (statsmodels #10239).
+def gather(design: Design) -> Components:
+    """Compute the cross-products of a design.
 
     Parameters
     ----------
-    parts : Components
-        The matrices of the model.
-    psi : ndarray of shape (q, q)
-        Relative covariance of the random effects.
-    phi : ndarray of shape (K,)
-        Relative variance components, in the order of `parts.W`.
-    reml : bool
-        Use the restricted likelihood (REML); otherwise the full one (ML).
+    design : Design
+        The matrices.
 
     Returns
     -------
-    GLSFit
+    Components
+
+    Raises
+    ------
+    DesignError
+        If the fixed effects are collinear, or there are too many random effects.
     """
-    p = parts.X[0].shape[1]
-    gram: Array = np.zeros((p + 1, p + 1))
-    logdet = 0.0
-    for g, (y, X) in enumerate(zip(parts.y, parts.X, strict=True)):
-        V = np.eye(len(y)) + parts.Z[g] @ psi @ parts.Z[g].T
-        for share, blocks in zip(phi, parts.W.values(), strict=True):
-            V += share * (blocks[g] @ blocks[g].T)
-        factor = linalg.cholesky(V, lower=True)
-        white = linalg.solve_triangular(factor, np.column_stack([X, y]), lower=True)
-        gram += white.T @ white
-        logdet += 2 * float(np.log(np.diag(factor)).sum())
-    inverse = linalg.inv(gram[:p, :p])
-    estimates = inverse @ gram[:p, p]
-    rest = float(gram[p, p] - gram[:p, p] @ estimates)
-    df = parts.n - p if reml else parts.n
-    scale = max(rest, 0.0) / df
-    with np.errstate(divide="ignore"):
-        deviance = df * float(np.log(2 * np.pi * scale)) + df + logdet
-    if reml:
-        deviance += float(np.linalg.slogdet(gram[:p, :p])[1])
-    return GLSFit(estimates, scale * inverse, scale, deviance)
+    levels = sum(len(term.levels) * len(term.effects) for term in design.terms)
+    if levels > MOST_LEVELS:
+        raise DesignError(
+            f"{levels} random effects are too many (at most {MOST_LEVELS}): average over the "
+            "smallest groups first"
+        )
+    root = np.sqrt(design.weights)
+    Q, R = _orthonormal(design, root)
+    centre, left, size = _project(Q, root * design.y)
+    made = [_random_columns(term, root) for term in design.terms]
+    Z = sparse.hstack([columns for columns, _ in made], format="csr")
+    C = np.column_stack([Q, left / size])
+    return Components(
+        design=design,
+        ZZ=np.asarray((Z.T @ Z).todense()),
+        ZC=np.asarray(Z.T @ C),
+        R=R,
+        centre=centre,
+        size=size,
+        roots=tuple(back for _, back in made),
+        Q=Q,
+        Z=Z,
+    )
+
+
+def _project(Q: Array, y: Array) -> tuple[Array, Array, float]:
+    """Return what the fixed effects explain of y, what they leave, and the size of that."""
+    centre = Q.T @ y
+    left = y - Q @ centre
+    more = Q.T @ left  # a second pass: y may be far from 0
+    left = left - Q @ more
+    size = float(np.linalg.norm(left)) / np.sqrt(len(y))
+    if size <= ROUNDING * float(np.abs(y).max()) or size == 0:
+        return centre + more, np.zeros_like(y), 1.0
+    return centre + more, left, size
+
+
+def _orthonormal(design: Design, root: Array) -> tuple[Array, Array]:
+    X = root[:, None] * design.X
+    norms = np.linalg.norm(X, axis=0)
+    norms[norms == 0] = 1.0
+    # a shift of a predictor must not look like collinearity with the intercept
+    rank = int(np.linalg.matrix_rank(X / norms, tol=1e-10))
+    if rank < X.shape[1]:
+        raise DesignError(
+            f"the fixed effects of {design.fixed_part!r} have rank {rank} of {X.shape[1]}: drop a "
+            "term that the others imply"
+        )
+    Q, R = linalg.qr(X / norms, mode="economic")
+    return Q, R * norms
+
+
+def _random_columns(term: RandomTerm, root: Array) -> tuple[sparse.csr_matrix, Array]:
+    """Spread a random term over its groups in orthonormal columns, with the way back."""
+    n, q = term.columns.shape
+    columns = root[:, None] * term.columns
+    norms = np.linalg.norm(columns, axis=0)
+    norms[norms == 0] = 1.0
+    _, R = linalg.qr(columns / norms, mode="economic")
+    if len(R) < q or np.abs(np.diag(R)).min() <= 1e-10:
+        back = np.diag(1 / norms)  # found out as not identified
+    else:
+        back = linalg.inv(R * norms)
+    back = back * np.sqrt(n)
+    values = columns @ back
+    places = q * term.codes[:, None] + np.arange(q)
+    where = (np.repeat(np.arange(n), q), places.ravel())
+    shape = (n, q * len(term.levels))
+    return sparse.csr_matrix((values.ravel(), where), shape=shape), back
 
 
 def unidentified_term(parts: Components) -> str | None:
@@ -129,31 +321,34 @@ def unidentified_term(parts: Components) -> str | None:
     identified if the matrices ``P D_k P`` are linearly independent, because the restricted
     likelihood depends on V only through them. P projects onto the orthogonal complement of X, and
     D_k is the derivative of V with respect to component k (the identity for the residual). A random
-    effect with one level for each row fails, since its D_k is the identity too. Without this
-    check, statsmodels returns the starting value of an unidentified component with
-    ``converged=True``.
+    effect with one level for each row fails, since its D_k is the identity too.
 
     Parameters
     ----------
     parts : Components
-        The matrices of the model.
+        The cross-products of the model.
 
     Returns
     -------
     str or None
         The reason, or None if all components are identified.
     """
-    blocks = _term_matrices(parts)
-    X = np.concatenate(parts.X)
-    base, _ = linalg.qr(X, mode="economic")
-    free = parts.n - X.shape[1]
+    free = parts.n - len(parts.R)
     if free < 1:
         return "no row is left after the fixed effects"
-    projected = {name: Z - base @ (base.T @ Z) for name, Z in blocks.items()}
-    for name, Z in projected.items():
-        if np.linalg.norm(Z) <= RANK_TOLERANCE * np.linalg.norm(blocks[name]):
+    p = len(parts.R)
+    left = parts.ZZ - parts.ZC[:, :p] @ parts.ZC[:, :p].T
+    own: list[tuple[str, np.ndarray]] = []
+    pairs: list[tuple[int, int]] = []
+    for (start, levels, q), term in zip(parts.blocks, parts.design.terms, strict=True):
+        first = start + q * np.arange(levels)
+        pairs += combinations_with_replacement(range(len(own), len(own) + q), 2)
+        own += [(name, first + k) for k, name in enumerate(term.names)]
+    for name, rows in own:
+        whole = np.trace(parts.ZZ[np.ix_(rows, rows)])
+        if np.trace(left[np.ix_(rows, rows)]) <= RANK_TOLERANCE * whole:
             return f"the fixed effects absorb the random effect of {name}"
-    return _dependent_term(parts, projected, free)
+    return _dependent_term(left, own, pairs, free)
 
 
 def exact_fit(parts: Components) -> str | None:
@@ -164,91 +359,73 @@ def exact_fit(parts: Components) -> str | None:
     Parameters
     ----------
     parts : Components
-        The matrices of the model.
+        The cross-products of the model.
 
     Returns
     -------
     str or None
         The reason, or None if there is a residual.
     """
-    y = np.concatenate(parts.y)
-    design = np.column_stack([np.concatenate(parts.X), *_term_matrices(parts).values()])
-    rest = y - design @ linalg.lstsq(design, y)[0]
-    if np.linalg.norm(rest) <= RANK_TOLERANCE * np.linalg.norm(y):
+    p = len(parts.R)
+    left = parts.ZZ - parts.ZC[:, :p] @ parts.ZC[:, :p].T
+    fitted = parts.ZC[:, p]
+    explained = float(fitted @ linalg.lstsq(left, fitted, cond=1e-12)[0])
+    if not fitted.any() or parts.n - explained <= EXACT * parts.n:
         return "fixed and random effects fit every row exactly: no residual is left"
     return None
 
 
-def _term_matrices(parts: Components) -> dict[str, Array]:
-    """Stack each random effect over groups, as (n, levels); levels are nested in groups."""
-    blocks = {
-        name: linalg.block_diag(*[Z[:, [k]] for Z in parts.Z])
-        for k, name in enumerate(parts.effects)
-    }
-    for name, component in parts.W.items():
-        blocks[name] = linalg.block_diag(*component)
-    return blocks
+def _dependent_term(
+    left: Array, own: list[tuple[str, np.ndarray]], pairs: list[tuple[int, int]], free: int
+) -> str | None:
+    def cut(a: int, b: int) -> Array:
+        return np.asarray(left[np.ix_(own[a][1], own[b][1])])
 
-
-def _dependent_term(parts: Components, projected: dict[str, Array], free: int) -> str | None:
-    pairs = [*combinations_with_replacement(parts.effects, 2), *((k, k) for k in parts.W)]
-    pairs.sort(key=lambda pair: pair[0] != pair[1])
-    traces = [float(np.sum(projected[a] * projected[b])) for a, b in pairs]
+    pairs = sorted(pairs, key=lambda pair: pair[0] != pair[1])
     size = len(pairs) + 1
     inner = np.empty((size, size))
-    inner[0, 0], inner[0, 1:], inner[1:, 0] = free, traces, traces
+    inner[0, 0] = free
+    inner[0, 1:] = inner[1:, 0] = [float(np.trace(cut(a, b))) for a, b in pairs]
     for i, (a, b) in enumerate(pairs, start=1):
         for j, (c, d) in enumerate(pairs, start=1):
-            straight = _trace(projected, a, b, c, d)
-            inner[i, j] = (straight + _trace(projected, a, b, d, c)) / 2
-    norms = np.sqrt(np.diag(inner))
+            straight = np.sum(cut(d, a) * cut(b, c).T)
+            inner[i, j] = (straight + np.sum(cut(c, a) * cut(b, d).T)) / 2
+    norms = np.sqrt(np.abs(np.diag(inner)))
     for k, (a, b) in enumerate(pairs, start=2):
         scale = np.where(norms[:k] > 0, norms[:k], 1.0)
-        cosines = inner[:k, :k] / np.outer(scale, scale)
-        if np.linalg.eigvalsh(cosines)[0] < RANK_TOLERANCE:
-            term = a if a == b else f"{a} with {b}"
+        if np.linalg.eigvalsh(inner[:k, :k] / np.outer(scale, scale))[0] < RANK_TOLERANCE:
+            term = own[a][0] if a == b else f"{own[a][0]} with {own[b][0]}"
             return f"the data cannot tell the variance of {term} from the other components"
     return None
 
 
-def _trace(Z: dict[str, Array], a: str, b: str, c: str, d: str) -> float:
-    """Compute tr(Z_a Z_b' Z_c Z_d') without forming an n x n matrix."""
-    return float(np.sum((Z[d].T @ Z[a]) * (Z[b].T @ Z[c]).T))
-
-
-def boundary_term(parts: Components, psi: Array, phi: Array) -> str | None:
+def boundary_term(parts: Components, theta: Array) -> str | None:
     """Find a random effect on the boundary of the parameter space, by a scale-free rule.
 
     A variance is on the boundary if it contributes less than 1e-4 of the residual variance to the
-    variance of the rows. A covariance is on the boundary if the smallest eigenvalue of the
-    correlation matrix is below 1e-4. (The threshold in statsmodels is an absolute 0.01, so on the
-    scale of R2 it would warn every time.)
+    variance of the rows. Several correlated effects are on it if some weighted sum of them is: the
+    columns are orthonormal, so units and origins do not matter.
 
     Parameters
     ----------
     parts : Components
-        The matrices of the model.
-    psi : ndarray of shape (q, q)
-        Relative covariance of the random effects.
-    phi : ndarray of shape (K,)
-        Relative variance components, in the order of `parts.W`.
+        The cross-products of the model.
+    theta : ndarray of shape (k,)
+        Entries of the relative factors.
 
     Returns
     -------
     str or None
-        The reason, or None if (Psi, phi) is inside the parameter space.
+        The reason, or None if theta is inside the parameter space.
     """
-    rows = np.concatenate(parts.Z) if parts.effects else np.empty((parts.n, 0))
-    shares = dict(zip(parts.effects, np.diag(psi) * np.mean(rows**2, axis=0), strict=True))
-    for share, (name, blocks) in zip(phi, parts.W.items(), strict=True):
-        shares[name] = share * sum(float(np.sum(W**2)) for W in blocks) / parts.n
-    for name, share in shares.items():
-        if share < BOUNDARY:
+    for term, factor in zip(parts.design.terms, parts.factors(theta), strict=True):
+        shares = np.linalg.eigvalsh(factor @ factor.T)
+        if shares[-1] < BOUNDARY or (len(shares) == 1 and shares[0] < BOUNDARY):
+            share = max(float(shares[-1]), 0.0)
+            return f"the variance of {term.names[0]} is {share:.1g} of the residual variance"
+        if shares[0] < BOUNDARY:
             return (
-                f"the variance of {name} is {max(float(share), 0.0):.1g} of the residual variance"
+                f"{' and '.join(term.names)} are perfectly correlated, or one of their variances "
+                "is 0"
             )
-    if len(parts.effects) > 1:
-        spread = np.sqrt(np.diag(psi))
-        if np.linalg.eigvalsh(psi / np.outer(spread, spread))[0] < BOUNDARY:
-            return f"{' and '.join(parts.effects)} are perfectly correlated"
     return None

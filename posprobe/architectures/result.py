@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from posprobe.architectures.contrasts import RESPONSES, Contrast, adjust
 from posprobe.architectures.mixed_fit import MixedFit
@@ -15,7 +13,7 @@ from posprobe.architectures.two_stage import FTest, welch_f
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval
 
-__all__ = ["ArchitectureComparison", "ContrastResult", "adjust_secondary", "fixed_weights"]
+__all__ = ["ArchitectureComparison", "ContrastResult", "adjust_secondary"]
 
 PARTS = ("estimates", "tests", "contrasts", "models", "mixed")
 
@@ -78,6 +76,8 @@ class ArchitectureComparison:
         The value and slope of each model.
     mixed : MixedFit or None
         The mixed model, if it was fitted.
+    mixed_tests : tuple of FTest
+        Its tests of equal means and of equal slopes, if it has estimates.
     notes : tuple of str
         Limitations that a reader should know, one line each.
     """
@@ -95,6 +95,7 @@ class ArchitectureComparison:
     contrasts: tuple[ContrastResult, ...]
     models: tuple[ModelSummary, ...]
     mixed: MixedFit | None
+    mixed_tests: tuple[FTest, ...]
     notes: tuple[str, ...]
 
     def table(self, part: str = "estimates") -> pd.DataFrame:
@@ -160,7 +161,7 @@ class ArchitectureComparison:
         found = [test for test in (self.test, self.slope_test) if test is not None]
         rows: list[dict[str, object]] = [{"method": "two-stage F", **vars(t)} for t in found]
         rows += self._welch_tests()
-        rows += _mixed_tests(self.mixed, list(self.means))
+        rows += [self._mixed_row(test) for test in self.mixed_tests]
         table = pd.DataFrame(rows, columns=columns)
         primary = (table["method"] == "two-stage F") & (table["response"] == "intercept")
         return adjust_secondary(table, primary)
@@ -176,6 +177,10 @@ class ArchitectureComparison:
                 row = dict(zip(names, found, strict=True))
                 rows.append({"method": "Welch F", "response": response, **row})
         return rows
+
+    def _mixed_row(self, test: FTest) -> dict[str, object]:
+        status = "" if self.mixed is None else self.mixed.status
+        return {"method": f"mixed model F ({status})", **vars(test)}
 
     def _contrasts(self) -> pd.DataFrame:
         rows = []
@@ -233,42 +238,6 @@ def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFr
     secondary = (tests["method"] == "two-stage F") & ~primary
     p_values = tests["p_value"].where(secondary)
     return tests.assign(p_holm=adjust(p_values.tolist()), primary=primary)
-
-
-def fixed_weights(weights: NDArray[np.float64], response: str, size: int) -> NDArray[np.float64]:
-    """Turn weights of architectures into weights of the fixed effects of the mixed model.
-
-    The fixed effects are the intercepts of all architectures, then their slopes.
-
-    Parameters
-    ----------
-    weights : ndarray of shape (..., A)
-        Weight of each architecture.
-    response : {"intercept", "slope"}
-        Which fixed effects get the weights; the others get 0.
-    size : int
-        Number of fixed effects, A or 2 A.
-
-    Returns
-    -------
-    ndarray of shape (..., size)
-    """
-    row = np.zeros((*weights.shape[:-1], size))
-    start = weights.shape[-1] * RESPONSES.index(response)
-    row[..., start : start + weights.shape[-1]] = weights
-    return row
-
-
-def _mixed_tests(mixed: MixedFit | None, names: list[str]) -> list[dict[str, object]]:
-    if mixed is None or not mixed.usable or len(names) < 2:
-        return []
-    differences = np.diff(np.eye(len(names)), axis=0)
-    rows: list[dict[str, object]] = []
-    for response in RESPONSES[: len(mixed.names) // len(names)]:
-        statistic, p_value = mixed.wald(fixed_weights(differences, response, len(mixed.names)))
-        test = FTest(response, statistic, len(names) - 1, int(mixed.df or 0), p_value)
-        rows.append({"method": f"mixed model F ({mixed.status})", **vars(test)})
-    return rows
 
 
 def _show_test(test: FTest) -> str:

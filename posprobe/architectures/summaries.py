@@ -17,7 +17,7 @@ from scipy import stats
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval
 
-__all__ = ["ModelSummary", "check_table", "reference_depth", "summarise_models"]
+__all__ = ["KEYS", "ModelSummary", "check_table", "reference_depth", "summarise_models"]
 
 KEYS = ("architecture", "model", "layer", "depth")
 LARGEST = 1e100  # of a value, or of its reciprocal: beyond, squares and their sums leave float64
@@ -61,7 +61,8 @@ def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
     ----------
     table : pandas.DataFrame
         One row for each model and layer (and sequence), with the columns architecture, model,
-        layer, depth (0 for the first layer, 1 for the last), the value, and optionally sequence.
+        layer, depth (0 for the first layer, 1 for the last), the value, and optionally sequence
+        and block.
     value : str
         Name of the column of the value.
 
@@ -75,7 +76,7 @@ def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
     DesignError
         If the table is empty, lacks a column or names or numbers in one, a number is missing, not
         finite or too large or small to be squared, a depth lies outside [0, 1], a layer has two
-        depths, a model has two architectures, or a row is given twice.
+        depths, a model has two architectures or two blocks, or a row is given twice.
     """
     missing = [name for name in (*KEYS, value) if name not in table.columns]
     if missing:
@@ -85,8 +86,9 @@ def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
     if table.empty:
         raise DesignError("the table has no rows: give one row per model and layer")
     keys = [*KEYS, "sequence"] if "sequence" in table.columns else list(KEYS)
-    clean = table[keys].assign(value=table[value])
-    _check_names(clean, keys)
+    named = [*keys, "block"] if "block" in table.columns else keys
+    clean = table[named].assign(value=table[value])
+    _check_names(clean, named)
     _check_numbers(clean, value)
     _check_replication(clean, [k for k in keys if k not in ("architecture", "depth")])
     return clean.sort_values(["model", "layer"], kind="stable").reset_index(drop=True)
@@ -142,6 +144,11 @@ def _check_replication(clean: pd.DataFrame, keys: list[str]) -> None:
             f"model {model!r} is listed under the architectures {' and '.join(names)}: give every "
             "model one architecture and a name of its own"
         )
+    if "block" in clean.columns:
+        blocks = clean.groupby("model")["block"].nunique()
+        if (blocks > 1).any():
+            model = blocks.index[blocks > 1][0]
+            raise DesignError(f"model {model!r} is in two blocks: give it one")
     twice = clean.duplicated(keys)
     if twice.any():
         row = clean.loc[twice].iloc[0]

@@ -29,8 +29,10 @@ class FTest:
         The tested response.
     statistic : float
         F.
-    df_between, df_within : int
-        Degrees of freedom, A - 1 and M - A for the two-stage test.
+    df_between : int
+        Degrees of freedom of the architectures, A - 1.
+    df_within : float
+        Degrees of freedom of models, M - A for the two-stage test.
     p_value : float
         Probability of a statistic at least as large if the means are equal.
     """
@@ -38,12 +40,12 @@ class FTest:
     response: str
     statistic: float
     df_between: int
-    df_within: int
+    df_within: float
     p_value: float
 
 
 def two_stage_f(
-    summaries: ArrayLike, labels: ArrayLike
+    summaries: ArrayLike, labels: ArrayLike, blocks: ArrayLike | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
     """Test that model-level summaries have the same mean in every architecture.
 
@@ -57,18 +59,23 @@ def two_stage_f(
         One number for each of M models; leading axes are independent studies.
     labels : array-like of shape (M,)
         Architecture of each model, A in all.
+    blocks : array-like of shape (M,), optional
+        Block of each model, for instance its seed. Blocks are then set aside first, in an analysis
+        of variance by architecture and block; of B complete blocks (A - 1)(B - 1) degrees of
+        freedom are left.
 
     Returns
     -------
     statistic, p_value : ndarray of shape (...)
         F and its p-value; NaN if the models of each architecture are equal up to rounding.
     df_between, df_within : int
-        A - 1 and M - A.
+        A - 1 and M - A, or less if there are blocks.
 
     Raises
     ------
     DesignError
-        If there is only one architecture, or only one model of each.
+        If there is only one architecture, only one model of each, or blocks leave no spread between
+        models or tell architectures no longer apart.
 
     Examples
     --------
@@ -80,11 +87,34 @@ def two_stage_f(
     if len(names) < 2:
         raise DesignError(f"one architecture ({names[0]!r}): there is nothing to compare")
     variance, df = pooled_variance(summaries, labels)
+    if blocks is not None:
+        return _blocked_f(np.asarray(summaries, dtype=float), np.asarray(labels), blocks)
     grand = np.sum(counts * means, axis=-1, keepdims=True) / counts.sum()
     between = np.sum(counts * (means - grand) ** 2, axis=-1) / (len(names) - 1)
     usable = has_spread(variance, summaries)
     statistic = np.where(usable, between / np.where(usable, variance, 1.0), np.nan)
     return statistic, stats.f.sf(statistic, len(names) - 1, df), len(names) - 1, df
+
+
+def _blocked_f(
+    y: NDArray[np.float64], labels: NDArray[np.str_], blocks: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
+    own, arms = (
+        np.eye(len(np.unique(x)))[np.unique(x, return_inverse=True)[1]]
+        for x in (np.asarray(blocks), labels)
+    )
+    both = np.column_stack([own, arms])
+    less, more = (int(np.linalg.matrix_rank(X)) for X in (own, both))
+    between, within = more - less, y.shape[-1] - more
+    if between < arms.shape[1] - 1 or within < 1:
+        raise DesignError(
+            "blocks leave no comparison of architectures: give models of several architectures "
+            "the same blocks, two or more"
+        )
+    without, rest = (np.sum((y - y @ X @ np.linalg.pinv(X)) ** 2, axis=-1) for X in (own, both))
+    usable = has_spread(rest / within, y)
+    statistic = (without - rest) / between / np.where(usable, rest / within, np.nan)
+    return statistic, stats.f.sf(statistic, between, within), between, within
 
 
 def welch_f(summaries: ArrayLike, labels: ArrayLike) -> tuple[float, float, int, float] | None:

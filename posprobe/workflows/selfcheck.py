@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
 
+from posprobe.architectures import MixedFit, compare_architectures, two_stage_f
 from posprobe.channels import ChannelEffects, gather_variances, shares
 from posprobe.errors import DesignError, progress_bar
 from posprobe.intervals import (
@@ -45,6 +46,8 @@ PERSISTENCE = 0.98  # of the noise, from token to token
 REMOVED = 0.4  # true fraction removed in the paired design
 N_HEADS = 12
 SPLIT = ("V_T", "V_M", "V_R", "C_MR")
+N_LAYERS = 6
+CASES = ("normal", "blocks", "skewed", "unequal", "weak")  # models of architectures
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,14 @@ class Study:
         One repetition with n sequences or items; an outcome is 0 or 1, or a score.
     draw : callable (n, rng) -> float, or None
         One draw of the statistic, where the truth is its expectation and has no closed form.
+    sizes : tuple of int or None
+        Sizes of this study, if they are not numbers of sequences or items.
     """
 
     measures: dict[str, Measure]
     repeat: Callable[[int, np.random.Generator, float], Outcomes]
     draw: Callable[[int, np.random.Generator], float] | None = None
+    sizes: tuple[int, ...] | None = None
 
 
 def gate(nominal: float, repetitions: int) -> tuple[float, float]:
@@ -164,7 +170,8 @@ def run(
     repetitions : int
         Data sets drawn for each study and size.
     sizes : sequence of int
-        Numbers S of sequences, or of items.
+        Numbers S of sequences, or of items; the study of architectures has its own, numbers of
+        models in each.
     studies : sequence of str, optional
         Names from `STUDIES`; all by default.
     n_jobs : int
@@ -197,7 +204,7 @@ def run(
         raise DesignError(f"no calibration study {unknown[0]!r}: choose from {', '.join(STUDIES)}")
     if repetitions < 2:
         raise DesignError(f"repetitions={repetitions}: a rate with an error needs at least 2")
-    cells = [(name, n) for name in names for n in sizes]
+    cells = [(name, n) for name in names for n in STUDIES[name].sizes or sizes]
     tables = []
     with progress_bar(progress, total=repetitions * len(cells), unit="repetition") as bar:
         for name, n in cells:
@@ -443,6 +450,60 @@ def _variance_study(items: str, bounds: tuple[float, float]) -> Study:
     return Study(measures, partial(_repeat_variances, items))
 
 
+@cache
+def _family(k: int, case: str) -> tuple[MixedFit, Array, NDArray[np.str_], NDArray[np.str_] | None]:
+    """A fitted mixed model of 3 architectures, its test, and each model's architecture and block.
+
+    There are k models in each; with unequal numbers, k - 1, k and k + 2.
+    """
+    counts = (k - 1, k, k + 2) if case == "unequal" else (k, k, k)
+    depth = np.linspace(0, 1, N_LAYERS)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        [
+            (kind, f"{kind}-{seed}", layer, depth[layer], seed, rng.normal(), 2 * rng.normal())
+            for kind, count in zip("abc", counts, strict=True)
+            for seed in range(count)
+            for layer in range(N_LAYERS)
+        ],
+        columns=["architecture", "model", "layer", "depth", "block", "value", "own"],
+    )
+    table["value"] += table.groupby("model")["own"].transform("first")
+    models = table.drop_duplicates("model")
+    blocks = models["block"].to_numpy().astype(str) if case == "blocks" else None
+    table = table if case == "blocks" else table.drop(columns="block")
+    mixed = compare_architectures(table).mixed
+    if mixed is None:
+        raise DesignError("the study of architectures has no mixed model")
+    rows = pd.DataFrame(mixed.rows(mixed.parts.design.data))
+    means = rows.groupby(mixed.parts.design.data["architecture"]).mean().to_numpy()
+    return mixed, np.diff(means, axis=0), models["architecture"].to_numpy(), blocks
+
+
+def _repeat_architectures(k: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    """Test models of equal architectures at 5%: 1 for each difference that is found."""
+    found = {}
+    for case in CASES:
+        mixed, hypothesis, labels, blocks = _family(k, case)
+        size = (len(labels), 1)
+        own = rng.normal(size=size)
+        if case == "skewed":
+            own = rng.exponential(size=size)
+        elif case == "weak":
+            own *= 0.1
+        if blocks is not None:
+            own += 2 * rng.normal(size=len(labels))[np.unique(blocks, return_inverse=True)[1], None]
+        slopes = 0.5 * rng.normal(size=size) * np.linspace(-0.5, 0.5, N_LAYERS)
+        shared = rng.normal(size=(3, N_LAYERS))[np.unique(labels, return_inverse=True)[1]]
+        shared -= shared.mean(axis=1, keepdims=True)  # what layers share is no difference of means
+        values = own + slopes + shared + 0.5 * rng.normal(size=(len(labels), N_LAYERS))
+        fit = mixed.with_response(values.ravel())
+        found[case] = float(fit.f_test(hypothesis)[3] < 1 - LEVEL)
+        p_value = two_stage_f(values.mean(axis=1), labels, blocks)[1]
+        found[f"{case}, two-stage"] = float(p_value < 1 - LEVEL)
+    return found
+
+
 STUDIES: dict[str, Study] = {
     "paired ratio": Study(
         {
@@ -487,4 +548,20 @@ STUDIES: dict[str, Study] = {
     "skewed items": _variance_study("skewed", (0.91, 1.0)),
     "log-normal items": _variance_study("log-normal", (0.89, 1.0)),
     "absent effects": _variance_study("absent", (0.0, 0.06)),
+    "architectures": Study(
+        {
+            # A variance of models that reads 0 is pooled with the residual, so the mixed model is
+            # conservative if models hardly differ (0.023 at k = 3).
+            f"{case}{key}": Measure(
+                f"{name}, {case} models",
+                "false positives",
+                1 - LEVEL,
+                (0.0, 0.07) if (case, key) == ("weak", "") else None,
+            )
+            for case in CASES
+            for key, name in (("", "mixed model F"), (", two-stage", "two-stage F"))
+        },
+        _repeat_architectures,
+        sizes=(3, 5, 8),
+    ),
 }

@@ -76,8 +76,8 @@ def test_random_intercept_closed_form_is_the_mixed_model():
             "z": np.tile(depth - depth.mean(), len(labels)),
         }
     )
-    fit = fit_mixed("y ~ 0 + C(architecture) + C(architecture):z", table, "model")
-    statistic, _ = fit.wald(np.eye(6)[3:5] - np.eye(6)[4:6])
+    fit = fit_mixed("y ~ 0 + C(architecture) + C(architecture):z + (1 | model)", table)
+    statistic, *_ = fit.f_test(np.eye(6)[3:5] - np.eye(6)[4:6])
     closed = random_intercept_f(values, labels, depth)[0][0]
     assert statistic == pytest.approx(closed, rel=1e-3)
 
@@ -109,6 +109,18 @@ def test_welch_f_of_two_architectures_is_the_t_test_of_welch():
 )
 def test_welch_f_needs_a_spread_in_every_architecture(values, labels):
     assert welch_f(values, list(labels)) is None
+
+
+def test_blocked_f_is_the_analysis_of_randomised_blocks():
+    rng = np.random.default_rng(2)
+    cells = rng.normal(size=(4, 3)) + 5 * rng.normal(size=(4, 1))  # blocks x architectures
+    labels, blocks = np.tile(list("abc"), 4), np.repeat(np.arange(4), 3)
+    statistic, _, between, within = two_stage_f(cells.ravel(), labels, blocks)
+    rest = cells - cells.mean(axis=0) - cells.mean(axis=1, keepdims=True) + cells.mean()
+    expected = 4 * cells.mean(axis=0).var(ddof=1) / (np.sum(rest**2) / 6)
+    assert (float(statistic), between, within) == (pytest.approx(expected), 2, 6)
+    with pytest.raises(DesignError, match="blocks leave no comparison of architectures"):
+        two_stage_f(cells.ravel(), labels, labels)
 
 
 def test_pure_functions_refuse_what_they_cannot_test():

@@ -83,6 +83,15 @@ def test_controls_are_at_chance():
     check(run(repetitions=40, sizes=[30], studies=["controls"], progress=False))
 
 
+def test_level_of_the_tests_across_architectures():
+    check(run_study(STUDIES["architectures"], 3, 60, np.random.SeedSequence(0)))
+
+
+def test_study_of_architectures_has_sizes_of_its_own():
+    table = run(repetitions=2, sizes=[30], studies=["architectures"], progress=False)
+    assert table["S"].unique().tolist() == [3, 5, 8]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES)
 def test_calibration_in_full(study):
