@@ -20,7 +20,7 @@ CALLS = {
     "joblib.dump", "joblib.load", "np.load", "numpy.load", "os.system", "torch.load", "yaml.load",
 }  # fmt: skip
 KEYWORDS = {"allow_pickle": True, "shell": True, "trust_remote_code": True, "weights_only": False}
-ALLOWED = {"analyses/03_conditions.py": {"subprocess"}}  # it runs pip download, if asked to
+ALLOWED = {"analyses/conditions/models.py": {"subprocess"}}  # it runs pip download, if asked to
 IN_MEMORY = {"Parallel", "delayed"}  # of joblib: its workers are this process's own
 
 

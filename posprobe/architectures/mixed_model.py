@@ -60,7 +60,7 @@ def fit_mixed(
     >>> import pandas as pd
     >>> table = pd.DataFrame({"y": [1, 2, 4, 5, 3, 9.0], "x": [0, 1] * 3, "g": list("aabbcc")})
     >>> fit = fit_mixed("y ~ x + (1 | g)", table)
-    >>> fit.status, round(float(fit.estimates[1]), 3), round(fit.fixed()["df"][1], 3)
+    >>> fit.status, round(float(fit.estimates[1]), 3), round(float(fit.fixed()["df"][1]), 3)
     ('ok', 2.667, 2.0)
     """
     return fit_parts(gather(read_design(formula, data, weights)), reml=reml)

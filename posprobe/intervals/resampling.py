@@ -264,7 +264,7 @@ def studentized_limits(
     >>> few_large = np.exp(np.arange(10.0) / 2)
     >>> low, high = studentized_means(few_large, cluster_weights(10, 5000, rng=0))
     >>> print(f"{few_large.mean():.0f} [{low:.0f}, {high:.0f}]")
-    23 [8, 98]
+    23 [7, 100]
     """
     check_level(level)
     check_units(n, "studentised bootstrap")

@@ -113,7 +113,7 @@ def paths(tmp_path_factory):
     shifted = child.stimulus(n=6, **forced)
     fixed = tuple((0, head, 2.0) for head in range(4))
     plans = {
-        "natural": (child.stimulus("natural", n=8, **forced), {}),
+        "natural": (child.stimulus("natural", n=14, **forced), {}),
         "shifted": (shifted, {}),
         "zero": (shifted, {"position0": "zero"}),
         "sink": (shifted, {"intervention": Intervention(cut_sink=sinks.HEADS)}),
@@ -123,7 +123,7 @@ def paths(tmp_path_factory):
         "none": (shifted, {"intervention": Intervention(causal=False)}),
         "window": (shifted, {"intervention": Intervention(window=7)}),
         "natural_none": (
-            child.stimulus("natural", n=6, **forced),
+            child.stimulus("natural", n=14, **forced),
             {"intervention": Intervention(causal=False)},
         ),
     }

@@ -76,7 +76,8 @@ def test_a_model_in_memory_is_audited_as_its_folder_is(model_folder, audited, te
         if name.endswith(".csv"):
             assert (out / name).read_bytes() == (audited / name).read_bytes(), name
     shown = page.read_text(encoding="utf-8")
-    assert "in memory (class LlamaForCausalLM; name or path model0)" in shown
+    origin = f"in memory (class LlamaForCausalLM; name or path {Path(model_folder).name})"
+    assert origin in shown
     (commands,) = re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)
     assert commands.splitlines() == ["posprobe analyze *.h5 -o REPORT"]  # nothing loads it again
 
