@@ -158,7 +158,7 @@ def test_all_tables_where_all_files_are(paths):
     assert "no causal mask; positions: all" in claims["mask_removed"].protocol
     assert "positions: behind the window" in claims["residual_behind_window"].protocol
     assert "window of 7 tokens; positions: all" in claims["window_growth"].protocol
-    assert "first 6 natural sequences" in claims["normalizer_without_mask"].protocol
+    assert "first 14 natural sequences" in claims["normalizer_without_mask"].protocol
     assert claims["sinks_write"].verdict == "supported"  # as the model was built
 
 
