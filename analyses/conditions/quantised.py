@@ -13,18 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from conditions.models import SCORES
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 import posprobe
-from posprobe.captures import QUANTITIES
 from posprobe.intervals import mean_interval
 from posprobe.models import ObservableModel
 
 GRIDS = ("Q4_0", "Q8_0")
 COMPARED = ("V_T", "V_M", "V_R", "C_MR")
 BLOCK = 32
-SCORES = tuple(name for name in QUANTITIES if name != "residual")
 
 
 def quantised_rows(

@@ -12,18 +12,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from conditions.models import SCORES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from zoo.family import ARCHITECTURES, Shape, build_model
 
 import posprobe
 from posprobe.analysis.replacement import sink_rate
-from posprobe.captures import QUANTITIES
 from posprobe.models import ObservableModel
 from posprobe.models.bundled import TOKENIZER, zoo_folder
 
 SEEDS = (0, 1, 2)
 SHOWN = ("V_T", "V_M", "V_R", "C_MR", "share_mask", "share_residual")
-SCORES = tuple(name for name in QUANTITIES if name != "residual")
 
 
 def untrained_family() -> Iterator[tuple[str, int, ObservableModel]]:
