@@ -157,7 +157,6 @@ def channel_effects(
     blocks = []
     for items in map(slice, edges[:-1], edges[1:]):
         block = _effects_of(store, layer, items, without_sink, same_rows)
-        store.release()
         blocks.append(block.mean() if pooled else block)
     total, mask, residual, sink = (
         np.concatenate([getattr(block, name) for block in blocks])
@@ -210,7 +209,6 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
     for start in range(0, store.n_items, BLOCK_ITEMS):
         items = slice(start, start + BLOCK_ITEMS)
         scores = _by_item(store, "offset_score", layer, items)[:, :, row, :, offset]  # pairs first
-        store.release()
         spread = scores[:, :, -1].std((0, 2))
         moved = np.abs(scores - scores[:, :, -1:]).max((0, 2, 3))
         found.append(moved / np.where(spread > 0, spread, 1.0))

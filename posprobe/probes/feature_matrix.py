@@ -154,7 +154,6 @@ def feature_blocks(
     """
     for start in range(0, store.n_sequences, n_sequences):
         yield features(store, layer, which, sequences=slice(start, start + n_sequences))
-        store.release()
 
 
 def _blocks(

@@ -1,4 +1,4 @@
-"""Write captures to HDF5 files and read them back without copying.
+"""Write captures to HDF5 files and read them back.
 
 The number of sequences and every shape are known before a capture starts. So the file is laid out
 completely first, and activations are then written into it at fixed places. This never changes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import reprlib
@@ -42,6 +43,11 @@ class Place(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind the data set."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
 
 class _Quiet(io.FileIO):

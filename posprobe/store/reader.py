@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
-import mmap
 import os
 import re
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,11 @@ _ROUNDING = {
     "M": "M {:.2g} nats",
     "R": "R {:.2g} nats",
 }
-_READ_AHEAD = 64 * 2**20
 _CHUNK = 2**20  # bytes that are digested and checked while they are in the processor's cache
 
 
-def _read_ahead(mapped: mmap.mmap, offset: int, n_bytes: int) -> None:
-    """Ask the system, if it can, to load the bytes at once rather than one page fault at a time."""
-    if hasattr(mmap, "MADV_WILLNEED"):
-        start = offset - offset % mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_WILLNEED, start, min(offset + n_bytes - start, _READ_AHEAD))
-
-
 class ActivationStore:
-    """Read a complete capture without copying its arrays, which are mapped from the file.
+    """Read a complete capture; a layer, or some sequences of it, at a time.
 
     Parameters
     ----------
@@ -122,10 +116,10 @@ class ActivationStore:
         self.path = Path(path).absolute()
         self.header = header = open_complete(self.path)
         self._places = locate(self.path, header)
-        with refusing(self.path, "map the file"), open(self.path, "rb") as file:
-            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._opened = os.fstat(file.fileno())
-        if any(len(self._map) < p.offset + header.nbytes(n) for n, p in self._places.items()):
+        self._closed = False
+        with refusing(self.path, "read the file"):
+            self._opened = self.path.stat()
+        if any(self._opened.st_size < p.end for p in self._places.values()):
             raise self._shrunk()
         self._verify = verify
         self._row = {part: row for row, part in enumerate(header.parts(), 1)}  # of `digest`
@@ -263,7 +257,7 @@ class ActivationStore:
         return tuple(f"window({w})" if w else "full" for w in self.layer_window)
 
     def read(self, quantity: str, layer: int | None = None, sequences: Any = None) -> np.ndarray:
-        """Return a stored data set, or one layer of it, as a read-only array mapped from the file.
+        """Return a stored data set, or one layer of it, or some of its sequences.
 
         Parameters
         ----------
@@ -273,7 +267,7 @@ class ActivationStore:
             Layer number, from 0. For ``residual`` it is the block that the stream enters, or L for
             the output of the last block.
         sequences : slice or array of int, optional
-            Sequences to return, by default all. A slice does not copy.
+            Sequences to return, by default all; no others are read.
 
         Returns
         -------
@@ -285,31 +279,21 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            If the quantity or the layer was not kept, the store is closed, the file has shrunk
-            since it was opened, or data read for the first time are not what was written or not
-            finite.
-
-        Notes
-        -----
-        Arrays stay valid after `close`, which only drops the store's own hold on the file. If the
-        file shrinks while an array is in use, the operating system ends the process (SIGBUS), which
-        cannot be turned into an error. Reading from a file that has already shrunk is refused.
+            If the quantity or the layer was not kept; the store is closed; the file was replaced or
+            has shrunk since it was opened; or data read for the first time are not what was written
+            or not finite.
         """
         place = self._place(quantity, layer)
-        mapped = self._mapped()
-        if layer is not None and sequences is None:
-            n_bytes = math.prod(place.shape) * place.dtype.itemsize
-            _read_ahead(mapped, place.offset, n_bytes)
-        if self._verify:
-            by_layer = DATA_SETS[quantity].by_layer
-            layers = self.header.layers(quantity) if by_layer and layer is None else (layer,)
-            for each in layers:
-                self._check(quantity, each)
-        array = self._array(place)
-        if sequences is None:
-            return array
         by_layer = DATA_SETS[quantity].by_layer and layer is None
-        return array[:, sequences] if by_layer else array[sequences]
+        layers = self.header.layers(quantity) if by_layer else (layer,)
+        for each in layers if self._verify else ():
+            self._check(quantity, each)
+        with self._open(quantity) as file:
+            if sequences is None:
+                return self._load(file, place)
+            rows = np.arange(self.n_sequences)[sequences]
+            parts = [self._rows(file, self._place(quantity, each), rows) for each in layers]
+        return np.stack(parts) if by_layer else parts[0]
 
     def normalizer(self, layer: int) -> np.ndarray:
         """Return the log-normalizer of `layer` in nats, an array of shape (S, Q, H)."""
@@ -354,17 +338,10 @@ class ActivationStore:
         place = self._place(quantity, layer)
         if self._verify:
             self._check(quantity, layer)
-        each = math.prod(place.shape[1:])
-        with refusing(self.path, f"read '{quantity}'"), open(self.path, "rb") as file:
-            if not os.path.samestat(os.fstat(file.fileno()), self._opened):
-                raise StoreError(f"{self.path} was replaced while it was read: open it again")
-            file.seek(place.offset)
+        with self._open(quantity) as file:
             for start in range(0, self.n_sequences, n_sequences):
                 stop = min(start + n_sequences, self.n_sequences)
-                flat = np.fromfile(file, place.dtype, (stop - start) * each)
-                if flat.size < (stop - start) * each:
-                    raise self._shrunk()
-                block = flat.reshape(stop - start, *place.shape[1:])
+                block = self._rows(file, place, np.arange(start, stop))
                 yield slice(start, stop), block.astype("<f4") if block.itemsize == 2 else block
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -435,14 +412,9 @@ class ActivationStore:
             "rows": rows,
         }
 
-    def release(self) -> None:
-        """Free the memory of the data read so far; arrays stay valid and are read again on use."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-
     def close(self) -> None:
-        """Close the file; arrays that were already read stay valid."""
-        self._map = None
+        """Read no more; arrays that were read stay valid."""
+        self._closed = True
 
     def __enter__(self) -> ActivationStore:
         """Return the store."""
@@ -453,7 +425,7 @@ class ActivationStore:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the store as its path; each worker maps the file itself."""
+        """Pickle the store as its path; each worker opens the file itself."""
         return functools.partial(ActivationStore, verify=self._verify), (str(self.path),)
 
     def __repr__(self) -> str:
@@ -478,19 +450,43 @@ class ActivationStore:
         row = self.header.row(quantity, layer)
         return Place(place.offset + row * stride, place.shape[1:], place.dtype)
 
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None:
+    @contextlib.contextmanager
+    def _open(self, quantity: str) -> Iterator[FileIO]:
+        """Open the file that the store was made from, and no other, to read a quantity."""
+        if self._closed:
             raise StoreError(f"{self.path} is closed: open it again with ActivationStore")
-        if self._map.size() < len(self._map):
-            raise self._shrunk()
-        return self._map
+        with refusing(self.path, f"read '{quantity}'"), FileIO(self.path) as file:
+            if not os.path.samestat(os.fstat(file.fileno()), self._opened):
+                raise StoreError(f"{self.path} was replaced while it was read: open it again")
+            yield file
 
     def _shrunk(self) -> StoreError:
         return StoreError(f"{self.path} shrank while it was read: copy it again, then start again")
 
-    def _array(self, place: Place) -> np.ndarray:
-        flat = np.frombuffer(self._mapped(), place.dtype, math.prod(place.shape), place.offset)
-        return flat.reshape(place.shape)
+    def _fill(self, file: FileIO, offset: int, array: np.ndarray) -> None:
+        """Read a contiguous array from one place of the file."""
+        file.seek(offset)
+        rest = array.reshape(-1).view("u1").data
+        while rest:
+            n_bytes = file.readinto(rest)
+            if not n_bytes:
+                raise self._shrunk()
+            rest = rest[n_bytes:]
+
+    def _load(self, file: FileIO, place: Place) -> np.ndarray:
+        array = np.empty(place.shape, place.dtype)
+        self._fill(file, place.offset, array)
+        return array
+
+    def _rows(self, file: FileIO, place: Place, rows: np.ndarray) -> np.ndarray:
+        """Read some rows of the first axis; rows that follow one another are read at once."""
+        found = np.empty((rows.size, *place.shape[1:]), place.dtype)
+        stride = math.prod(place.shape[1:]) * place.dtype.itemsize
+        flat = rows.ravel()
+        edges = [0, *(np.flatnonzero(np.diff(flat) != 1) + 1), flat.size]
+        for start, stop in itertools.pairwise(edges if flat.size else ()):
+            self._fill(file, place.offset + flat[start] * stride, found[start:stop])
+        return found.reshape((*rows.shape, *place.shape[1:]))
 
     def _check(self, quantity: str, layer: int | None) -> None:
         """Check one part against its digest and for values that are not finite, only once."""
@@ -500,28 +496,25 @@ class ActivationStore:
         finite = self._digest(quantity, layer, place)
         if layer is not None and not finite:
             index = {name: self.read(name) for name in self.header.index}
+            with self._open(quantity) as file:
+                values = self._load(file, place)
             try:
-                check_stored(self.header, quantity, layer, self._array(place), index)
+                check_stored(self.header, quantity, layer, values, index)
             except StoreError as error:
                 raise StoreError(f"{self.path}: {error}") from error
         self._unchecked.discard((quantity, layer))
 
     def _digest(self, quantity: str, layer: int | None, place: Place) -> bool:
         """Check one part against its digest, and return whether all of its values are finite."""
-        data = self._array(place).reshape(-1).view("u1")
         found, finite, signed = begin_digest(quantity, layer), True, self.n_digests > 0
-        for start in range(0, data.size, _CHUNK):
-            mapped = self._mapped()
-            if start % _READ_AHEAD == 0:
-                _read_ahead(mapped, place.offset + start, min(data.size - start, _READ_AHEAD))
-            chunk = data[start : start + _CHUNK]
-            if signed:
-                found = extended(found, chunk.data)
-            finite = finite and is_finite(chunk.view(place.dtype))
-            if (start + _CHUNK) % _READ_AHEAD == 0:
-                self.release()
-        if data.size > _CHUNK:  # small parts stay in memory, since they are used next
-            self.release()
+        chunk = np.empty(_CHUNK, "u1")
+        with self._open(quantity) as file:
+            for start in range(place.offset, place.end, _CHUNK):
+                part = chunk[: place.end - start]
+                self._fill(file, start, part)
+                if signed:
+                    found = extended(found, part.data)
+                finite = finite and is_finite(part.view(place.dtype))
         if signed and found != self._written(quantity, layer):
             where = f"data set '/{quantity}'" + ("" if layer is None else f", layer {layer},")
             raise StoreError(
@@ -532,4 +525,5 @@ class ActivationStore:
 
     def _written(self, quantity: str, layer: int | None) -> int:
         """Return the digest of one part that the file holds."""
-        return int(self._array(self._places["digest"])[self._row[quantity, layer]])
+        with self._open("digest") as file:
+            return int(self._load(file, self._places["digest"])[self._row[quantity, layer]])
