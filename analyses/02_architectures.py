@@ -11,7 +11,8 @@ Protocol. Three comparisons, each with its own report:
   model, which was not trained for it; they do not test architectures.
 - `family`: small models trained from scratch that differ only in where position can come from,
   with several seeds of each (data/zoo). Models are the unit of the test: two-stage F, planned
-  contrasts.
+  contrasts. Models of one seed share initial weights and the order of the data, so seeds are
+  blocks: differences between architectures are taken within them.
 - `controls`: the family together with its controls, which have a learned position encoding or none
   (nope). This describes; the test of the family is the primary one.
 
@@ -103,6 +104,11 @@ def capture_family(files: Path, n: int) -> dict[str, list[Path]]:
         folder = files / name / digest
         found[name] = capture_all(name, folder, n=n, length=128, replaced=True)
     return found
+
+
+def seeds() -> dict[str, str]:
+    """Seeds of the family, each with the pattern of its models' names."""
+    return {seed: f"*-{seed}" for seed in sorted({name.rpartition("-")[2] for name in list_zoo()})}
 
 
 def training_curves() -> pd.DataFrame:
@@ -223,13 +229,6 @@ def replacement_sentences(folder: Path) -> list[str]:
     ]
 
 
-SHARED_SEEDS = (
-    "Across architectures, models of one seed share their initial weights and the order of their "
-    "data, but the F test treats all models as independent draws; three seeds cannot show how much "
-    "that matters."
-)
-
-
 def stability_sentence(curves: pd.DataFrame, folder: Path) -> str:
     """Which models still changed their attention to key 0 when training ended."""
     models = set(pd.read_csv(folder / "tables" / "models.csv")["model"])
@@ -299,7 +298,6 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
         if name in ("family", "controls") and len(curves):
             lines += ["", *sink_sentences(report / name), *replacement_sentences(report / name)]
             lines.append(stability_sentence(curves, report / name))
-            lines.append(SHARED_SEEDS)
         lines.append("")
     if len(curves):
         lines += ["## Training", "", "![Training curves](figures/training.svg)", ""]
@@ -379,7 +377,9 @@ def main(
     if captures_only:
         return
     for name, paths in compared.items():
-        print(posprobe.compare(paths, report / name, different_tokens=name == "gemma"))
+        blocks = seeds() if name in ("family", "controls") else None
+        different = name == "gemma"
+        print(posprobe.compare(paths, report / name, blocks=blocks, different_tokens=different))
     if "variants" in compared:
         (report / "variants" / NOT_RUN).write_text(json.dumps(refused, indent=1) + "\n")
     curves = training_curves()

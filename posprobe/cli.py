@@ -491,6 +491,14 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
     "[default: the model's name without a number at its end]",
 )
 @click.option(
+    "--block",
+    "blocks",
+    multiple=True,
+    metavar="NAME=PATTERN",
+    help="Block of the models whose name or file matches, e.g. 0='*-0': models that share a seed "
+    "are compared with each other; repeatable.",
+)
+@click.option(
     "--different-tokens", is_flag=True, help="Allow different tokens (one text, other tokenizers)."
 )
 @inference_options
@@ -499,6 +507,7 @@ def compare(
     files: tuple[Path, ...],
     out: Path,
     patterns: tuple[str, ...],
+    blocks: tuple[str, ...],
     different_tokens: bool,
     inference: Inference,
     quiet: bool,
@@ -506,22 +515,28 @@ def compare(
     """Compare models, or variants of one, from stored FILES alone: no model, no torch."""
     from posprobe.workflows.compare import compare as run
 
-    pairs = [pattern.partition("=") for pattern in patterns]
-    for name, _, pattern in pairs:
-        if not (name and pattern):
-            raise click.BadParameter("write NAME=PATTERN", param_hint="--architecture")
-    if twice := {name for name, _, _ in pairs if [one for one, _, _ in pairs].count(name) > 1}:
-        said = f"{min(twice)} is given twice: write one PATTERN that matches all of its models"
-        raise click.BadParameter(said, param_hint="--architecture")
     report = run(
         files,
         out,
-        architectures={name: pattern for name, _, pattern in pairs},
+        architectures=_named_patterns(patterns, "--architecture"),
+        blocks=_named_patterns(blocks, "--block"),
         different_tokens=different_tokens,
         inference=inference,
         progress=not quiet,
     )
     _print_path(report)
+
+
+def _named_patterns(written: tuple[str, ...], option: str) -> dict[str, str]:
+    """NAME=PATTERN pairs by name."""
+    pairs = [text.partition("=") for text in written]
+    names = [name for name, _, _ in pairs]
+    if not all(name and pattern for name, _, pattern in pairs):
+        raise click.BadParameter("write NAME=PATTERN", param_hint=option)
+    if twice := {name for name in names if names.count(name) > 1}:
+        said = f"{min(twice)} is given twice: write one PATTERN that matches all of its models"
+        raise click.BadParameter(said, param_hint=option)
+    return {name: pattern for name, _, pattern in pairs}
 
 
 @main.command()

@@ -34,7 +34,7 @@ __all__ = ["compare_architectures"]
 
 Effects = dict[str, Array]  # by response, weights of the fixed effects for every architecture
 
-UNEVEN = 0.01  # warn about pooled limits if Bartlett's test of equal variances has a smaller p
+UNEVEN = 0.01  # warn about the F test if Bartlett's test of equal variances has a smaller p
 
 
 def compare_architectures(
@@ -61,7 +61,8 @@ def compare_architectures(
         the first layer, 1 for the last) and the value. With a further column sequence, one row for
         each model, layer and sequence: sequences are averaged, and each model gets an interval
         over its sequences. With a further column block, models of the same block (for instance
-        the same seed) share it across architectures: the F tests and the mixed model set it aside.
+        the same seed) share it across architectures: the F tests and the mixed model set it aside,
+        and contrasts are taken within blocks.
     value : str
         Column to compare. Means have its unit, and slopes its unit per model depth.
     contrasts : sequence of Contrast, optional
@@ -127,7 +128,7 @@ def compare_architectures(
         slope_test=None if reason else _test(stage, "slope", labels, blocks),
         means=_describe(stage, "intercept", labels, value, level),
         slopes=_describe(stage, "slope", labels, value, level),
-        contrasts=_contrast(planned, stage, labels, level, mixed, effects),
+        contrasts=_contrast(planned, stage, labels, blocks, level, mixed, effects),
         models=models,
         mixed=mixed,
         mixed_tests=_mixed_tests(mixed, effects),
@@ -216,6 +217,7 @@ def _contrast(
     planned: tuple[Contrast, ...],
     stage: dict[str, NDArray[np.float64]],
     labels: NDArray[np.str_],
+    blocks: NDArray[np.str_] | None,
     level: float,
     mixed: MixedFit | None,
     effects: Effects,
@@ -224,7 +226,9 @@ def _contrast(
     vectors = [(one, one.vector(names)) for one in planned]
     asked = [(one, weights) for one, weights in vectors if one.response in stage]
     found = [
-        contrast_interval(stage[one.response], labels, weights, estimand=one.name, level=level)
+        contrast_interval(
+            stage[one.response], labels, weights, estimand=one.name, blocks=blocks, level=level
+        )
         for one, weights in asked
     ]
     p_values = [p for _, p in found]
@@ -303,7 +307,7 @@ def _notes(
     names, counts = np.unique(labels, return_counts=True)
     if counts.min() == 1 < counts.max():
         lonely = ", ".join(names[counts == 1])
-        notes.append(f"one model only of {lonely}: its interval borrows the others' spread")
+        notes.append(f"one model only of {lonely}: its spread is not known, nor are its limits")
     if counts.min() != counts.max():
         notes.append(
             "unequal numbers of models: the F test then leans on equal variances in all "
@@ -311,8 +315,8 @@ def _notes(
         )
     if "block" in clean.columns:
         notes.append(
-            "means and contrasts have limits that ignore blocks; the F tests and the mixed model "
-            "set blocks aside"
+            "contrasts are taken within blocks, and the F tests and the mixed model set blocks "
+            "aside; limits of means are over all models"
         )
     notes += _uneven_spread(stage["intercept"], labels)
     if "slope" in stage and not _refusal(stage["intercept"], labels):
@@ -330,7 +334,7 @@ def _notes(
 
 
 def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> list[str]:
-    """Warn if the models of one architecture spread far more widely than those of another."""
+    """Say where the F test, which assumes one spread, meets very different ones."""
     groups = {name: part for name, part in pd.Series(values).groupby(labels) if len(part) > 1}
     spread = pd.Series({name: part.std(ddof=1) for name, part in groups.items()})
     if len(spread) < 2 or spread.max() == 0:
@@ -340,6 +344,6 @@ def _uneven_spread(values: NDArray[np.float64], labels: NDArray[np.str_]) -> lis
     wide, narrow = spread.idxmax(), spread.idxmin()
     return [
         f"models of {wide} spread more widely than those of {narrow} (standard deviations "
-        f"{spread.max():.2g} and {spread.min():.2g}): limits with pooled spread are too wide for "
-        f"{narrow} and too narrow for {wide}; Welch's F stands beside"
+        f"{spread.max():.2g} and {spread.min():.2g}), and the F test assumes that they do not: "
+        "read Welch's F beside it"
     ]

@@ -186,12 +186,15 @@ def contrast_interval(
     weights: ArrayLike,
     *,
     estimand: str,
+    blocks: ArrayLike | None = None,
     level: float = 0.95,
 ) -> tuple[Interval, float]:
-    """Estimate a weighted sum of architecture means, with a pooled t(M - A) interval.
+    """Estimate a weighted sum of architecture means, each with the spread of its own models.
 
-    ``L = sum_a w_a ybar_a`` has ``se^2 = s^2 sum_a w_a^2 / m_a``, where m_a is the number of models
-    of architecture a and s^2 the pooled variance between models of one architecture.
+    ``L = sum_a w_a ybar_a`` has ``se^2 = sum_a w_a^2 s_a^2 / m_a``, where architecture a has m_a
+    models of variance s_a^2, and Satterthwaite's degrees of freedom. With blocks, L is taken within
+    each of the B blocks that have all architectures of non-zero weight, and the mean over blocks
+    has a t(B - 1) interval: what the models of a block share cancels.
 
     Parameters
     ----------
@@ -201,14 +204,18 @@ def contrast_interval(
         Weights in the sorted order of the architectures.
     estimand : str
         Name of what is estimated.
+    blocks : array-like of shape (M,), optional
+        Block of each model, for instance its seed. They change nothing where only one architecture
+        has a weight: then there is nothing to pair.
     level : float
         Nominal coverage, not adjusted for other contrasts.
 
     Returns
     -------
     interval : Interval
-        In the unit of the summaries. It is unbounded if the variance between models cannot be
-        estimated: if no architecture has two models, or if the models of each are copies of one.
+        In the unit of the summaries. It is unbounded if the spread between models cannot be
+        estimated: if an architecture of non-zero weight has one model, if fewer than two blocks are
+        complete, or if models are copies of one another.
     p_value : float
         Two-sided p-value of L = 0; NaN if the interval is unbounded.
 
@@ -216,23 +223,78 @@ def contrast_interval(
     ------
     DesignError
         If `summaries` and `labels` differ in length.
+
+    Notes
+    -----
+    With three models each and standard deviations 1, 1 and 4, limits with the spread pooled over
+    architectures covered .87 at 95%, and these .94 (docs/statistics.md).
+
+    Examples
+    --------
+    >>> y, kinds = [1.0, 2.0, 4.0, 5.5], ["a", "a", "b", "b"]
+    >>> print(contrast_interval(y, kinds, [-1, 1], estimand="b - a")[0])
+    3.2 [-1.2, 7.7]
+    >>> print(contrast_interval(y, kinds, [-1, 1], estimand="b - a", blocks=[0, 1, 0, 1])[0])
+    3.25 [0.07, 6.43]
     """
-    means, counts, within, _ = group_means(summaries, labels)
-    w = np.asarray(weights, dtype=float)
-    estimate = float(means @ w)
-    n, df = int(counts.sum()), int(counts.sum() - len(counts))
-    reason = None
-    if df < 1:
-        reason = "one model per architecture"
-    elif not has_spread(within / df, summaries):
-        reason = "no spread between models"
-    if reason is not None:
-        return Interval(estimate, None, None, level, reason, estimand, n), float("nan")
-    se = float(np.sqrt(within / df * np.sum(w**2 / counts)))
+    y, w = np.asarray(summaries, dtype=float), np.asarray(weights, dtype=float)
+    means, *_, names = group_means(y, labels)
+    samples = [y[np.asarray(labels) == name] for name in np.array(names)[w != 0]]
+    if blocks is not None and len(samples) > 1:
+        homes, weighted = np.asarray(blocks), dict(zip(names, w, strict=True))
+        return _over_blocks(y, np.asarray(labels), homes, weighted, estimand, level)
+    estimate, n, weight = float(means @ w), len(y), w[w != 0]
+    sizes = np.array([len(sample) for sample in samples])
+    if sizes.min() < 2:
+        lonely = np.array(names)[w != 0][sizes < 2][0]
+        return _unbounded(estimate, level, f"one model of {lonely}", estimand, n)
+    parts = weight**2 * [sample.var(ddof=1) for sample in samples] / sizes
+    variance = parts.sum()
+    if not has_spread(variance, y):
+        return _unbounded(estimate, level, "no spread between models", estimand, n)
+    df = float(1 / np.sum((parts / variance) ** 2 / (sizes - 1)))
+    method = f"t({df:.3g}) over models"
+    return _student(estimate, float(np.sqrt(variance)), df, level, method, estimand, n)
+
+
+def _over_blocks(
+    y: NDArray[np.float64],
+    labels: NDArray[np.str_],
+    blocks: NDArray[np.str_],
+    weights: Mapping[str, float],
+    estimand: str,
+    level: float,
+) -> tuple[Interval, float]:
+    """The mean over blocks of a contrast within each."""
+    wanted = {name: weight for name, weight in weights.items() if weight}
+    within = []
+    for block in np.unique(blocks):
+        own = {name: y[(blocks == block) & (labels == name)] for name in wanted}
+        if all(part.size for part in own.values()):
+            within.append(sum(weight * own[name].mean() for name, weight in wanted.items()))
+    values, n = np.array(within), len(within)
+    estimate = float(values.mean()) if n else float("nan")
+    if n < 2:
+        return _unbounded(estimate, level, f"{n} complete blocks", estimand, n)
+    variance = values.var(ddof=1) / n
+    if not has_spread(variance, y):
+        return _unbounded(estimate, level, "no spread between blocks", estimand, n)
+    method = f"t({n - 1}) over blocks"
+    return _student(estimate, float(np.sqrt(variance)), n - 1, level, method, estimand, n)
+
+
+def _student(
+    estimate: float, se: float, df: float, level: float, method: str, estimand: str, n: int
+) -> tuple[Interval, float]:
     half = float(stats.t.ppf(0.5 + level / 2, df)) * se
-    method = f"pooled t({df}) over models"
     interval = Interval(estimate, estimate - half, estimate + half, level, method, estimand, n)
     return interval, 2 * float(stats.t.sf(abs(estimate) / se, df))
+
+
+def _unbounded(
+    estimate: float, level: float, reason: str, estimand: str, n: int
+) -> tuple[Interval, float]:
+    return Interval(estimate, None, None, level, reason, estimand, n), float("nan")
 
 
 def adjust(p_values: Sequence[float], method: str = "holm") -> list[float]:

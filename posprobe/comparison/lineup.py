@@ -45,11 +45,14 @@ class Member:
         Its architecture; for variants of one checkpoint, the variant.
     files : Files
         Its captures by role, a shifted one among them.
+    block : str or None
+        What it shares with models of other architectures, such as its seed.
     """
 
     name: str
     architecture: str
     files: Files
+    block: str | None = None
 
     @property
     def shifted(self) -> ActivationStore:
@@ -99,6 +102,7 @@ def line_up(
     stores: Iterable[ActivationStore],
     *,
     architectures: Mapping[str, str] | None = None,
+    blocks: Mapping[str, str] | None = None,
     different_tokens: bool = False,
 ) -> Lineup:
     """Sort captures of several models by model and architecture, and check that they compare.
@@ -115,6 +119,8 @@ def line_up(
     architectures : mapping of str to str, optional
         Architecture to pattern (``*`` and ``?``) of model names or files; every model must match
         exactly one.
+    blocks : mapping of str to str, optional
+        Block to pattern, likewise, if models share something across architectures, such as a seed.
     different_tokens : bool
         Allow models that saw different tokens, such as those of different tokenizers: the same
         positions, not the same text.
@@ -152,7 +158,8 @@ def line_up(
     sorted_files = [_files(n, group) for n, group in zip(names, groups.values(), strict=True)]
     sorted_files = _in_one_condition(sorted_files)
     homes = _architectures(names, sorted_files, architectures, paired)
-    members = [Member(*row) for row in zip(names, homes, sorted_files, strict=True)]
+    own_blocks = _blocks(names, sorted_files, blocks, paired)
+    members = [Member(*row) for row in zip(names, homes, sorted_files, own_blocks, strict=True)]
     members.sort(key=lambda m: (paired and m.architecture != "standard", m.architecture, m.name))
     _check_own_attention(members)
     _check_same_design([member.shifted for member in members])
@@ -266,21 +273,37 @@ def _architectures(
             SEED.sub("", PurePath(name.partition(" [")[0]).name) + _in_brackets(s.header.variant)
             for name, s in zip(names, stores, strict=True)
         ]
-    return [_asked(name, store, asked) for name, store in zip(names, stores, strict=True)]
+    example = "--architecture rope='*rope-*'"
+    return [_asked(name, store, asked, example) for name, store in zip(names, stores, strict=True)]
 
 
-def _asked(name: str, store: ActivationStore, asked: Mapping[str, str]) -> str:
+def _blocks(
+    names: Sequence[str], files: Sequence[Files], asked: Mapping[str, str] | None, paired: bool
+) -> list[str] | list[None]:
+    if not asked:
+        return [None] * len(names)
+    if paired:
+        raise DesignError(
+            "all files are of one model's weights, so its variants are compared over the same "
+            "items: leave --block out"
+        )
+    stores = [found.shifted for found in files if found.shifted is not None]
+    example = "--block 0='*-0'"
+    return [_asked(name, store, asked, example) for name, store in zip(names, stores, strict=True)]
+
+
+def _asked(name: str, store: ActivationStore, asked: Mapping[str, str], example: str) -> str:
     known = (name, store.model, store.path.name, str(store.path))
     fitting = [
-        architecture
-        for architecture, pattern in asked.items()
+        label
+        for label, pattern in asked.items()
         if any(fnmatch.fnmatchcase(text, pattern) for text in known)
     ]
     if len(fitting) != 1:
-        found = "no --architecture" if not fitting else " and ".join(fitting)
+        found = f"no {example.partition(' ')[0]}" if not fitting else " and ".join(fitting)
         raise DesignError(
             f"model {name!r} ({_place(store)}) matches {found}: give each model one, as in "
-            "--architecture rope='*rope-*'"
+            f"{example}"
         )
     return fitting[0]
 

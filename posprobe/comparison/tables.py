@@ -163,6 +163,8 @@ def _by_member(
             table.insert(2, "items", len(lineup.items))
         relative = [_relative(part, layer, level) for layer in range(len(names))]
         table[[RELATIVE, f"{RELATIVE}_low", f"{RELATIVE}_high"]] = relative
+        if member.block is not None:
+            table.insert(0, "block", member.block)
         table.insert(0, "model", member.name)
         table.insert(0, "architecture", member.architecture)
         tables.append(table)

@@ -226,7 +226,7 @@ def _contribution_note(comparison: Comparison) -> str:
     level = comparison.inference.percent
     unit = (
         f"models: {level} interval over models, which covers other models of the architecture "
-        "(variances: t, with the spread pooled over architectures; shares: Fieller). "
+        "(variances: t; shares: Fieller). "
         if any(len(names) > 1 for names in comparison.lineup.architectures.values())
         else ""
     )

@@ -22,6 +22,7 @@ def compare(
     folder: str | Path,
     *,
     architectures: Mapping[str, str] | None = None,
+    blocks: Mapping[str, str] | None = None,
     different_tokens: bool = False,
     inference: Inference = Inference(),
     progress: bool = True,
@@ -45,6 +46,9 @@ def compare(
     architectures : mapping of str to str, optional
         Architecture to pattern of model names or files. By default the architecture is the model's
         name without a number at its end: zoo/rope-0 and zoo/rope-1 are two models of rope.
+    blocks : mapping of str to str, optional
+        Block to pattern, if models share something across architectures: with
+        ``{"0": "*-0", "1": "*-1"}`` models of one seed are compared with each other.
     different_tokens : bool
         Allow files of different tokens (models with different tokenizers).
     inference : Inference
@@ -76,7 +80,9 @@ def compare(
     if twice:
         raise DesignError(f"file {twice[0]} is given twice: give each file once")
     stores = [ActivationStore(path) for path in paths]
-    lineup = line_up(stores, architectures=architectures, different_tokens=different_tokens)
+    lineup = line_up(
+        stores, architectures=architectures, blocks=blocks, different_tokens=different_tokens
+    )
     total = len(lineup.members) + 2
     with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:
 

@@ -116,7 +116,7 @@ def test_uneven_spread_is_noted():
     (note,) = [note for note in compare_architectures(table).notes if "spread more widely" in note]
     assert f"models of {table['architecture'].iloc[0]} spread" in note
     table.loc[first, "value"] = table["value"].groupby(table["layer"]).transform("mean")
-    assert any("and 0): limits" in note for note in compare_architectures(table).notes)
+    assert any("and 0), and the F test" in note for note in compare_architectures(table).notes)
 
 
 def test_models_of_different_depth_share_the_reference():

@@ -13,6 +13,7 @@ from posprobe.architectures import (
     compare_architectures,
     likelihood_ratio,
 )
+from posprobe.architectures.contrasts import pooled_variance
 from posprobe.errors import DesignError
 
 # Reference cases: the digits are those that lme4, lmerTest and statsmodels print in their manuals.
@@ -331,8 +332,15 @@ def test_mixed_model_and_two_stage_test_agree_whatever_layers_share(models):
     for two_stage, mixed in zip((found.test, found.slope_test), found.mixed_tests, strict=True):
         assert mixed.statistic == pytest.approx(two_stage.statistic, rel=1e-4)
         assert mixed.df_within == pytest.approx(two_stage.df_within, rel=1e-4)
+    summaries = {"intercept": [m.intercept for m in found.models]}
+    summaries["slope"] = [m.slope for m in found.models]
+    labels = np.array([m.architecture for m in found.models])
     for one in found.contrasts:
-        assert one.mixed.low == pytest.approx(one.interval.low, abs=1e-3)
+        weights = one.contrast.vector(sorted(set(labels)))
+        variance, df = pooled_variance(summaries[one.contrast.response], labels)
+        counts = np.unique(labels, return_counts=True)[1]
+        half = stats.t.ppf(0.975, df) * np.sqrt(variance * np.sum(weights**2 / counts))
+        assert one.mixed.low == pytest.approx(one.interval.estimate - half, abs=1e-3)
 
 
 def test_blocks_are_set_aside_by_both():
@@ -342,7 +350,11 @@ def test_blocks_are_set_aside_by_both():
     assert (found.test.df_between, found.test.df_within) == (2, 4)
     assert found.mixed_tests[0].statistic == pytest.approx(found.test.statistic, rel=1e-3)
     assert found.mixed_tests[0].df_within == pytest.approx(4, rel=1e-3)
-    assert any("ignore blocks" in note for note in found.notes)
+    assert any("contrasts are taken within blocks" in note for note in found.notes)
+    unaware = compare_architectures(table.drop(columns="block"))
+    for one, other in zip(found.contrasts[:3], unaware.contrasts, strict=False):
+        assert one.interval.method == "t(2) over blocks"
+        assert one.interval.high - one.interval.low < other.interval.high - other.interval.low
 
 
 def test_a_line_takes_the_place_of_unmatched_layers():

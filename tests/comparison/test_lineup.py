@@ -43,6 +43,22 @@ def test_architectures_may_be_said(models):
     assert len(lineup.architectures["rest"]) == 6
 
 
+def test_blocks_reach_tables_and_contrasts(models):
+    blocks = {str(seed): f"*-{seed}" for seed in range(3)}
+    found = compare_lineup(line_up(models, blocks=blocks))
+    assert list(found.tables["models"]["block"]) == ["0", "1", "2"] * 3
+    (trend, *_) = found.contrasts["V_R"]
+    assert trend.interval.method == "t(2) over blocks"
+    values = found.tables["models"].pivot(index="block", columns="architecture", values="V_R")
+    assert trend.interval.estimate == pytest.approx((values["window"] - values["ntk"]).mean())
+    assert "block" not in compare_lineup(line_up(models)).tables["models"]
+
+
+def test_every_model_is_in_one_block(models):
+    said = r"model 'ntk-2' \(ntk-2/shifted\.h5\) matches no --block: give each .* --block 0='\*-0'"
+    refuses(said, models, blocks={"0": "*-0", "1": "*-1"})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -140,8 +156,9 @@ def test_variants_of_one_checkpoint_are_paired_and_the_standard_one_is_first(tmp
     assert [m.architecture for m in lineup.members] == ["standard", "ntk(8)", "window(3)"]
 
 
-def test_variants_take_no_other_architecture(tmp_path):
+def test_variants_take_no_other_architecture_and_no_blocks(tmp_path):
     refuses("all files are of one model's weights", variants(tmp_path), architectures={"a": "*"})
+    refuses("leave --block out", variants(tmp_path), blocks={"a": "*"})
 
 
 # --- what is refused, what is handled ---

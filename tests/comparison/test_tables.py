@@ -65,7 +65,7 @@ def test_architectures_have_intervals_over_models_and_over_items(comparison):
         )
         assert row["low_models"] < row["estimate"] < row["high_models"]
         assert row["low_items"] < row["estimate"] < row["high_items"]
-        assert row["method_models"] == "pooled t(6) over models"
+        assert row["method_models"] == "t(2) over models"
         shares = [table.loc[(kind, f"share_{c}"), "estimate"] for c in ("mask", "residual")]
         assert sum(shares) == pytest.approx(1)
 
