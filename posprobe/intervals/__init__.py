@@ -18,6 +18,7 @@ the settings: the level, the numbers of resamples, the seed and the number of pr
 """
 
 from posprobe.intervals.arrays import Array
+from posprobe.intervals.checks import LEAST_RESAMPLES, check_resamples
 from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.processes import in_processes
@@ -40,6 +41,7 @@ from posprobe.intervals.student import (
 )
 
 __all__ = [
+    "LEAST_RESAMPLES",
     "STUDENTIZED",
     "Array",
     "Inference",
@@ -48,6 +50,7 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap_interval",
     "bootstrap_limits",
+    "check_resamples",
     "cluster_weights",
     "fieller_ratio",
     "holm",
