@@ -396,6 +396,13 @@ def audit(
     help="Hide key 0 from heads: all, layer:head,..., or a .json file of [layer, head].",
 )
 @click.option("--n", type=int, default=40, show_default=True, help="Sequences or windows.")
+@click.option(
+    "--first-item",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of the first of them, to extend a capture: analyze reads both files as one.",
+)
 @SIZE_OPTIONS
 @click.option(
     "--dtype",

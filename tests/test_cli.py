@@ -144,6 +144,22 @@ def test_capture_does_not_overwrite_unless_told(captured, model_folder, text_fil
     assert found.stdout == f"{path}\n"
 
 
+def test_a_capture_is_extended_and_both_files_are_analysed_as_one(
+    captured, model_folder, text_file, tmp_path
+):
+    more = tmp_path / "more.h5"
+    found = invoke(
+        "capture", model_folder, "-o", more, "--design", "shifted", "--bos", "force",
+        "--text", text_file, "--n", 3, "--length", 64, "--first-item", 4, "--quiet",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    analysed = ("analyze", captured, more, "-o", tmp_path / "report", "--resamples", 200, "-q")
+    assert invoke(*analysed).exit_code == 0
+    checks = pd.read_csv(tmp_path / "report" / "tables" / "checks.csv")
+    assert checks["file"].tolist() == ["shifted.h5 + more.h5"]
+    assert "over 7 items" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_capture_keeps_some_layers_and_positions(model_folder, text_file, tmp_path):
     path = tmp_path / "a.h5"
     arguments = ["capture", model_folder, "-o", path, "--text", text_file, "--n", 2, "--quiet"]
@@ -534,7 +550,7 @@ def test_files_that_cannot_be_read(command, captured, tmp_path):
 
 def test_files_that_do_not_belong_together(captured, tmp_path):
     out = tmp_path / "out"
-    refused(invoke("analyze", captured, captured, "-o", out), "are both shifted captures")
+    refused(invoke("analyze", captured, captured, "-o", out), "both hold item 0")
     iid = synthetic.write(tmp_path / "iid.h5", {"normalizer": np.zeros((1, 2, 3, 1))}, design="iid")
     refused(invoke("analyze", iid.path, "-o", out), "which no analysis uses")
     refused(invoke("analyze", captured, iid.path, "-o", out), "differs from", "weights_digest")
