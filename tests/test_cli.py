@@ -258,6 +258,22 @@ def test_analyze_says_that_files_of_format_1_have_no_digests(captured, tmp_path)
         assert (said in (tmp_path / "report.html").read_text()) is there
 
 
+def test_plan_prints_what_is_needed_and_a_table(tmp_path):
+    path = synthetic.effect_store(
+        tmp_path / "a.h5", *np.random.default_rng(0).uniform(1, 2, (2, 10, 1)) * [3, 2, 1, 0.5, 0]
+    ).path
+    found = invoke("plan", path, "--precision", 0.6, "--quantity", "V_M")
+    assert found.exit_code == 0, found.output
+    first, second, third, header, *_ = found.stdout.splitlines()
+    assert re.fullmatch(r"V_M, BOS at position 0, , \d+ tokens: [\d.]+ on 10 items", first)
+    assert "at most 0.6 of the estimate, in 80% of studies: " in second
+    assert "interval without 0, in 80% of studies: " in third
+    assert header.split() == ["n", "precision", "reached", "power"]
+    (as_json,) = json.loads(invoke("plan", path, "--precision", 0.6, "--json").stdout)
+    assert as_json["unit"] == "items"
+    refused(invoke("plan", path, "--precision", 0), "precision=0.0 must be above 0")
+
+
 def test_control_characters_in_a_path_are_not_printed(tmp_path):
     out = tmp_path / "a\x1b]0;b\x07"
     found = invoke("analyze", FORMAT_1, "-o", out, "--resamples", 200, "--quiet")
