@@ -10,6 +10,7 @@ from .store import ActivationStore
 from .workflows.analyze import analyze
 from .workflows.audit import audit
 from .workflows.compare import compare
+from .workflows.plan import plan
 
 __version__: str
 
@@ -30,4 +31,5 @@ __all__ = [
     "fit_mixed",
     "load_model",
     "make_stimulus",
+    "plan",
 ]

@@ -396,6 +396,13 @@ def audit(
     help="Hide key 0 from heads: all, layer:head,..., or a .json file of [layer, head].",
 )
 @click.option("--n", type=int, default=40, show_default=True, help="Sequences or windows.")
+@click.option(
+    "--first-item",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of the first of them, to extend a capture: analyze reads both files as one.",
+)
 @SIZE_OPTIONS
 @click.option(
     "--dtype",
@@ -537,6 +544,48 @@ def _named_patterns(written: tuple[str, ...], option: str) -> dict[str, str]:
         said = f"{min(twice)} is given twice: write one PATTERN that matches all of its models"
         raise click.BadParameter(said, param_hint=option)
     return {name: pattern for name, _, pattern in pairs}
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--quantity", default="V_R", show_default=True, help="V_T, V_M, V_R, C_MR; of models: relative."
+)
+@click.option(
+    "--precision",
+    type=float,
+    help="Wanted: half of the interval's width over the estimate.  [default: 0.1 for items and "
+    "texts, none for models]",
+)
+@click.option(
+    "--power", type=float, default=0.8, show_default=True, help="Wanted: interval without 0."
+)
+@click.option(
+    "--assurance",
+    type=float,
+    default=0.8,
+    show_default=True,
+    help="Share of studies that are to reach the precision.",
+)
+@click.option("--level", type=float, default=0.95, show_default=True, help="Level of intervals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulation.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(paths: tuple[Path, ...], as_json: bool, **wanted: Any) -> None:
+    """Say how many items, texts or models are needed.
+
+    PATHS are captures of one model (items; of three texts, texts too) or of several models, or the
+    folder of a comparison (models of each architecture).
+    """
+    _check_limit(STATISTICS)
+    from posprobe.workflows.plan import plan as run
+
+    plans = run(paths, **wanted)
+    if as_json:
+        click.echo(json.dumps([one.asdict() for one in plans], indent=1, allow_nan=False))
+        return
+    for one in plans:
+        click.echo(one.sentences())
+        click.echo(one.table.to_string(index=False, float_format="%.3g") + "\n")
 
 
 @main.command()

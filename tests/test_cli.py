@@ -144,6 +144,22 @@ def test_capture_does_not_overwrite_unless_told(captured, model_folder, text_fil
     assert found.stdout == f"{path}\n"
 
 
+def test_a_capture_is_extended_and_both_files_are_analysed_as_one(
+    captured, model_folder, text_file, tmp_path
+):
+    more = tmp_path / "more.h5"
+    found = invoke(
+        "capture", model_folder, "-o", more, "--design", "shifted", "--bos", "force",
+        "--text", text_file, "--n", 3, "--length", 64, "--first-item", 4, "--quiet",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    analysed = ("analyze", captured, more, "-o", tmp_path / "report", "--resamples", 200, "-q")
+    assert invoke(*analysed).exit_code == 0
+    checks = pd.read_csv(tmp_path / "report" / "tables" / "checks.csv")
+    assert checks["file"].tolist() == ["shifted.h5 + more.h5"]
+    assert "over 7 items" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_capture_keeps_some_layers_and_positions(model_folder, text_file, tmp_path):
     path = tmp_path / "a.h5"
     arguments = ["capture", model_folder, "-o", path, "--text", text_file, "--n", 2, "--quiet"]
@@ -240,6 +256,22 @@ def test_analyze_says_that_files_of_format_1_have_no_digests(captured, tmp_path)
         found = invoke("analyze", path, "-o", tmp_path, "--resamples", 200, "--quiet")
         assert found.exit_code == 0, found.output
         assert (said in (tmp_path / "report.html").read_text()) is there
+
+
+def test_plan_prints_what_is_needed_and_a_table(tmp_path):
+    path = synthetic.effect_store(
+        tmp_path / "a.h5", *np.random.default_rng(0).uniform(1, 2, (2, 10, 1)) * [3, 2, 1, 0.5, 0]
+    ).path
+    found = invoke("plan", path, "--precision", 0.6, "--quantity", "V_M")
+    assert found.exit_code == 0, found.output
+    first, second, third, header, *_ = found.stdout.splitlines()
+    assert re.fullmatch(r"V_M, BOS at position 0, , \d+ tokens: [\d.]+ on 10 items", first)
+    assert "at most 0.6 of the estimate, in 80% of studies: " in second
+    assert "interval without 0, in 80% of studies: " in third
+    assert header.split() == ["n", "precision", "reached", "power"]
+    (as_json,) = json.loads(invoke("plan", path, "--precision", 0.6, "--json").stdout)
+    assert as_json["unit"] == "items"
+    refused(invoke("plan", path, "--precision", 0), "precision=0.0 must be above 0")
 
 
 def test_control_characters_in_a_path_are_not_printed(tmp_path):
@@ -534,7 +566,7 @@ def test_files_that_cannot_be_read(command, captured, tmp_path):
 
 def test_files_that_do_not_belong_together(captured, tmp_path):
     out = tmp_path / "out"
-    refused(invoke("analyze", captured, captured, "-o", out), "are both shifted captures")
+    refused(invoke("analyze", captured, captured, "-o", out), "both hold item 0")
     iid = synthetic.write(tmp_path / "iid.h5", {"normalizer": np.zeros((1, 2, 3, 1))}, design="iid")
     refused(invoke("analyze", iid.path, "-o", out), "which no analysis uses")
     refused(invoke("analyze", captured, iid.path, "-o", out), "differs from", "weights_digest")

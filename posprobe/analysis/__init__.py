@@ -22,6 +22,7 @@ wording        describes a stored file in words
 """
 
 from posprobe.analysis.checks import check
+from posprobe.analysis.conditions import measurable
 from posprobe.analysis.denominator import mean_normalizers
 from posprobe.analysis.files import INTERVENTIONS, Condition, Files, condition_of, sort_files
 from posprobe.analysis.heads import (
@@ -69,6 +70,7 @@ __all__ = [
     "listed",
     "mask_name",
     "mean_normalizers",
+    "measurable",
     "n_units",
     "possible_steps",
     "random_heads",

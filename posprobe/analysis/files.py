@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from posprobe.errors import DesignError
-from posprobe.store import ActivationStore
+from posprobe.store import ActivationStore, why_apart
 
 __all__ = ["INTERVENTIONS", "Condition", "Files", "condition_of", "sort_files"]
 
@@ -178,14 +178,19 @@ def _by_question(stores: list[ActivationStore], weakest: dict[str, Any]) -> File
             _check_new(store, found[role])
             found[role].append(store)
         elif role in found:
-            raise DesignError(
-                f"{store.path.name} and {found[role].path.name} are both {role} captures; give one"
-            )
+            raise DesignError(_both(found[role], store, role))
         else:
             found[role] = store
     for role in SEVERAL:  # so the report does not depend on the order of the files
         found[role].sort(key=lambda store: store.path.name)
     return Files(**found)
+
+
+def _both(one: ActivationStore, other: ActivationStore, role: str) -> str:
+    names = one.path.name, other.path.name
+    why = why_apart(one.header, other.header, names)
+    apart = f" and cannot be read as one ({why})" if why else ""
+    return f"{names[1]} and {names[0]} are both {role} captures{apart}; give one"
 
 
 def _check_same(store: ActivationStore, first: ActivationStore) -> None:

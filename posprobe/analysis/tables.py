@@ -133,8 +133,7 @@ def _channels(files: Files, inference: Inference, *, design: str) -> Found:
     result = decompose(given(getattr(files, design)), by_offset=True, inference=inference)
     assert result.by_offset is not None
     each = {name: "float32" for name in result.by_offset.select_dtypes("float")}
-    with np.errstate(over="ignore"):  # limits of a cell without any spread may be beyond float32
-        by_offset = result.by_offset.astype(each)  # a long table of float32 scores
+    by_offset = result.by_offset.astype(each)  # a long table of float32 scores
     tables = {
         "channels_by_head": result.by_head,
         "channels_by_layer": result.by_layer,

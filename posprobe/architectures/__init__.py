@@ -11,15 +11,22 @@ marginal       turns marginal means and type III hypotheses into weights of fixe
 mixed_fit      holds the fitted mixed model and its status
 mixed_model    fits it
 paired         compares variants of one checkpoint over their common items
+planning       says how many models a contrast needs
 compare        runs the whole comparison on one table
 result         holds what `compare_architectures` returns
 """
 
 from posprobe.architectures.compare import compare_architectures
-from posprobe.architectures.contrasts import Contrast, contrast_interval, planned_contrasts
+from posprobe.architectures.contrasts import (
+    Contrast,
+    contrast_interval,
+    default_contrasts,
+    planned_contrasts,
+)
 from posprobe.architectures.mixed_fit import MixedFit, likelihood_ratio
 from posprobe.architectures.mixed_model import fit_mixed
 from posprobe.architectures.paired import paired_contrasts
+from posprobe.architectures.planning import plan_models, simulate_contrast
 from posprobe.architectures.result import ArchitectureComparison, ContrastResult, adjust_secondary
 from posprobe.architectures.summaries import ModelSummary
 from posprobe.architectures.two_stage import FTest, two_stage_f, welch_f
@@ -34,10 +41,13 @@ __all__ = [
     "adjust_secondary",
     "compare_architectures",
     "contrast_interval",
+    "default_contrasts",
     "fit_mixed",
     "likelihood_ratio",
     "paired_contrasts",
+    "plan_models",
     "planned_contrasts",
+    "simulate_contrast",
     "two_stage_f",
     "welch_f",
 ]

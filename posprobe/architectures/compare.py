@@ -14,7 +14,7 @@ from posprobe.architectures.contrasts import (
     Contrast,
     adjust,
     contrast_interval,
-    planned_contrasts,
+    default_contrasts,
 )
 from posprobe.architectures.mixed_fit import MixedFit
 from posprobe.architectures.mixed_model import fit_mixed
@@ -203,10 +203,9 @@ def _choose(
     contrasts: Sequence[Contrast] | None, names: list[str]
 ) -> tuple[tuple[Contrast, ...], tuple[str, ...]]:
     if contrasts is None:
-        middle = next((name for name in ("standard", "rope") if name in names), None)
-        if middle and {"ntk", "window"} <= set(names):
-            return planned_contrasts(standard=middle), ()
-        return (), ("no planned contrasts: the table lacks ntk, window, or standard (rope)",)
+        planned = default_contrasts(names)
+        lacking = "no planned contrasts: the table lacks ntk, window, or standard (rope)"
+        return planned, () if planned else (lacking,)
     labels = [contrast.name for contrast in contrasts]
     if len(set(labels)) < len(labels):
         raise DesignError(f"two contrasts have the same name among {labels}: rename one")

@@ -16,6 +16,7 @@ __all__ = [
     "Contrast",
     "adjust",
     "contrast_interval",
+    "default_contrasts",
     "group_means",
     "has_spread",
     "planned_contrasts",
@@ -121,6 +122,30 @@ def planned_contrasts(
         Contrast(f"H2 slope of {window}", "slope", {window: 1.0}),
         Contrast(f"H2 slope: {window} - others", "slope", {ntk: -0.5, standard: -0.5, window: 1.0}),
     )
+
+
+def default_contrasts(names: Sequence[str]) -> tuple[Contrast, ...]:
+    """Return the `planned_contrasts`, or none if an architecture that they name is missing.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Architectures that there are.
+
+    Returns
+    -------
+    tuple of Contrast
+        With "standard", or else "rope", in the middle.
+
+    Examples
+    --------
+    >>> len(default_contrasts(["ntk", "rope", "window"])), default_contrasts(["rope", "nope"])
+    (5, ())
+    """
+    middle = next((name for name in ("standard", "rope") if name in names), None)
+    if middle and {"ntk", "window"} <= set(names):
+        return planned_contrasts(standard=middle)
+    return ()
 
 
 def group_means(

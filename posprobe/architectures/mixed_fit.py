@@ -29,7 +29,7 @@ from posprobe.architectures.marginal import (
 from posprobe.architectures.optimum import SAME_DEVIANCE, search
 from posprobe.architectures.satterthwaite import Inference, infer
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Interval
+from posprobe.intervals import Array, Interval, check_resamples
 
 __all__ = ["MixedFit", "fit_parts", "likelihood_ratio"]
 
@@ -356,7 +356,8 @@ class MixedFit:
         Parameters
         ----------
         replicates : int
-            Number of responses drawn from the fitted model and fitted again; 0 gives no limits.
+            Number of responses drawn from the fitted model and fitted again: 0, which gives no
+            limits, or at least 10.
         level : float
             Nominal coverage of the limits, which are percentiles.
         seed : int
@@ -366,7 +367,19 @@ class MixedFit:
         -------
         pandas.DataFrame
             Columns term, variance, sd, low and high; limits are of the variance.
+
+        Raises
+        ------
+        DesignError
+            If there are replicates, but fewer than 10.
+
+        Warns
+        -----
+        PosprobeWarning
+            If there are replicates, but fewer than 100.
         """
+        if replicates:
+            check_resamples(replicates, "replicates")
         variances = self.variances
         table = pd.DataFrame({"term": list(variances), "variance": list(variances.values())})
         table["sd"] = np.sqrt(table["variance"])

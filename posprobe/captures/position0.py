@@ -68,13 +68,21 @@ def replace_token(model: ObservableModel, stimulus: Stimulus, position0: str) ->
         If there is no other token to choose.
     """
     if position0 == "special":
-        others = [t for t in model.special_ids if t not in stimulus.first_token]
-        if not others:
+        others = [
+            next((t for t in model.special_ids if t != native), None)
+            for native in stimulus.first_token
+        ]
+        if None in others:
             raise StimulusError(
                 f"position0 'special': model {model.name!r} has no other special token"
             )
-        chosen = np.full(len(stimulus.tokens), others[0])
+        chosen = np.array(others)
     elif position0 == "content":
+        if stimulus.first_item:
+            raise StimulusError(
+                "position0 'content' draws from the text of all items of a file, so it cannot "
+                f"start at item {stimulus.first_item}; capture all items into one file"
+            )
         text = stimulus.tokens[stimulus.tokens >= 0]
         content = np.setdiff1d(text, model.special_ids)
         choices = [content[content != native] for native in stimulus.first_token]

@@ -92,6 +92,7 @@ def capture(
     bos: str = "native",
     text: TextSource = None,
     seed: int = 0,
+    first_item: int = 0,
     options: CaptureOptions = CaptureOptions(),
     consumers: Sequence[Consumer] = (),
     resume: bool = False,
@@ -128,6 +129,9 @@ def capture(
         text or a data set; a file is ``Path(...)``.
     seed : int, default=0
         Seed of the stimulus and of random treatments of position 0.
+    first_item : int, default=0
+        Number of the first item. A capture of `n` items is extended by another file that starts at
+        item `n`; `posprobe.store.JoinedStore` and `posprobe.analyze` read both as one.
     options : CaptureOptions, default=CaptureOptions()
         What to keep and what to change.
     consumers : sequence of Consumer, default=()
@@ -167,6 +171,7 @@ def capture(
         prefixes=prefixes,
         bos=bos,
         seed=seed,
+        first_item=first_item,
         past_training=options.past_training,
     )
     return capture_stimulus(

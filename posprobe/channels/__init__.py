@@ -3,11 +3,13 @@
 effects        holds the effects and computes their variances, as pure functions of arrays
 reading        reads the effects of a layer from a stored file
 variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
+planning       says how many items a wanted width needs
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
 """
 
 from posprobe.channels.decomposition import MAX_UNITS, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
+from posprobe.channels.planning import plan_items, simulate_items
 from posprobe.channels.reading import (
     REQUIRED,
     channel_effects,
@@ -29,9 +31,11 @@ __all__ = [
     "decompose",
     "early_limit",
     "gather_variances",
+    "plan_items",
     "position_covariance",
     "score_shift",
     "shares",
+    "simulate_items",
     "variance_table",
     "why_not_split",
 ]

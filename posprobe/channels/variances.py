@@ -28,6 +28,7 @@ __all__ = [
     "Variances",
     "adjusted_p",
     "gather_variances",
+    "resampled",
     "shares",
     "variance_columns",
     "variance_table",
@@ -116,7 +117,7 @@ class Variances:
         size = max(1, BLOCK // max(1, self.weights.size))
         for at in range(0, len(cells), size):
             part = np.s_[:, at : at + size]
-            draws[part], errors[part] = _resampled(cells[at : at + size], self.weights)
+            draws[part], errors[part] = resampled(cells[at : at + size], self.weights)
         shape = (-1, *products.shape[:2])
         self._kept[name] = draws.reshape(shape), errors.reshape(shape)
         return self._kept[name]
@@ -190,9 +191,23 @@ class Variances:
         return Variances({k: change(v) for k, v in self.products.items()}, self.weights)
 
 
-def _resampled(products: Array, weights: Array) -> tuple[Array, Array]:
-    """Return V and its standard error, (B, cells) each, from products (cells, N, N)."""
-    n = weights.shape[1]
+def resampled(products: Array, weights: Array) -> tuple[Array, Array]:
+    """Compute a variance and its standard error in samples of items, by the equations above.
+
+    Parameters
+    ----------
+    products : ndarray of shape (cells, N, N)
+        Products of pairs of items, with 0 on the diagonal.
+    weights : ndarray of shape (B, N)
+        How often each item is in each sample. All samples have the same number of items, not
+        necessarily N, and at least two that differ.
+
+    Returns
+    -------
+    value, error : ndarray of shape (B, cells)
+        In squared nats.
+    """
+    n = weights[:1].sum()
     pairs = n**2 - (weights**2).sum(1)
     near = weights @ products  # (cells, B, N): sum_m w_m k_nm
     total = np.einsum("cbn,bn->cb", near, weights)

@@ -10,6 +10,7 @@ so all statistics share the same draws. The functions are
 - `mean_interval`: Student's t interval of a mean, with one number per cluster;
 - `jackknife_interval`: a t interval from leave-one-out values;
 - `fieller_ratio`, `log_ratio_bootstrap_t`: intervals of a ratio of two paired means;
+- `plan_size`: the number of units that a wanted width or power needs;
 - `max_t`, `benjamini_hochberg`, `holm`: adjustments for many statistics at once.
 
 An `Interval` holds an estimate, its limits, its estimand and the number of units. `Inference` holds
@@ -18,8 +19,10 @@ the settings: the level, the numbers of resamples, the seed and the number of pr
 """
 
 from posprobe.intervals.arrays import Array
+from posprobe.intervals.checks import LEAST_RESAMPLES, check_resamples
 from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
+from posprobe.intervals.planning import Goal, Studies, plan_size
 from posprobe.intervals.processes import in_processes
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
@@ -40,14 +43,18 @@ from posprobe.intervals.student import (
 )
 
 __all__ = [
+    "LEAST_RESAMPLES",
     "STUDENTIZED",
     "Array",
+    "Goal",
     "Inference",
     "Interval",
     "MaxT",
+    "Studies",
     "benjamini_hochberg",
     "bootstrap_interval",
     "bootstrap_limits",
+    "check_resamples",
     "cluster_weights",
     "fieller_ratio",
     "holm",
@@ -57,6 +64,7 @@ __all__ = [
     "log_ratio_bootstrap_t",
     "max_t",
     "mean_interval",
+    "plan_size",
     "pseudo_values",
     "standard_error",
     "studentized_limits",

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, PosprobeWarning
 from posprobe.intervals.arrays import Array
 
-__all__ = ["check_level", "check_pairs", "check_replicates", "check_units", "common_length"]
+__all__ = [
+    "LEAST_RESAMPLES",
+    "check_level",
+    "check_pairs",
+    "check_replicates",
+    "check_resamples",
+    "check_units",
+    "common_length",
+]
+
+LEAST_RESAMPLES = 10
+FEW_RESAMPLES = 100
 
 
 def check_level(level: float) -> None:
@@ -23,6 +35,41 @@ def check_units(n: int, what: str) -> None:
     """Raise if there are fewer than two independent units."""
     if n < 2:
         raise DesignError(f"{what}: n={n} independent unit(s), at least 2 are needed")
+
+
+def check_resamples(count: int, name: str = "n_resamples", *, few: int = FEW_RESAMPLES) -> None:
+    """Refuse too few bootstrap samples for an interval, and warn of few.
+
+    Parameters
+    ----------
+    count : int
+        Number of bootstrap samples.
+    name : str
+        Name of the argument, for the message.
+    few : int
+        Number below which limits depend noticeably on the seed.
+
+    Raises
+    ------
+    DesignError
+        If there are fewer than 10.
+
+    Warns
+    -----
+    PosprobeWarning
+        If there are fewer than `few`.
+    """
+    if count < LEAST_RESAMPLES:
+        raise DesignError(
+            f"{name}={count} is too few for an interval: ask for {LEAST_RESAMPLES} or more"
+        )
+    if count < few:
+        warnings.warn(
+            f"{name}={count}: with fewer than {few} bootstrap samples, limits depend on the seed; "
+            "ask for more",
+            PosprobeWarning,
+            stacklevel=3,
+        )
 
 
 def check_replicates(

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from posprobe.errors import DesignError
 from posprobe.intervals.arrays import Array
-from posprobe.intervals.checks import check_level
+from posprobe.intervals.checks import LEAST_RESAMPLES, check_level, check_resamples
 from posprobe.intervals.resampling import cluster_weights
 
 __all__ = ["Inference"]
 
-LEAST = 20
 LARGEST_SEED = 2**63 - 1
 
 
@@ -25,9 +24,9 @@ class Inference:
         Nominal coverage of each interval, between 0 and 1.
     n_resamples : int
         Number of bootstrap samples (of items or sequences) for statistics that need no refit. At
-        least 20.
+        least 10; with fewer than 100 there is a warning.
     n_refits : int
-        Number of bootstrap samples in which probes are fitted again. At least 20. A refit costs
+        Number of bootstrap samples in which probes are fitted again. At least 10. A refit costs
         about as much as a hundred other samples, and only the standard error of refits is used, so
         few are enough.
     seed : int
@@ -39,6 +38,11 @@ class Inference:
     ------
     DesignError
         If a field is out of range; the message names the field.
+
+    Warns
+    -----
+    PosprobeWarning
+        If `n_resamples` is below 100.
 
     Examples
     --------
@@ -58,12 +62,8 @@ class Inference:
 
     def __post_init__(self) -> None:
         check_level(self.level)
-        for name in ("n_resamples", "n_refits"):
-            count = getattr(self, name)
-            if count < LEAST:
-                raise DesignError(
-                    f"{name}={count} are too few for an interval: ask for {LEAST} or more"
-                )
+        check_resamples(self.n_resamples)
+        check_resamples(self.n_refits, "n_refits", few=LEAST_RESAMPLES)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise DesignError(f"seed={self.seed} must be between 0 and {LARGEST_SEED}")
         if self.n_jobs == 0 or self.n_jobs < -1:

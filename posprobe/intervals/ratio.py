@@ -10,7 +10,7 @@ from scipy import stats
 
 from posprobe.errors import DesignError
 from posprobe.intervals.arrays import Array
-from posprobe.intervals.checks import check_level, check_pairs
+from posprobe.intervals.checks import check_level, check_pairs, check_resamples
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.resampling import cluster_weights
 
@@ -152,6 +152,7 @@ def log_ratio_bootstrap_t(
     0.41 [0.3..., 0.4...]
     """
     check_level(level)
+    check_resamples(n_resamples)
     a, b = check_pairs(baseline, treated)
     n = len(a)
     if not a.mean() * b.mean() > 0:

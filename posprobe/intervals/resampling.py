@@ -27,6 +27,7 @@ Method = Literal["percentile", "basic", "normal", "t", "bca"]
 STUDENTIZED = "studentised"
 LEAST_UNITS = 8
 SCALE = 3.0
+FAR = 1e6  # standard errors from the estimate at which a limit says nothing
 
 
 def cluster_weights(
@@ -245,8 +246,10 @@ def studentized_limits(
     Returns
     -------
     low, high : ndarray of shape (...)
-        In the unit of the estimate. Both are NaN where more than :math:`\alpha / 2` of the samples
-        have a standard error of 0, and equal the estimate where that of the data is 0.
+        In the unit of the estimate. Both are NaN, which means unbounded, where one of them is more
+        than a million standard errors away: a single cluster then carries nearly all of the
+        statistic, and more than :math:`\alpha / 2` of the samples have a standard error near 0.
+        Both equal the estimate where the standard error of the data is 0.
 
     Raises
     ------
@@ -282,8 +285,8 @@ def studentized_limits(
         pivot[(each == 0) & (draws == center)] = 0
         q = np.quantile(pivot, [upper, lower], axis=0)
         low, high = c * np.sinh(middle - q * spread / np.hypot(center, c))
-    unbounded = ~(np.isfinite(low) & np.isfinite(high))
-    low, high = (np.where(unbounded, np.nan, limit) for limit in (low, high))
+        bounded = (center - low <= FAR * spread) & (high - center <= FAR * spread)
+    low, high = (np.where(bounded, limit, np.nan) for limit in (low, high))
     still = spread == 0
     return np.where(still, center, low), np.where(still, center, high)
 

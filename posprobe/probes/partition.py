@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Array
+from posprobe.intervals import Array, check_resamples
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.group import Rows
 from posprobe.probes.ridge.scored import (
@@ -207,7 +207,8 @@ class VariancePartition(SequenceScoredRidge):
         level : float, default=0.95
             Nominal coverage.
         n_resamples : int, optional
-            Number of replicates; by default 200 for "refit" and 2000 for "fixed_probe".
+            Number of replicates, at least 10; by default 200 for "refit" and 2000 for
+            "fixed_probe".
         random_state : int or Generator, default=0
             Seed of the replicates, or a random generator.
         weights : array-like of shape (B, S), optional
@@ -227,6 +228,11 @@ class VariancePartition(SequenceScoredRidge):
         DesignError
             As in `posprobe.PositionProbe.interval`.
 
+        Warns
+        -----
+        PosprobeWarning
+            If `n_resamples` is below 100.
+
         Notes
         -----
         The limits of sampled Shapley values include the error of sampling the orders. For this,
@@ -234,6 +240,8 @@ class VariancePartition(SequenceScoredRidge):
         freedom are the number of pairs of orders less one.
         """
         check_is_fitted(self)
+        if n_resamples is not None:
+            check_resamples(n_resamples)
         rng, orders = np.random.default_rng(0), self._models.orders
         kinds = [estimand] if isinstance(estimand, str) else list(estimand)
         rows = []

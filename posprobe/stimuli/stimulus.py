@@ -40,6 +40,7 @@ __all__ = [
 
 BOS_POLICIES = ("native", "force", "none")
 LARGEST_SEED = 2**63 - 1  # of what a file can hold
+LAST_ITEM = 2**31 - 1  # likewise
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,8 @@ class Stimulus:
         Seed of all draws.
     bos_token : int or None
         The id put ahead of every sequence, if any.
+    first_item : int
+        Number of the first item; items before it are those of another capture.
     corpus : str
         Name of the text that the tokens come from.
     text : mapping
@@ -108,6 +111,7 @@ class Stimulus:
     bos: str
     seed: int
     bos_token: int | None = None
+    first_item: int = 0
     corpus: str = ""
     text: Mapping[str, Any] = field(default_factory=dict)
 
@@ -147,7 +151,7 @@ class Stimulus:
             "first_tokens": np.unique(self.first_token).tolist(),
             "seed": self.seed,
             "tokens_sha256": hashlib.sha256(padded.tobytes()).hexdigest(),
-        }
+        } | ({"first_item": self.first_item} if self.first_item else {})
 
 
 def default_prefixes(length: int, window: int) -> tuple[int, ...]:
@@ -243,6 +247,7 @@ def make_stimulus(
     native_bos: int | None = None,
     bos_id: int | None = None,
     seed: int = 0,
+    first_item: int = 0,
     corpus: str = "",
 ) -> Stimulus:
     """Draw a stimulus by the name of its design.
@@ -269,6 +274,9 @@ def make_stimulus(
         The id that the tokenizer prepends by itself, and its BOS id.
     seed : int
         Same seed, same stimulus.
+    first_item : int
+        Number of the first of the `n` items. What is drawn for an item depends on the seed and its
+        number alone, so items 32 to 47 extend a capture of the first 32.
     corpus : str
         Name of the text, to be recorded. Default: that of the `Corpus`.
 
@@ -280,7 +288,8 @@ def make_stimulus(
     ------
     StimulusError
         The design or policy is unknown, the corpus is empty, too short or carries BOS tokens
-        itself, n is below 2, the seed below 0, or length, window and prefixes do not fit together.
+        itself, n is below 2, the seed or the first item below 0, or length, window and prefixes do
+        not fit together.
 
     Examples
     --------
@@ -294,24 +303,27 @@ def make_stimulus(
         raise StimulusError(f"n={n} is too few: intervals need at least 2 items, so raise n")
     if not 0 <= seed <= LARGEST_SEED:
         raise StimulusError(f"seed={seed} must be between 0 and {LARGEST_SEED}")
+    if not 0 <= first_item <= LAST_ITEM - n:
+        raise StimulusError(f"first_item={first_item} must be between 0 and {LAST_ITEM - n}")
     grid = _checked_prefixes(length, window, prefixes)
     lead = leading_token(bos, native_bos, bos_id)
     found = _checked_corpus(corpus_tokens, [native_bos, bos_id])
     ids = found.shuffle(seed) if found.shuffled else found
     is_shifted = design == "shifted"
     extent = {"prefixes": grid, "window": window} if is_shifted else {"length": length}
-    tokens, source = DESIGNS[design](ids, n=n, lead=lead, seed=seed, **extent)
+    tokens, source = DESIGNS[design](ids, n=first_item + n, lead=lead, seed=seed, **extent)
+    copies = len(tokens) // (first_item + n)
+    tokens = tokens.reshape(copies, -1, tokens.shape[-1])[:, first_item:].reshape(n * copies, -1)
     block = length - (is_shifted or lead is not None)
     joined = ids.joined(block) if design in ("natural", "shifted") else 0
-    copies = len(tokens) // n
     ahead = np.repeat(np.array(grid if is_shifted else [0], dtype=np.int32), n)
     return Stimulus(
         design=design,
         tokens=tokens,
         lengths=(tokens != PAD).sum(axis=1, dtype=np.int32),
-        item=np.tile(np.arange(n, dtype=np.int32), copies),
+        item=np.tile(np.arange(first_item, first_item + n, dtype=np.int32), copies),
         prefix_length=ahead,
-        sequence_id=np.tile(source, copies),
+        sequence_id=np.tile(source[first_item:], copies),
         query_start=ahead.copy(),
         n_queries=window if is_shifted else length,
         prefixes=grid,
@@ -319,6 +331,7 @@ def make_stimulus(
         bos=bos,
         seed=seed,
         bos_token=lead,
+        first_item=first_item,
         corpus=corpus or found.name,
         text={**found.text, "documents": len(found.documents), "joined": joined},
     )

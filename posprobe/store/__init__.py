@@ -9,6 +9,7 @@ The format is described in ``docs/format.md``, whose tables come from `posprobe.
 from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
+from posprobe.store.joined import JoinedStore, open_stores, why_apart
 from posprobe.store.layout import (
     ATTENTION_GAIN,
     ATTRIBUTES,
@@ -40,11 +41,14 @@ __all__ = [
     "DataSet",
     "Header",
     "HeldStore",
+    "JoinedStore",
     "ShardFolder",
     "StoreWriter",
     "difference",
     "missing_parts",
+    "open_stores",
     "repeated_items",
     "repeats_in_words",
+    "why_apart",
     "write_shard",
 ]

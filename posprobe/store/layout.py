@@ -472,7 +472,11 @@ def _check_heads(header: Header) -> None:
             )
 
 
-def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def difference(
+    there: Mapping[str, Any],
+    now: Mapping[str, Any],
+    names: tuple[str, str] = ("in the file", "now"),
+) -> str | None:
     """Describe the first difference between the root attributes of a file and those to be written.
 
     Parameters
@@ -481,6 +485,8 @@ def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         Attributes of the file, as `Header.attributes` returns them.
     now : mapping of str to object
         Attributes as they would be written now.
+    names : (str, str)
+        What to call the two.
 
     Returns
     -------
@@ -496,7 +502,8 @@ def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
             key = next(k for k in keys if old.get(k, absent) != new.get(k, absent))
             path, old, new = f"{path}.{key}", old.get(key), new.get(key)
         if old != new:
-            return f"attribute '{path}' is {reprlib.repr(old)} in the file, {reprlib.repr(new)} now"
+            was, is_now = (f"{reprlib.repr(v)} {n}" for v, n in zip((old, new), names, strict=True))
+            return f"attribute '{path}' is {was}, {is_now}"
     return None
 
 

@@ -152,6 +152,7 @@ STIMULUS = _object(
         "corpus": _STRING,
         "text": TEXT,
         "bos": _STRING,
+        "first_item": _COUNT,
         "bos_token": _shape("a token or null", lambda v: v is None or _whole(v)),
         "first_tokens": _list(_shape("a token", _whole)),
         "tokens_sha256": _STRING,

@@ -12,7 +12,7 @@ from posprobe.claims import make_claims
 from posprobe.errors import progress_bar
 from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_report
-from posprobe.store import ActivationStore
+from posprobe.store import open_stores
 
 __all__ = ["analyze"]
 
@@ -30,7 +30,7 @@ def analyze(
     Parameters
     ----------
     files : iterable of str or Path
-        Captures of one model and variant.
+        Captures of one model and variant. Files of one design with different items are read as one.
     folder : str or Path
         Gets report.html, claims.json, tables/ and figures/; made if it does not exist.
     inference : Inference
@@ -51,7 +51,7 @@ def analyze(
         If the files cannot be analyzed together; the message is one line.
     """
     inference = dataclasses.replace(inference, **changes)
-    captured = sort_files(ActivationStore(path) for path in files)
+    captured = sort_files(open_stores(files))
     total = len(possible_steps(captured)) + 1
     with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:
 

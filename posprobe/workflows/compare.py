@@ -12,7 +12,7 @@ from posprobe.comparison import compare_lineup, line_up
 from posprobe.errors import DesignError, progress_bar
 from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_comparison
-from posprobe.store import ActivationStore
+from posprobe.store import open_stores
 
 __all__ = ["compare"]
 
@@ -79,7 +79,7 @@ def compare(
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
         raise DesignError(f"file {twice[0]} is given twice: give each file once")
-    stores = [ActivationStore(path) for path in paths]
+    stores = open_stores(paths)
     lineup = line_up(
         stores, architectures=architectures, blocks=blocks, different_tokens=different_tokens
     )

@@ -1,12 +1,14 @@
 """Treatments of position 0 change it, and nothing else."""
 
+import dataclasses
+
 import capture_child as child
 import numpy as np
 import pytest
 import torch
 from stored import assert_close
 
-from posprobe.captures.position0 import POSITION0
+from posprobe.captures.position0 import POSITION0, replace_token, replaced_embedding
 from posprobe.errors import StimulusError
 
 
@@ -112,3 +114,32 @@ def test_unknown_treatment_is_refused(take):
 def test_special_needs_another_special_token(take):
     with pytest.raises(StimulusError, match="'tiny-llama' has no other special token"):
         take(child.stimulus(), model=child.model(), position0="special")
+
+
+@pytest.mark.parametrize("position0", sorted(set(POSITION0) - {"content"}))
+@pytest.mark.parametrize("bos", ["none", "force"])
+def test_what_is_drawn_for_an_item_does_not_depend_on_the_number_of_items(position0, bos, llama):
+    whole = child.stimulus(bos=bos, bos_id=1, n=5)
+    for part in (
+        child.stimulus(bos=bos, bos_id=1, n=3),
+        child.stimulus(n=2, first_item=3, bos=bos, bos_id=1),
+    ):
+        here = np.isin(whole.item, part.item)
+        both = [replace_token(llama, stimulus, position0) for stimulus in (whole, part)]
+        np.testing.assert_array_equal(both[0].tokens[here], both[1].tokens)
+        drawn = [replaced_embedding(llama, stimulus, slice(None), position0) for stimulus in both]
+        if drawn[0] is not None:
+            assert torch.equal(drawn[0][torch.from_numpy(here)], drawn[1])
+
+
+def test_special_is_another_token_than_the_item_has_whatever_other_items_have(llama):
+    stimulus = child.stimulus("natural", bos="none")
+    tokens = stimulus.tokens.copy()
+    tokens[0, 0] = llama.special_ids[0]
+    treated = replace_token(llama, dataclasses.replace(stimulus, tokens=tokens), "special")
+    assert treated.tokens[:, 0].tolist() == [llama.special_ids[1]] + [llama.special_ids[0]] * 4
+
+
+def test_content_cannot_be_extended(llama):
+    with pytest.raises(StimulusError, match="it cannot start at item 3; capture all items into"):
+        replace_token(llama, child.stimulus(n=2, first_item=3), "content")

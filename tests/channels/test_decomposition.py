@@ -55,7 +55,7 @@ def defined(variances, head):
 
 def test_total_variance_is_the_sum_and_shares_add_to_one(rng, tmp_path):
     store = synthetic.Rows(rng, design="shifted", n=20, heads=3).store(tmp_path / "a.h5")
-    result = decompose(store, n_resamples=50)
+    result = decompose(store, n_resamples=100)
     for table in (result.by_head, result.by_layer, result.overall):
         total = table["V_M"] + table["V_R"] + 2 * table["C_MR"]
         np.testing.assert_allclose(table["V_T"], total, atol=1e-12)
@@ -66,7 +66,9 @@ def test_total_variance_is_the_sum_and_shares_add_to_one(rng, tmp_path):
 
 
 def test_pseudo_values_average_to_the_estimate(rng):
-    variances = gather_variances([simulated(rng, 9, GRID, -GRID / 2, 7)], Inference(n_resamples=20))
+    variances = gather_variances(
+        [simulated(rng, 9, GRID, -GRID / 2, 7)], Inference(n_resamples=100)
+    )
     for name, estimate in variances.estimate.items():
         np.testing.assert_allclose(variances.pseudo[name].mean(0), estimate, atol=1e-12)
     assert variances.n_items == 9
@@ -74,7 +76,7 @@ def test_pseudo_values_average_to_the_estimate(rng):
 
 def test_mean_over_heads_is_of_every_part(rng):
     layers = [simulated(rng, 6, GRID, GRID, 4) for _ in range(2)]
-    variances = gather_variances(layers, Inference(n_resamples=30))
+    variances = gather_variances(layers, Inference(n_resamples=100))
     over = variances.mean((0, 1))
     assert over.estimate["V_R"].shape == (1, 1)
     assert np.isclose(over.estimate["V_R"][0, 0], variances.estimate["V_R"].mean())
@@ -86,17 +88,17 @@ def test_mean_over_heads_is_of_every_part(rng):
 
 def test_layers_share_their_resampled_items(rng):
     layer = simulated(rng, 8, GRID, GRID, 2)
-    variances = gather_variances([layer, layer], Inference(n_resamples=20, seed=3))
+    variances = gather_variances([layer, layer], Inference(n_resamples=100, seed=3))
     assert np.array_equal(
         variances.replicates("V_T")[0][:, 0], variances.replicates("V_T")[0][:, 1]
     )
-    again = gather_variances([layer], Inference(n_resamples=20, seed=3))
+    again = gather_variances([layer], Inference(n_resamples=100, seed=3))
     assert np.array_equal(variances.replicates("V_T")[0][:, :1], again.replicates("V_T")[0])
 
 
 def test_replicates_are_those_of_repeated_items_and_their_errors_the_jackknifes(rng):
     effects = simulated(rng, 9, GRID, -GRID / 2, 3)
-    variances = gather_variances([effects, effects], Inference(n_resamples=20))
+    variances = gather_variances([effects, effects], Inference(n_resamples=100))
     once = np.ones((1, 9))
     for name in variances.products:
         draws, errors = variances.replicates(name)
@@ -114,7 +116,7 @@ def test_replicates_are_those_of_repeated_items_and_their_errors_the_jackknifes(
 
 def test_paired_conditions_are_subtracted_item_by_item(rng):
     one, other = (simulated(rng, 12, GRID, k * GRID, 1) for k in (0.5, 1.0))
-    first, second = (gather_variances([e], Inference(n_resamples=50)) for e in (one, other))
+    first, second = (gather_variances([e], Inference(n_resamples=100)) for e in (one, other))
     less = second.less(first)
     for name in ("V_T", "C_MR"):
         assert less.estimate[name] == pytest.approx(second.estimate[name] - first.estimate[name])
@@ -193,7 +195,7 @@ def test_profile_of_positions(rng, tmp_path):
 
 def test_up_to_keeps_early_positions_and_the_reference(rng, tmp_path):
     store = store_of(tmp_path / "a.h5", rng, GRID, GRID)
-    result = decompose(store, up_to=4, n_resamples=20)
+    result = decompose(store, up_to=4, n_resamples=100)
     assert sorted(set(result.positions["position"])) == [1, 4, store.prefixes[-1]]
     with pytest.raises(DesignError, match="no position up to 0; the first is 1"):
         decompose(store, up_to=0)
@@ -201,9 +203,9 @@ def test_up_to_keeps_early_positions_and_the_reference(rng, tmp_path):
 
 def test_many_items_are_pooled_into_units(rng, tmp_path, monkeypatch):
     store = store_of(tmp_path / "a.h5", rng, GRID, -GRID / 2, noise=0.01)
-    whole = decompose(store, by_offset=True, n_resamples=20)
+    whole = decompose(store, by_offset=True, n_resamples=100)
     monkeypatch.setattr(channels, "MAX_UNITS", whole.variances.n_items // 2)
-    pooled = decompose(store, by_offset=True, n_resamples=20)
+    pooled = decompose(store, by_offset=True, n_resamples=100)
     assert pooled.variances.n_items == whole.variances.n_items // 2
     np.testing.assert_allclose(pooled.overall["V_T"], whole.overall["V_T"], rtol=0.02)
     np.testing.assert_allclose(pooled.by_offset["T"], whole.by_offset["T"], atol=0.02)
@@ -211,8 +213,8 @@ def test_many_items_are_pooled_into_units(rng, tmp_path, monkeypatch):
 
 def test_same_seed_same_tables(rng, tmp_path):
     store = store_of(tmp_path / "a.h5", rng, GRID, GRID)
-    one, two = (decompose(store, n_resamples=40, seed=5) for _ in range(2))
-    other = decompose(store, n_resamples=40, seed=6)
+    one, two = (decompose(store, n_resamples=100, seed=5) for _ in range(2))
+    other = decompose(store, n_resamples=100, seed=6)
     assert one.by_head.equals(two.by_head)
     assert one.positions.equals(two.positions)
     assert not one.by_head.equals(other.by_head)
@@ -223,7 +225,7 @@ def test_same_seed_same_tables(rng, tmp_path):
 
 def test_offsets_share_their_rows_so_that_only_scores_differ(rng, tmp_path):
     case = synthetic.Rows(rng, design="shifted", n=12, heads=3)  # 17 tokens: early is up to 2
-    result = decompose(case.store(tmp_path / "a.h5"), by_offset=True, n_resamples=50)
+    result = decompose(case.store(tmp_path / "a.h5"), by_offset=True, n_resamples=100)
     table = result.by_offset
     heads = table[table["layer"] != "all"]
     assert len(heads) == 3 * 3 * 3  # ranges, heads, offsets
@@ -243,7 +245,7 @@ def test_offsets_share_their_rows_so_that_only_scores_differ(rng, tmp_path):
     # the largest offset has the rows that it has in the other tables too
     last = heads[(heads["offset"] == 4) & (heads["positions"] == "all")]
     case.offsets = (4,)
-    alone = decompose(case.store(tmp_path / "b.h5"), n_resamples=50).by_head
+    alone = decompose(case.store(tmp_path / "b.h5"), n_resamples=100).by_head
     for name in ("V_T", "V_R", "C_MR_low", "V_M_high"):
         np.testing.assert_allclose(last[name], alone[name], atol=1e-6)
 
@@ -251,7 +253,7 @@ def test_offsets_share_their_rows_so_that_only_scores_differ(rng, tmp_path):
 def test_ranges_of_queries_and_means_over_heads(rng, tmp_path):
     case = synthetic.Rows(rng, design="shifted", n=12, prefixes=(1, 3, 6, 20), heads=2)
     store = case.store(tmp_path / "a.h5")  # 26 tokens: early are the prefixes 1 and 3
-    table = decompose(store, by_offset=True, n_resamples=50).by_offset
+    table = decompose(store, by_offset=True, n_resamples=100).by_offset
     effects = channel_effects(store, 0, same_rows=True)
     means = effects.total.mean(0)[..., 0]
     kept = {"early": [0, 1], "late": [2], "all": [0, 1, 2]}
@@ -281,7 +283,7 @@ def test_p_values_are_adjusted_over_all_offsets_and_ranges(tmp_path):
     same = table[table["positions"] == "all"]
     assert (same["V_R_p_adjusted"].to_numpy() >= result.by_head["V_R_p_adjusted"]).all()
     assert same["V_R_p_adjusted"].max() > result.by_head["V_R_p_adjusted"].min()
-    assert decompose(store, n_resamples=20).by_offset is None
+    assert decompose(store, n_resamples=100).by_offset is None
 
 
 # --- shares that are not defined ---
@@ -306,7 +308,7 @@ def test_share_is_undefined_where_the_variance_is_significantly_below_zero():
 
 def test_no_share_is_printed_where_it_is_undefined(tmp_path):
     rng = np.random.default_rng(1)
-    result = decompose(store_of(tmp_path / "a.h5", rng, 0 * GRID, 0 * GRID, n=8), n_resamples=50)
+    result = decompose(store_of(tmp_path / "a.h5", rng, 0 * GRID, 0 * GRID, n=8), n_resamples=100)
     row = result.overall.iloc[0]
     assert row["status"] == "undefined"
     printed = [name for name in result.overall if name.startswith("share_")]
@@ -317,7 +319,7 @@ def test_no_share_is_printed_where_it_is_undefined(tmp_path):
 def test_an_effect_of_exactly_nothing_is_undefined_and_no_error(tmp_path):
     nothing = np.zeros((6, 5))
     store = synthetic.effect_store(tmp_path / "a.h5", nothing, nothing, heads=2)
-    result = decompose(store, n_resamples=20)
+    result = decompose(store, n_resamples=100)
     assert (result.by_head["status"] == "undefined").all()
     assert result.by_head["V_T_p_adjusted"].isna().all()
 

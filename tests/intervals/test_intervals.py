@@ -6,8 +6,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, PosprobeWarning
 from posprobe.intervals import (
+    Inference,
     Interval,
     benjamini_hochberg,
     bootstrap_interval,
@@ -222,6 +223,17 @@ def test_studentised_limits_where_nothing_varies_or_samples_have_no_error():
     one = np.zeros(9)
     one[4] = 1.0  # absent from a third of the samples, which then have no standard error
     assert np.isnan(studentized_means(one, weights)).all()
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-6])
+def test_studentised_limits_are_unbounded_where_one_cluster_is_nearly_everything(noise, rng):
+    """Not 1e87: nobody can read such a number, and float32 cannot hold it."""
+    values = noise * rng.standard_normal(9)
+    values[4] += 1.0
+    pair = np.stack([values, rng.standard_normal(9)], axis=1)
+    low, high = studentized_means(pair, cluster_weights(9, 2000, rng=0))
+    assert np.isnan([low[0], high[0]]).all()
+    assert np.isfinite([low[1], high[1]]).all()
 
 
 @given(seed=seeds, n=st.integers(2, 20))
@@ -478,6 +490,9 @@ def test_benjamini_hochberg_keeps_layers_by_heads():
         (lambda: fieller_ratio(BEFORE, AFTER, quantity="odds"), "unknown quantity 'odds'"),
         (lambda: log_ratio_bootstrap_t(BEFORE, -AFTER), "has no logarithm: call fieller_ratio"),
         (lambda: log_ratio_bootstrap_t(BEFORE, AFTER, level=0), "level=0"),
+        (lambda: log_ratio_bootstrap_t(BEFORE, AFTER, n_resamples=9), "n_resamples=9 is too few"),
+        (lambda: Inference(n_resamples=9), "n_resamples=9 is too few for an interval: ask for 10"),
+        (lambda: Inference(n_refits=9), "n_refits=9 is too few for an interval"),
         (lambda: max_t([1.0, 2.0], np.full((9, 2), 0.1), n=5), r"statistic \(0,\) is the same"),
         (lambda: max_t([1.0], [[1.0], [2.0]], n=1), "max-T: n=1"),
         (lambda: max_t([1.0], [[1.0], [2.0]], n=5, level=7), "level=7"),
@@ -489,3 +504,14 @@ def test_refusals_say_what_is_wrong(call, message):
     with pytest.raises(DesignError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_few_resamples_are_taken_with_a_warning():
+    for few in (
+        lambda: Inference(n_resamples=99),
+        lambda: log_ratio_bootstrap_t(BEFORE, AFTER, n_resamples=10),
+    ):
+        with pytest.warns(PosprobeWarning, match="fewer than 100 bootstrap samples") as caught:
+            few()
+        assert len(caught) == 1
+    assert Inference(n_resamples=100, n_refits=10).n_refits == 10

@@ -127,8 +127,8 @@ def test_position_effects_need_no_file(model, tmp_path):
         one, other = channel_effects(held, layer), channel_effects(store, layer)
         for name in ("total", "mask", "residual", "sink"):
             assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
-    expected = decompose(store, n_resamples=20).overall
-    assert decompose(held, n_resamples=20).overall.equals(expected)
+    expected = decompose(store, n_resamples=100).overall
+    assert decompose(held, n_resamples=100).overall.equals(expected)
 
 
 def test_what_is_not_held_cannot_be_read(model, tmp_path):

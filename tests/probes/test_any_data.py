@@ -13,6 +13,7 @@ from scipy.linalg import LinAlgWarning
 
 from posprobe import GroupRidgeCV, PositionProbe, VariancePartition
 from posprobe.errors import PosprobeError
+from posprobe.intervals import cluster_weights
 
 X, Y, GROUPS = make_positions(sequences=6, rows=8, p=4)
 FEATURE_GROUPS = {"N": [0, 1], "R": [2, 3]}
@@ -50,10 +51,11 @@ def attempt(kind, X, y, groups):
 
 def fit(estimator, X, y, groups):
     estimator.fit(X, y, groups=groups)
+    weights = cluster_weights(estimator.n_sequences_, 10, 0)
     if isinstance(estimator, PositionProbe):
-        estimator.interval(n_resamples=10)
+        estimator.interval(weights=weights)
     if isinstance(estimator, VariancePartition):
-        estimator.intervals(n_resamples=10)
+        estimator.intervals(weights=weights)
     return estimator.predict(X), np.ravel(estimator.coef_)
 
 

@@ -12,9 +12,9 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupKFold, PredefinedSplit, cross_val_predict
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, PosprobeWarning
 from posprobe.intervals import cluster_weights, max_t
-from posprobe.probes import ClusterGram, GroupRidgeCV, VariancePartition
+from posprobe.probes import ClusterGram, GroupRidgeCV, PositionProbe, VariancePartition
 from posprobe.workflows.selfcheck import gate
 
 
@@ -186,12 +186,12 @@ def test_three_groups_are_refitted_too():
 def test_intervals_are_a_table_with_both_estimands():
     X, y, groups = make_data()
     partition = VariancePartition(GROUPS).fit(X, y, groups=groups)
-    table = partition.intervals(n_resamples=50)
+    table = partition.intervals(n_resamples=100)
     assert len(table) == 2 * len(partition.table_)
     assert set(table["estimand"]) == {"refit", "fixed_probe"}
     assert (table["n"] == 20).all()
     assert ((table["low"] < table["estimate"]) & (table["estimate"] < table["high"])).all()
-    again = partition.intervals("fixed_probe", n_resamples=50)
+    again = partition.intervals("fixed_probe", n_resamples=100)
     pd.testing.assert_frame_equal(
         again, table[table["estimand"] == "fixed_probe"].reset_index(drop=True)
     )
@@ -231,7 +231,7 @@ def shared_parts():
 
 
 def shared_interval(seed):
-    table = fit_in_a_simulation(seed).intervals("refit", n_resamples=40)
+    table = fit_in_a_simulation(seed).intervals("refit", weights=cluster_weights(20, 40, 0))
     return table[table["quantity"] == "shared"].iloc[0]
 
 
@@ -321,7 +321,7 @@ def test_nothing_of_an_earlier_fit_survives():
     [
         (2, {}, "none: 2 sequences"),
         (12, {}, "none: 12 sequences"),
-        (14, {"n_resamples": 2}, "none: 2 replicates"),
+        (14, {"weights": cluster_weights(14, 2, 0)}, "none: 2 replicates"),
     ],
 )
 def test_too_little_for_an_interval_gives_none(n_sequences, options, why, rng):
@@ -331,6 +331,17 @@ def test_too_little_for_an_interval_gives_none(n_sequences, options, why, rng):
     found = partition.fit(X, y, groups=groups).intervals("fixed_probe", **options)
     assert found["low"].isna().all()
     assert set(found["method"]) == {why}
+
+
+def test_few_replicates_are_refused_or_warned_about():
+    X, y, groups = make_data()
+    for estimator in (VariancePartition(GROUPS), PositionProbe()):
+        fitted = estimator.fit(X, y, groups=groups)
+        interval = getattr(fitted, "intervals", None) or fitted.interval
+        with pytest.raises(DesignError, match="n_resamples=9 is too few for an interval"):
+            interval("fixed_probe", n_resamples=9)
+        with pytest.warns(PosprobeWarning, match="n_resamples=99: with fewer than 100"):
+            interval("fixed_probe", n_resamples=99)
 
 
 @pytest.mark.parametrize("n", [13, 40])

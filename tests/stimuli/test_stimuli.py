@@ -159,9 +159,9 @@ class TestOtherDesigns:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("bos", ["none", "force"])
 class TestEveryDesign:
-    def make(self, design, bos, n=5, seed=0):
+    def make(self, design, bos, n=5, **options):
         return make_stimulus(
-            design, PLACES, n=n, length=64, window=16, bos=bos, bos_id=BOS, seed=seed
+            design, PLACES, n=n, length=64, window=16, bos=bos, bos_id=BOS, **options
         )
 
     def test_same_seed_same_stimulus_and_another_seed_another(self, design, bos):
@@ -175,6 +175,19 @@ class TestEveryDesign:
         kept = many.item < 3
         np.testing.assert_array_equal(few.tokens, many.tokens[kept])
         np.testing.assert_array_equal(few.sequence_id, many.sequence_id[kept])
+
+    @given(n=st.integers(2, 20), more=st.integers(2, 20), seed=st.integers(0, 2**31))
+    def test_two_stimuli_of_other_items_are_one_of_all_items(self, design, bos, n, more, seed):
+        whole = self.make(design, bos, n=n + more, seed=seed)
+        first = self.make(design, bos, n=n, seed=seed)
+        rest = self.make(design, bos, n=more, seed=seed, first_item=n)
+        for part, here in ((first, whole.item < n), (rest, whole.item >= n)):
+            for name in ("tokens", "item", "prefix_length", "sequence_id", "query_start"):
+                found, expected = getattr(part, name), getattr(whole, name)[here]
+                assert found.dtype == expected.dtype
+                np.testing.assert_array_equal(found, expected, err_msg=name)
+        assert rest.describe()["first_item"] == n
+        assert "first_item" not in first.describe()
 
     def test_the_first_token_is_the_one_that_stands_there(self, design, bos):
         stimulus = self.make(design, bos)
@@ -406,6 +419,11 @@ class TestRefusals:
     def test_what_is_no_list_of_token_ids(self, corpus):
         with pytest.raises(StimulusError, match=r"one list of token ids >= 0, not \w+ of shape \("):
             make_stimulus("natural", corpus, n=2, length=64)
+
+    def test_a_first_item_that_no_file_can_number(self):
+        for first in (-1, 2**31):
+            with pytest.raises(StimulusError, match=rf"first_item={first} must be between 0 and"):
+                make_stimulus("natural", PLACES, n=2, length=64, first_item=first)
 
     def test_a_negative_seed(self):
         for seed in (-1, 2**63):

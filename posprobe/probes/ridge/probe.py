@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Interval
+from posprobe.intervals import Array, Interval, check_resamples
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.scored import Estimand, SequenceScoredRidge, replicate_interval
 
@@ -187,8 +187,8 @@ class PositionProbe(SequenceScoredRidge):
         level : float, default=0.95
             Nominal coverage.
         n_resamples : int, optional
-            Number of replicates; by default 200 for "refit", which gives its standard error to
-            about 5%, and 2000 for "fixed_probe".
+            Number of replicates, at least 10; by default 200 for "refit", which gives its standard
+            error to about 5%, and 2000 for "fixed_probe".
         random_state : int or Generator, default=0
             Seed of the replicates, or a random generator.
         weights : array-like of shape (B, S), optional
@@ -207,9 +207,16 @@ class PositionProbe(SequenceScoredRidge):
         ------
         DesignError
             If the probe was fitted without ``groups``, or with ``keep_gram=False`` for "refit", or
-            if the estimand or the weights are not valid.
+            if the estimand, the weights or the number of replicates are not valid.
+
+        Warns
+        -----
+        PosprobeWarning
+            If `n_resamples` is below 100.
         """
         check_is_fitted(self)
+        if n_resamples is not None:
+            check_resamples(n_resamples)
         draws = self._replicates(estimand, n_resamples, random_state, weights, n_jobs)
         return replicate_interval(self.r2_, draws[:, 0], self.n_sequences_, estimand, level)
 

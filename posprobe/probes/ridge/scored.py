@@ -11,7 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Interval, bootstrap_interval, cluster_weights
+from posprobe.intervals import (
+    LEAST_RESAMPLES,
+    Array,
+    Interval,
+    bootstrap_interval,
+    cluster_weights,
+)
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.ridge.design import resolve_columns
 from posprobe.probes.ridge.group import GroupRidgeCV, Rows
@@ -21,7 +27,6 @@ __all__ = ["Estimand", "Models", "SequenceScoredRidge", "replicate_interval"]
 
 Estimand = Literal["refit", "fixed_probe"]
 _RESAMPLES = {"refit": 200, "fixed_probe": 2000}
-LEAST_REPLICATES = 20
 LEAST_SEQUENCES: dict[Estimand, int] = {"refit": 3, "fixed_probe": 13}
 OVERLAP = 12  # sequences that the shared training data of five folds cost, found by simulation
 KEPT = 0.95
@@ -230,7 +235,7 @@ def replicate_interval(
     -------
     Interval
         Replicates without a fit are left out. If they are more than a twentieth, if there are fewer
-        than 20 replicates in all, or if the others do not differ, the interval is unbounded and its
+        than 10 replicates in all, or if the others do not differ, the interval is unbounded and its
         method gives the reason. So it is with fewer than 3 sequences ("refit") or 13
         ("fixed_probe").
     """
@@ -238,7 +243,7 @@ def replicate_interval(
     if len(kept) < KEPT * len(draws):
         why = f"none: {len(draws) - len(kept)} of {len(draws)} replicates have no fit"
         return Interval(estimate, None, None, level, why, estimand, n)
-    if len(draws) < LEAST_REPLICATES:
+    if len(draws) < LEAST_RESAMPLES:
         why = f"none: {len(draws)} replicates"
         return Interval(estimate, None, None, level, why, estimand, n)
     if n < LEAST_SEQUENCES[estimand]:

@@ -73,7 +73,7 @@ def test_a_refit_replicate_repeats_everything(alphas):
 def test_replicates_do_not_depend_on_batches_or_processes(monkeypatch):
     X, y, groups = make_positions()
     probe = PositionProbe().fit(X, y, groups=groups)
-    whole = probe.interval(n_resamples=20)
+    whole = probe.interval(n_resamples=100)
     monkeypatch.setattr("posprobe.probes.ridge.refit.BATCH_BYTES", 5000)
-    again = probe.interval(n_resamples=20, n_jobs=2)
+    again = probe.interval(n_resamples=100, n_jobs=2)
     assert (again.low, again.high) == pytest.approx((whole.low, whole.high), rel=1e-9)
