@@ -22,6 +22,7 @@ wording        describes a stored file in words
 """
 
 from posprobe.analysis.checks import check
+from posprobe.analysis.cuts import cut_key
 from posprobe.analysis.denominator import mean_normalizers
 from posprobe.analysis.files import INTERVENTIONS, Condition, Files, condition_of, sort_files
 from posprobe.analysis.heads import (
@@ -61,6 +62,7 @@ __all__ = [
     "check",
     "closed_system_table",
     "condition_of",
+    "cut_key",
     "first_token",
     "floor",
     "held_back_half",

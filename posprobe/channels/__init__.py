@@ -6,7 +6,7 @@ variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
 """
 
-from posprobe.channels.decomposition import MAX_UNITS, Decomposition, decompose
+from posprobe.channels.decomposition import MAX_UNITS, SPLIT, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
 from posprobe.channels.reading import (
     REQUIRED,
@@ -21,6 +21,7 @@ from posprobe.channels.variances import Variances, gather_variances, shares, var
 __all__ = [
     "MAX_UNITS",
     "REQUIRED",
+    "SPLIT",
     "ChannelEffects",
     "Decomposition",
     "Variances",

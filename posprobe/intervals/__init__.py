@@ -30,6 +30,7 @@ from posprobe.intervals.resampling import (
     standard_error,
     studentized_limits,
     studentized_means,
+    studentized_p,
 )
 from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, holm, max_t
 from posprobe.intervals.student import (
@@ -61,4 +62,5 @@ __all__ = [
     "standard_error",
     "studentized_limits",
     "studentized_means",
+    "studentized_p",
 ]
