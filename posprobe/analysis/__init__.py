@@ -23,6 +23,7 @@ wording        describes a stored file in words
 
 from posprobe.analysis.checks import check
 from posprobe.analysis.conditions import measurable
+from posprobe.analysis.cuts import cut_key
 from posprobe.analysis.denominator import mean_normalizers
 from posprobe.analysis.files import INTERVENTIONS, Condition, Files, condition_of, sort_files
 from posprobe.analysis.heads import (
@@ -62,6 +63,7 @@ __all__ = [
     "check",
     "closed_system_table",
     "condition_of",
+    "cut_key",
     "first_token",
     "floor",
     "held_back_half",

@@ -32,10 +32,10 @@ from posprobe.analysis.heads import Head
 from posprobe.analysis.replacement import common_items, ratio_of_variances
 from posprobe.channels import channel_effects, cut_heads, early_limit, position_covariance
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Inference, pseudo_values
+from posprobe.intervals import Array, Inference, Interval, pseudo_values
 from posprobe.store import ActivationStore
 
-__all__ = ["MEASURES", "cut_table"]
+__all__ = ["MEASURES", "cut_key", "cut_table"]
 
 Mask = NDArray[np.bool_]
 MEASURES = {"heads left whole": False, "without key 0": True}
@@ -61,7 +61,7 @@ def cut_table(
     sink_reading: Sequence[Head],
     *,
     inference: Inference = Inference(),
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, dict[str, Interval]]:
     """Estimate the fraction of V_R removed by hiding key 0 from sink-reading, random or all heads.
 
     The estimand is ``1 - V_R(cut) / V_R(native)``, by both measures of `MEASURES`.
@@ -81,7 +81,7 @@ def cut_table(
 
     Returns
     -------
-    pandas.DataFrame
+    table : pandas.DataFrame
         heads ("sink-reading", "some sink-reading", "random K", "other heads" or "all"; with "minus
         random", the fraction removed less the mean of those of as many random heads), measured
         (one of `MEASURES`), positions ("early", "all"), up_to (tokens), n_heads_cut,
@@ -89,6 +89,8 @@ def cut_table(
         unbounded), method, n (items), attention_native (mean attention of the cut heads to key 0
         in the native capture), attention_left (the largest with the cut; it must be 0, and is
         computed from the denominators of the forward pass).
+    intervals : dict of str to Interval
+        The fractions removed over all positions, by `cut_key` of heads and measure.
 
     Raises
     ------
@@ -120,8 +122,19 @@ def cut_table(
                         _difference(condition, draws, before, key, kept, inference.level) | of
                     )
     leading = ["heads", "measured", "positions", "up_to"]
+    fractions = [(row, row.pop("interval")) for row in rows]
+    intervals = {
+        cut_key(row["heads"], row["measured"]): fraction
+        for row, fraction in fractions
+        if row["positions"] == "all" and fraction is not None
+    }
     table = pd.DataFrame(rows)
-    return table[leading + [name for name in table if name not in leading]]
+    return table[leading + [name for name in table if name not in leading]], intervals
+
+
+def cut_key(heads: str, measured: str) -> str:
+    """Name the interval of one fraction removed, among all intervals of an analysis."""
+    return f"cut_sink: {heads}, {measured}"
 
 
 def _places(native: ActivationStore, stores: list[ActivationStore]) -> list[NDArray[np.intp]]:
@@ -256,6 +269,8 @@ def _ratio(
     }
     if a.mean() == 0:
         unknown = dict.fromkeys(("fraction_removed", "low", "high"), np.nan)
-        return row | unknown | {"method": "undefined", "n": len(a)}
-    interval = ratio_of_variances(a, b, quantity=quantity, level=level)
-    return row | interval.row("fraction_removed")
+        return row | unknown | {"method": "undefined", "n": len(a), "interval": None}
+    interval = ratio_of_variances(
+        a, b, quantity=quantity, level=level, estimand="fraction of V_R removed"
+    )
+    return row | interval.row("fraction_removed") | {"interval": interval}

@@ -17,7 +17,7 @@ from scipy import stats
 
 from posprobe.analysis.sinks import SINK_THRESHOLD, sink_attention
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Inference, fieller_ratio, mean_interval
+from posprobe.intervals import Array, Inference, Interval, fieller_ratio, mean_interval
 from posprobe.store import ActivationStore
 
 __all__ = [
@@ -225,7 +225,7 @@ def _draw(like: Sequence[Head], others: list[Head], rng: np.random.Generator) ->
 
 def writing_table(
     store: ActivationStore, *, threshold: float = SINK_RATE, inference: Inference = Inference()
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Interval]:
     r"""Estimate what sink-reading and other heads write of position 0 into the residual stream.
 
     For each head this is the norm of :math:`c A_{i0} v_0 W_O`, averaged over queries i, where c is
@@ -246,10 +246,12 @@ def writing_table(
 
     Returns
     -------
-    pandas.DataFrame
+    table : pandas.DataFrame
         quantity ("written", "relative to the residual stream"), heads ("sink-reading", "other",
         "ratio"), n_heads, estimate, low, high (empty if unbounded), method, n (sequences). Means
         have Student's intervals over sequences, and their ratio has Fieller's.
+    ratio : Interval
+        That of the norms written, sink-reading heads to others.
 
     Raises
     ------
@@ -281,15 +283,23 @@ def writing_table(
     ):
         measures["relative to the residual stream"] = measures["written"] / _later_norm(store, half)
     rows = []
+    ratios: dict[str, Interval] = {}
     for quantity, values in measures.items():
         groups = values[:, reading].mean(1), values[:, ~reading].mean(1)
         counts = int(reading.sum()), int((~reading).sum())
         for heads, each, count in zip(("sink-reading", "other"), groups, counts, strict=True):
             interval = mean_interval(each, estimand="norm written", level=inference.level)
             rows.append({"quantity": quantity, "heads": heads, "n_heads": count} | interval.row())
-        ratio = fieller_ratio(groups[1], groups[0], quantity="ratio", level=inference.level)
+        ratio = fieller_ratio(
+            groups[1],
+            groups[0],
+            quantity="ratio",
+            level=inference.level,
+            estimand="ratio of norms written",
+        )
         rows.append({"quantity": quantity, "heads": "ratio", "n_heads": sum(counts)} | ratio.row())
-    return pd.DataFrame(rows)
+        ratios[quantity] = ratio
+    return pd.DataFrame(rows), ratios["written"]
 
 
 def _written(store: ActivationStore, half: NDArray[np.bool_]) -> Array:

@@ -12,7 +12,7 @@ from posprobe.analysis.masks import mask_probes, mask_tables
 from posprobe.analysis.precision import precision_table
 from posprobe.analysis.specification import specification_curve
 from posprobe.analysis.steps import Found, Step, given, is_split
-from posprobe.intervals import Inference
+from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
 __all__ = ["INTERVENTION_STEPS"]
@@ -62,13 +62,15 @@ def _precision_is_comparable(files: Files) -> bool:
 def _heads(files: Files, inference: Inference) -> Found:
     natural, reading = given(files.natural), _sink_reading(files)
     tables = {"sink_heads": sink_head_table(natural, inference=inference)}
+    intervals: dict[str, Interval] = {}
     has_two_groups = 0 < len(reading) < natural.n_layers * natural.n_heads
     values_are_known = "sink_value" in natural.header.quantities and bool(
         np.isfinite(natural.read("sink_value")).all()
     )
     if has_two_groups and values_are_known:
-        tables["sink_writing"] = writing_table(natural, inference=inference)
-    return Found(tables)
+        written = writing_table(natural, inference=inference)
+        tables["sink_writing"], intervals["sink_writing"] = written
+    return Found(tables, intervals)
 
 
 def _patterns(files: Files, inference: Inference) -> Found:
@@ -99,7 +101,8 @@ def _specification(files: Files, inference: Inference) -> Found:
 
 def _cuts(files: Files, inference: Inference) -> Found:
     shifted, reading = given(files.shifted), _sink_reading(files)
-    return Found({"cut_sink": cut_table(shifted, files.cut_sink, reading, inference=inference)})
+    table, intervals = cut_table(shifted, files.cut_sink, reading, inference=inference)
+    return Found({"cut_sink": table}, intervals)
 
 
 def _forward(files: Files, inference: Inference) -> Found:

@@ -47,11 +47,14 @@ class Probes(NamedTuple):
         layer, quantity, group, estimate, low, high (parts of R2), estimand, method, n_features, n.
     mean : dict of str to Interval
         Mean R2 over layers of the probes as fitted, by features.
+    layer_0 : dict of str to Interval
+        R2 of those of layer 0, by features; empty where that layer is not probed.
     """
 
     probes: pd.DataFrame
     partition: pd.DataFrame
     mean: dict[str, Interval]
+    layer_0: dict[str, Interval]
 
 
 def probe_layers(
@@ -112,7 +115,7 @@ def probe_layers(
         "refit": inference.refit_weights(n_groups),
     }
     probes, partitions = [], []
-    draws: dict[str, list[np.ndarray]] = {}
+    draws: dict[tuple[int, str], Array] = {}
     for layer in chosen:
         kinds = list(weights) if layer in refit else [FIXED]
         model, y = _fit(store, layer)
@@ -134,13 +137,16 @@ def probe_layers(
         probes.append(r2.drop(columns="quantity"))
         replicates = model.replicates(FIXED, weights=weights[FIXED])
         for column, name in enumerate(r2["features"].unique()):
-            draws.setdefault(name, []).append(replicates[:, column])
+            draws[layer, name] = replicates[:, column]
     table = pd.concat(probes, ignore_index=True)
-    mean = {
-        name: _mean_r2(table, name, replicates, inference.level)
-        for name, replicates in draws.items()
-    }
-    return Probes(table, pd.concat(partitions, ignore_index=True), mean)
+    found = [
+        _mean_r2(table, draws, layers, what, inference.level)
+        for layers, what in (
+            (chosen, "mean R2 over layers"),
+            ([layer for layer in chosen if layer == 0], "R2 at layer 0"),
+        )
+    ]
+    return Probes(table, pd.concat(partitions, ignore_index=True), *found)
 
 
 def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
@@ -162,15 +168,22 @@ def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
 
 
 def _mean_r2(
-    probes: pd.DataFrame, features: str, replicates: list[np.ndarray], level: float
-) -> Interval:
-    """Average R2 over layers; the replicates of all layers share their weights."""
-    rows = probes[(probes["features"] == features) & (probes["estimand"] == FIXED)]
-    mean = replicate_interval(
-        float(rows["r2"].mean()),
-        np.mean(replicates, axis=0),
-        int(rows["n"].iloc[0]),
-        FIXED,
-        level,
-    )
-    return dataclasses.replace(mean, estimand="mean R2 over layers, fixed probe")
+    probes: pd.DataFrame,
+    draws: dict[tuple[int, str], Array],
+    layers: list[int],
+    what: str,
+    level: float,
+) -> dict[str, Interval]:
+    """Average R2 over layers, by features; the replicates of all layers share their weights."""
+    fixed = probes[(probes["estimand"] == FIXED) & probes["layer"].isin(layers)]
+    means = {}
+    for name, rows in fixed.groupby("features", sort=False):
+        mean = replicate_interval(
+            float(rows["r2"].mean()),
+            np.mean([draws[layer, str(name)] for layer in layers], axis=0),
+            int(rows["n"].iloc[0]),
+            FIXED,
+            level,
+        )
+        means[str(name)] = dataclasses.replace(mean, estimand=f"{what}, fixed probe")
+    return means

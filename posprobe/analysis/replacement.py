@@ -97,13 +97,13 @@ def ratio_of_variances(
     """
     interval = fieller_ratio(native, changed, quantity=quantity, level=level, estimand=estimand)
     if native.mean() < 0:
-        interval = dataclasses.replace(interval, low=None, high=None)
+        interval = dataclasses.replace(interval, low=None, high=None, test=None)
     return interval
 
 
 def replacement_table(
     native: ActivationStore, replaced: list[ActivationStore], *, inference: Inference = Inference()
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Interval | None]:
     """Estimate the fraction of V_R that each treatment of position 0 removes.
 
     Parameters
@@ -117,11 +117,13 @@ def replacement_table(
 
     Returns
     -------
-    pandas.DataFrame
+    table : pandas.DataFrame
         One row for each treatment and range of queries: treatment, positions ("early" or "all"),
         up_to (tokens), primary, fraction_removed, low, high (empty if unbounded), method, n
         (items), V_R_native, V_R_replaced (squared nats), sink_rate_native, sink_rate_replaced (the
         share of pairs of sequence and head with mean attention to key 0 above 0.3).
+    primary : Interval or None
+        That of the primary specification, fixed beforehand: the mean embedding, early queries.
 
     Raises
     ------
@@ -130,18 +132,22 @@ def replacement_table(
         items in common with the native one.
     """
     rows = []
+    first = None
     for store in replaced:
         treatment = store.header.position0_treatment
         for positions, up_to in (("early", early_limit(native)), ("all", native.prefixes[-1])):
             interval, before, after = fraction_removed(
                 native, store, up_to=up_to, level=inference.level
             )
+            primary = treatment == PRIMARY_TREATMENT and positions == "early"
+            if primary and first is None:
+                first = interval
             rows.append(
                 {
                     "treatment": treatment,
                     "positions": positions,
                     "up_to": up_to,
-                    "primary": treatment == PRIMARY_TREATMENT and positions == "early",
+                    "primary": primary,
                     **interval.row("fraction_removed"),
                     "V_R_native": before,
                     "V_R_replaced": after,
@@ -149,7 +155,7 @@ def replacement_table(
                     "sink_rate_replaced": sink_rate(store),
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), first
 
 
 def sink_rate(store: ActivationStore) -> float:

@@ -20,7 +20,7 @@ from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads, sink_table
 from posprobe.analysis.steps import Found, Step, given, is_split, titled
-from posprobe.channels import decompose
+from posprobe.channels import SPLIT, Decomposition, decompose, shares
 from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
@@ -125,7 +125,8 @@ def _probes(files: Files, inference: Inference) -> Found:
     probes = probe_layers(given(files.natural), inference=inference)
     return Found(
         {"probes": probes.probes, "partition": probes.partition},
-        {f"probe_{name}": mean for name, mean in probes.mean.items()},
+        {f"probe_{name}": mean for name, mean in probes.mean.items()}
+        | {f"probe_{name}_layer_0": first for name, first in probes.layer_0.items()},
     )
 
 
@@ -141,7 +142,15 @@ def _channels(files: Files, inference: Inference, *, design: str) -> Found:
         "position_effects": result.positions,
         "channels_by_offset": by_offset,
     }
-    return Found({name: titled(table, design) for name, table in tables.items()})
+    found = {name: titled(table, design) for name, table in tables.items()}
+    return Found(found, _overall(result, inference.level) if design == "shifted" else {})
+
+
+def _overall(result: Decomposition, level: float) -> dict[str, Interval]:
+    """Estimate the variances and shares of the whole model, as the table `channels` has them."""
+    whole = result.variances.mean((0, 1))
+    parts = {f"share_{name}": part for name, part in shares(whole, 0, 0, level).items()}
+    return {name: whole.interval(name, level) for name in SPLIT} | parts
 
 
 def _layer_0(files: Files, inference: Inference) -> Found:
@@ -158,8 +167,8 @@ def _fingerprint(files: Files, inference: Inference) -> Found:
 
 
 def _replacement(files: Files, inference: Inference) -> Found:
-    table = replacement_table(given(files.shifted), files.replaced, inference=inference)
-    return Found({"replacement": table})
+    table, primary = replacement_table(given(files.shifted), files.replaced, inference=inference)
+    return Found({"replacement": table}, {} if primary is None else {"replacement": primary})
 
 
 def _repeated(files: Files, inference: Inference, *, role: str) -> Found:

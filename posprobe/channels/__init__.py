@@ -7,7 +7,7 @@ planning       says how many items a wanted width needs
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
 """
 
-from posprobe.channels.decomposition import MAX_UNITS, Decomposition, decompose
+from posprobe.channels.decomposition import MAX_UNITS, SPLIT, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
 from posprobe.channels.planning import plan_items, simulate_items
 from posprobe.channels.reading import (
@@ -23,6 +23,7 @@ from posprobe.channels.variances import Variances, gather_variances, shares, var
 __all__ = [
     "MAX_UNITS",
     "REQUIRED",
+    "SPLIT",
     "ChannelEffects",
     "Decomposition",
     "Variances",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from posprobe.intervals import (
     max_t,
     pseudo_values,
     studentized_limits,
+    studentized_p,
 )
 
 __all__ = [
@@ -137,10 +139,16 @@ class Variances:
         low, high : ndarray of shape (L, H)
             In squared nats; see `posprobe.intervals.studentized_limits`.
         """
-        error = self.pseudo[name].std(0, ddof=1) / np.sqrt(self.n_items)
         return studentized_limits(
-            *self.replicates(name), self.estimate[name], error, n=self.n_items, level=level
+            *self.replicates(name),
+            self.estimate[name],
+            self._error(name),
+            n=self.n_items,
+            level=level,
         )
+
+    def _error(self, name: str) -> Array:
+        return np.asarray(self.pseudo[name].std(0, ddof=1) / np.sqrt(self.n_items))
 
     def interval(self, name: str, level: float, estimand: str = "") -> Interval:
         """Compute the interval of one variance of a single cell, by `limits`.
@@ -161,8 +169,20 @@ class Variances:
         """
         low, high = (float(limit.item()) for limit in self.limits(name, level))
         row = {name: self.estimate[name].item(), "low": low, "high": high}
-        return Interval.of_row(
+        found = Interval.of_row(
             row, name, level=level, method=STUDENTIZED, n=self.n_items, estimand=estimand
+        )
+        draws, errors = (values.ravel() for values in self.replicates(name))
+        return dataclasses.replace(
+            found,
+            test=partial(
+                studentized_p,
+                replicates=draws,
+                errors=errors,
+                estimate=found.estimate,
+                error=self._error(name).item(),
+                n=self.n_items,
+            ),
         )
 
     def mean(self, axis: tuple[int, ...]) -> Variances:

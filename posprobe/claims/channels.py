@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from posprobe.analysis import Analysis, floor, limit, listed, n_units, shifted_design
+from posprobe.analysis import Analysis, floor, limit, listed, shifted_design
 from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     Claim,
     above,
     below_everywhere,
     found,
+    identity,
     make_claim,
     not_applicable,
     split_needs,
 )
-from posprobe.intervals import STUDENTIZED, Interval
 from posprobe.store import ActivationStore
 
 __all__ = ["channel_claims", "repeated_claims"]
@@ -48,17 +48,10 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
     claims = []
     for name, text in statements.items():
         variance = quantities[name]
-        interval = Interval.of_row(
-            row,
-            variance,
-            limits=variance,
-            level=analysis.level,
-            method=STUDENTIZED,
-            n=n_units(store),
-        )
-        verdict = found(interval, "nats^2", floor(store, variance))
-        claims.append(make_claim(name, text, interval, "nats^2", verdict, protocol))
-    return [*claims, *_share_claims(row, store, protocol, analysis.level)]
+        interval = analysis.intervals[variance]
+        judged = found(interval, "nats^2", floor(store, variance))
+        claims.append(make_claim(name, text, interval, "nats^2", judged, protocol))
+    return [*claims, *_share_claims(analysis, row["status"] == "ok", protocol)]
 
 
 def _share_statement(channel: str) -> str:
@@ -69,25 +62,15 @@ def _share_statement(channel: str) -> str:
     )
 
 
-def _share_claims(
-    row: pd.Series, store: ActivationStore, protocol: str, level: float
-) -> list[Claim]:
+def _share_claims(analysis: Analysis, defined: bool, protocol: str) -> list[Claim]:
     claims = []
     for channel in OTHER_CHANNEL:
         name, statement = f"share_{channel}", _share_statement(channel)
-        if row["status"] != "ok":
+        if not defined:
             reason = "undefined: the total effect V_T is not distinguishable from 0"
             claims.append(not_applicable(name, statement, reason))
             continue
-        interval = Interval.of_row(
-            row,
-            name,
-            limits=name,
-            level=level,
-            method="fieller",
-            estimand=f"share of the {channel} channel in V_T",
-            n=n_units(store),
-        )
+        interval = analysis.intervals[name]
         text = f"{protocol} Share (V + C)/V_T with Fieller's interval on jackknife pseudo-values."
         claims.append(make_claim(name, statement, interval, "1", found(interval, "1"), text))
     return claims
@@ -117,10 +100,10 @@ def repeated_claims(analysis: Analysis) -> list[Claim]:
         kind = "repeated" if name == "mask_isolated" else "bos_repeated"
         residual, mask = table.loc[table["stimulus"] == kind, ["residual", "mask"]].max()
         interval = analysis.intervals[kind]
-        verdict = (
+        judged = (
             below_everywhere(interval, bounds[name].value, residual)
             if name == "mask_isolated"
-            else above(interval, bounds[name].value)
+            else identity(above(interval, bounds[name].value))
         )
         protocol = (
             f"{store.n_items} tokens, each repeated to {store.length} tokens; positions "
@@ -128,7 +111,7 @@ def repeated_claims(analysis: Analysis) -> list[Claim]:
             f"heads, offsets and positions, averaged over items; in any item |R| is at most "
             f"{residual:.3g} and |M| {mask:.3g} nats. {bounds[name].source}"
         )
-        claims.append(make_claim(name, statement, interval, "nats", verdict, protocol))
+        claims.append(make_claim(name, statement, interval, "nats", judged, protocol))
     return claims
 
 

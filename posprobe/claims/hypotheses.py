@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,16 @@ import pandas as pd
 
 from posprobe.analysis import Analysis, floor, listed, shifted_design
 from posprobe.architectures import Contrast, ContrastResult
-from posprobe.claims.verdicts import Claim, Verdict, found, make_claim, not_applicable
+from posprobe.claims.verdicts import (
+    Claim,
+    Verdict,
+    above,
+    counted,
+    found,
+    make_claim,
+    not_applicable,
+)
 from posprobe.comparison import PRIMARY_VALUE, RELATIVE, VALUES, Comparison
-from posprobe.intervals import STUDENTIZED, Interval
 
 __all__ = ["HYPOTHESES", "Answer", "answers", "architecture_claims", "hypothesis_claims"]
 
@@ -23,6 +31,7 @@ HYPOTHESES = {
     "H3": "Both channels are present in every architecture.",
 }
 LACKING = "needs files of ntk, of window, and of standard (or rope)"
+NO_ADJUSTMENT = "not adjusted: H3 needs all of its parts"
 VALUE_UNITS = {"V_R": "nats^2", RELATIVE: "1"}
 
 
@@ -53,10 +62,9 @@ class Answer:
 def hypothesis_claims(comparison: Comparison) -> list[Claim]:
     """Test H1 and H2 by the planned contrasts, H3 model by model.
 
-    A contrast is supported or contradicted where its p-value, adjusted by Holm's method for the
-    contrasts on the same value, is below 1 - level; its interval is not adjusted. H3 is supported
-    only where every model's own interval over items is above 0. All of them must be, so adjusting
-    them for their number is not needed.
+    The contrasts on one value are a family, whose p-values are adjusted by Holm's method. H3 is
+    supported only where every model's own interval over items is above 0. All of them must be, so
+    adjusting them for their number is not needed.
 
     Parameters
     ----------
@@ -82,7 +90,8 @@ def hypothesis_claims(comparison: Comparison) -> list[Claim]:
 
 def _not_tested(hypothesis: str, value: str, reason: str) -> Claim:
     statement = f"{hypothesis}: {HYPOTHESES[hypothesis]} Tested on the {VALUES[value]}."
-    return not_applicable(f"{hypothesis}_{value}", statement, reason)
+    none = not_applicable(f"{hypothesis}_{value}", statement, reason)
+    return dataclasses.replace(none, family=value)
 
 
 def _lacking(comparison: Comparison, value: str) -> str:
@@ -99,18 +108,11 @@ def _contrast_claim(one: ContrastResult, value: str, comparison: Comparison) -> 
     statement = _says(one.contrast, value)
     if one.interval.unbounded:
         reason = f"no test: {one.interval.method}"
-        return not_applicable(name, statement, reason)
-    verdict: Verdict = "inconclusive"
-    if one.p_holm < 1 - comparison.level:
-        verdict = "supported" if one.interval.estimate > 0 else "contradicted"
-    return make_claim(
-        name,
-        statement,
-        one.interval,
-        VALUE_UNITS[value],
-        verdict,
-        _protocol(comparison, one, value),
-    )
+        return dataclasses.replace(not_applicable(name, statement, reason), family=value)
+    judged = above(one.interval, 0.0)._replace(p_value=one.p_value, p_note="")
+    protocol = _protocol(comparison, one, value)
+    claim = make_claim(name, statement, one.interval, VALUE_UNITS[value], judged, protocol)
+    return counted(dataclasses.replace(claim, family=value), one.p_holm)
 
 
 def _says(contrast: Contrast, value: str) -> str:
@@ -136,10 +138,7 @@ def _protocol(comparison: Comparison, one: ContrastResult, value: str) -> str:
     else:
         unit = "Models are the unit; their spread is pooled over architectures."
     mixed = "" if one.mixed is None else f" Mixed model: {one.mixed}."
-    return (
-        f"{stimulus} Contrast of {what}. {unit} p = {one.p_value:.2g}, adjusted by Holm's method "
-        f"{one.p_holm:.2g}.{mixed}"
-    )
+    return f"{stimulus} Contrast of {what}. {unit}{mixed}"
 
 
 def _presence_claims(comparison: Comparison) -> list[Claim]:
@@ -152,14 +151,7 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
             continue
         for channel, value in (("mask", "V_M"), ("residual", "V_R")):
             worst = rows.iloc[rows[f"{value}_low"].argmin()]
-            interval = Interval.of_row(
-                worst,
-                value,
-                limits=value,
-                level=comparison.level,
-                method=STUDENTIZED,
-                n=int(worst["items"]),
-            )
+            interval = comparison.intervals[str(worst["model"]), value]
             name = re.sub(r"\W+", "_", f"H3_{channel}_{architecture}").strip("_")
             statement = f"H3: the {channel} channel is present under {architecture} ({value} > 0)."
             if len(rows) > 1:
@@ -170,8 +162,9 @@ def _presence_claims(comparison: Comparison) -> list[Claim]:
                 f"and offsets {listed(store.offsets)}. The interval is that of {worst['model']}, "
                 "whose lower limit is the lowest."
             )
-            verdict = found(interval, "nats^2", floor(store, value))
-            claims.append(make_claim(name, statement, interval, "nats^2", verdict, protocol))
+            judged = found(interval, "nats^2", floor(store, value))
+            claim = make_claim(name, statement, interval, "nats^2", judged, protocol)
+            claims.append(dataclasses.replace(claim, family="presence", p_note=NO_ADJUSTMENT))
     return claims
 
 
@@ -211,7 +204,7 @@ def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
 
 
 def _verdict(parts: Sequence[Claim]) -> Verdict:
-    verdicts = {claim.verdict for claim in parts}
+    verdicts = {claim.verdict_adjusted for claim in parts}
     if not verdicts or verdicts == {"not_applicable"}:
         return "not_applicable"
     if verdicts & {"contradicted", "negligible"}:
@@ -224,7 +217,7 @@ def _because(parts: Sequence[Claim]) -> str:
         return "no architecture with a causal mask was given"
     if all(claim.verdict == "not_applicable" for claim in parts):
         return parts[0].protocol
-    counts = pd.Series([claim.verdict for claim in parts]).value_counts()
+    counts = pd.Series([claim.verdict_adjusted for claim in parts]).value_counts()
     return ", ".join(f"{n} of {len(parts)} parts {verdict}" for verdict, n in counts.items())
 
 

@@ -8,6 +8,7 @@ from posprobe.analysis import (
     NO_MASK,
     SINK_RATE,
     Analysis,
+    cut_key,
     floor,
     limit,
     listed,
@@ -18,11 +19,12 @@ from posprobe.analysis import (
 from posprobe.claims.verdicts import (
     NEGLIGIBLE_R2,
     Claim,
-    Verdict,
+    Judged,
     above,
     below,
     below_everywhere,
     found,
+    identity,
     make_claim,
     not_applicable,
     split_needs,
@@ -30,7 +32,13 @@ from posprobe.claims.verdicts import (
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["WHY_LAYER_0", "intervention_claims"]
+__all__ = [
+    "WHY_LAYER_0",
+    "denominator_claims",
+    "exact_claims",
+    "forwarding_claims",
+    "mask_claims",
+]
 
 WHY_LAYER_0 = (
     "Key 0 stays where it is while the window moves away from it: the distance between them "
@@ -44,17 +52,24 @@ CHOSEN = (
 )
 
 
-def intervention_claims(analysis: Analysis) -> list[Claim]:
-    """Test what the interventions say of the mechanism; say what is needed where files lack."""
-    return [
-        _layer_0(analysis),
-        _offsets_only(analysis),
-        _writing(analysis),
-        *_cuts(analysis),
-        _patterns(analysis),
-        *_masks(analysis),
-        _unmasked(analysis),
-    ]
+def exact_claims(analysis: Analysis) -> list[Claim]:
+    """What must hold exactly at layer 0, where the residual stream is the embedding."""
+    return [_layer_0(analysis), _offsets_only(analysis)]
+
+
+def forwarding_claims(analysis: Analysis) -> list[Claim]:
+    """Whether the heads that read position 0 write it and forward position."""
+    return [_writing(analysis), *_cuts(analysis)]
+
+
+def denominator_claims(analysis: Analysis) -> list[Claim]:
+    """Whether probes read position from the denominator of stored patterns."""
+    return [_patterns(analysis)]
+
+
+def mask_claims(analysis: Analysis) -> list[Claim]:
+    """What is left of both channels under another mask."""
+    return [*_masks(analysis), _unmasked(analysis)]
 
 
 def _layer_0(analysis: Analysis) -> Claim:
@@ -76,8 +91,8 @@ def _layer_0(analysis: Analysis) -> Claim:
         f"offsets and positions, averaged over items; at most {largest:.3g} in any item. "
         f"{bound.source}"
     )
-    verdict = below_everywhere(interval, bound.value, largest)
-    return make_claim(name, statement, interval, "nats", verdict, protocol)
+    judged = below_everywhere(interval, bound.value, largest)
+    return make_claim(name, statement, interval, "nats", judged, protocol)
 
 
 def _offsets_only(analysis: Analysis) -> Claim:
@@ -99,8 +114,8 @@ def _offsets_only(analysis: Analysis) -> Claim:
         f"deviation of the item's scores there, averaged over items; at most {largest:.3g} in any "
         f"item. Rotations in float32 leave rounding that grows with position. {bound.source}"
     )
-    verdict = below_everywhere(interval, bound.value, largest)
-    return make_claim(name, statement, interval, "1", verdict, protocol)
+    judged = below_everywhere(interval, bound.value, largest)
+    return make_claim(name, statement, interval, "1", judged, protocol)
 
 
 def _largest(analysis: Analysis, name: str) -> float:
@@ -123,7 +138,7 @@ def _writing(analysis: Analysis) -> Claim:
         return not_applicable(name, statement, reason)
     row = table[(table["quantity"] == "written") & (table["heads"] == "ratio")].iloc[0]
     counts = table[table["quantity"] == "written"].set_index("heads")["n_heads"]
-    interval = _interval(row, "estimate", "ratio of norms written", analysis.level)
+    interval = analysis.intervals["sink_writing"]
     protocol = (
         f"Norm of A_i0 v_0 W_O, averaged over queries and heads: {counts['sink-reading']} "
         f"sink-reading heads against {counts['other']} others, on the {int(row['n'])} sequences "
@@ -147,25 +162,34 @@ def _cuts(analysis: Analysis) -> list[Claim]:
         reason = "needs shifted captures with key 0 hidden (--cut-sink, or posprobe audit --full)"
         return [not_applicable(name, text, reason) for name, text in statements.items()]
     matched = _matched(table)
-    rows = {
-        "sinks_forward": _row(table, matched, MEASURED),
-        "sinks_forward_specifically": _row(table, f"{matched} minus random", MEASURED),
-        "sink_hidden_everywhere": _row(table, "all", EVERYWHERE),
+    cuts = {
+        "sinks_forward": (matched, MEASURED),
+        "sinks_forward_specifically": (f"{matched} minus random", MEASURED),
+        "sink_hidden_everywhere": ("all", EVERYWHERE),
     }
     claims: list[Claim] = []
     for name, text in statements.items():
-        row = rows[name]
-        if row is None:
+        heads, measured = cuts[name]
+        row, interval = (
+            _row(table, heads, measured),
+            analysis.intervals.get(cut_key(heads, measured)),
+        )
+        if row is None or interval is None:
             reason = "no such heads were cut, or no head was left whole to measure"
             claims.append(not_applicable(name, text, reason))
             continue
-        interval = _interval(row, "fraction_removed", "fraction of V_R removed", analysis.level)
-        verdict = found(interval, "1")
-        if name == "sinks_forward_specifically" and verdict == "supported":
-            verdict = claims[0].verdict  # where nothing is removed, nothing was forwarded
+        judged = found(interval, "1")
+        if name == "sinks_forward_specifically" and judged.verdict == "supported":
+            judged = _both(claims[0], judged)  # where nothing is removed, nothing was forwarded
         protocol = _cut_protocol(analysis, store, table, row)
-        claims.append(make_claim(name, text, interval, "1", verdict, protocol))
+        claims.append(make_claim(name, text, interval, "1", judged, protocol))
     return claims
+
+
+def _both(first: Claim, second: Judged) -> Judged:
+    """The verdict on a claim of two parts, the second of which is supported."""
+    known = [p for p in (first.p_value, second.p_value) if p is not None]
+    return Judged(first.verdict, max(known) if len(known) == 2 else None, second.p_note)
 
 
 def _matched(table: pd.DataFrame) -> str:
@@ -206,7 +230,7 @@ def _other_conditions(table: pd.DataFrame, row: pd.Series, level: float) -> list
     shown = table[(table["positions"] == "all") & ~table["heads"].str.endswith(" minus random")]
     return [
         f"{other['heads']} ({int(other['n_heads_cut'])} heads), {other['measured']}, "
-        f"{_interval(other, 'fraction_removed', 'fraction', level)}"
+        f"{_fraction(other, level)}"
         for _, other in shown.iterrows()
         if (other["heads"] == row["heads"]) != (other["measured"] == row["measured"])
     ]
@@ -264,14 +288,14 @@ def _masks(analysis: Analysis) -> list[Claim]:
         protocol = f"{shifted_design(store)} {_mask_protocol(table, key)}"
         if name in bounds:
             protocol += f" {bounds[name].source}"
-            verdict = below(interval, bounds[name].value)
+            judged = identity(below(interval, bounds[name].value))
         else:
-            verdict = _left_by_window(analysis, interval, "V_T" if key == "window_left" else "V_R")
-        claims.append(make_claim(name, text, interval, unit, verdict, protocol))
+            judged = _left_by_window(analysis, interval, "V_T" if key == "window_left" else "V_R")
+        claims.append(make_claim(name, text, interval, unit, judged, protocol))
     return claims
 
 
-def _left_by_window(analysis: Analysis, interval: Interval, quantity: str) -> Verdict:
+def _left_by_window(analysis: Analysis, interval: Interval, quantity: str) -> Judged:
     """Whether what is left of a variance behind a window is more than its rounding."""
     windowed = [store for store in analysis.files.masks if mask_name(store) != NO_MASK]
     return found(interval, "nats^2", max(floor(store, quantity) for store in windowed))
@@ -328,14 +352,12 @@ def _unmasked(analysis: Analysis) -> Claim:
         f"With the mask: {native}. Mean over all layers: {table['r2_native'].mean():.2f} with the "
         f"mask, {table['r2_masked'].mean():.2f} without it."
     )
-    verdict = below(interval, NEGLIGIBLE_R2)
-    return make_claim(name, statement, interval, "R2", verdict, protocol)
+    judged = below(interval, NEGLIGIBLE_R2)
+    return make_claim(name, statement, interval, "R2", judged, protocol)
 
 
-def _interval(row: pd.Series, column: str, estimand: str, level: float) -> Interval:
-    return Interval.of_row(
-        row, column, level=level, method="fieller", estimand=estimand, n=int(row["n"])
-    )
+def _fraction(row: pd.Series, level: float) -> Interval:
+    return Interval.of_row(row, "fraction_removed", level=level, method="fieller", n=int(row["n"]))
 
 
 def _how(interval: Interval) -> str:

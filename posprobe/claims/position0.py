@@ -18,13 +18,15 @@ from posprobe.analysis import (
 from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     Claim,
-    Verdict,
+    Judged,
     above,
     below,
     found,
+    identity,
     make_claim,
     not_applicable,
     split_needs,
+    within,
 )
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
@@ -75,7 +77,8 @@ def _closed_system(analysis: Analysis, store: ActivationStore | None) -> Claim:
         f"{store.n_sequences} sequences; largest relative difference over "
         f"{store.n_layers + 1} depths, averaged over sequences. {bound.source}"
     )
-    return make_claim(name, statement, interval, "1", below(interval, bound.value), protocol)
+    judged = identity(below(interval, bound.value))
+    return make_claim(name, statement, interval, "1", judged, protocol)
 
 
 def _fingerprint_constant(analysis: Analysis, store: ActivationStore | None) -> Claim:
@@ -90,7 +93,8 @@ def _fingerprint_constant(analysis: Analysis, store: ActivationStore | None) -> 
         return not_applicable(name, statement, _sees_all(store))
     interval = analysis.intervals["fingerprint_bos"]
     protocol = f"{_fingerprint(store)} First token: {first_token(store)}. {bound.source}"
-    return make_claim(name, statement, interval, "1", below(interval, bound.value), protocol)
+    judged = identity(below(interval, bound.value))
+    return make_claim(name, statement, interval, "1", judged, protocol)
 
 
 def _fingerprint_varies(analysis: Analysis, store: ActivationStore | None) -> Claim:
@@ -101,7 +105,8 @@ def _fingerprint_varies(analysis: Analysis, store: ActivationStore | None) -> Cl
         return not_applicable(name, statement, reason)
     interval = analysis.intervals["fingerprint_text"]
     protocol = f"{_fingerprint(store)} First token: {first_token(store)}. {bound.source}"
-    return make_claim(name, statement, interval, "1", above(interval, bound.value), protocol)
+    judged = identity(above(interval, bound.value))
+    return make_claim(name, statement, interval, "1", judged, protocol)
 
 
 def _sees_all(store: ActivationStore) -> str:
@@ -128,14 +133,7 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
             reason = split_needs(store, "shifted")
         return [not_applicable("bos_replacement", statement, reason)]
     row = primary.iloc[0]
-    interval = Interval.of_row(
-        row,
-        "fraction_removed",
-        level=analysis.level,
-        method="fieller",
-        estimand="fraction of V_R removed",
-        n=int(row["n"]),
-    )
+    interval = analysis.intervals["replacement"]
     protocol = (
         f"{shifted_design(store)} Primary specification, fixed beforehand: the mean embedding "
         f"replaces that of {first_token(store)}; 1 - V_R(replaced)/V_R(native) over prefixes up to "
@@ -166,15 +164,9 @@ def _kept(analysis: Analysis) -> str:
     return next(map(kept, primary), "")
 
 
-def agrees_with_study(interval: Interval) -> Verdict:
+def agrees_with_study(interval: Interval) -> Judged:
     """Supported if the whole interval is within .2 of the study's .4, contradicted if outside."""
-    verdicts = (
-        above(interval, REMOVED_IN_STUDY - MARGIN),
-        below(interval, REMOVED_IN_STUDY + MARGIN),
-    )
-    if "contradicted" in verdicts:
-        return "contradicted"
-    return "supported" if set(verdicts) == {"supported"} else "inconclusive"
+    return within(interval, REMOVED_IN_STUDY - MARGIN, REMOVED_IN_STUDY + MARGIN)
 
 
 def _fingerprint(store: ActivationStore) -> str:

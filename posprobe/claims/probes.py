@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from posprobe.analysis import Analysis
 from posprobe.claims.verdicts import NEGLIGIBLE_R2, Claim, below, found, make_claim, not_applicable
-from posprobe.intervals import Interval
 
 __all__ = ["probe_claims"]
 
@@ -28,22 +27,16 @@ def probe_claims(analysis: Analysis) -> list[Claim]:
         "5 folds by sequence, penalty chosen on the same folds; R2 out of fold. The interval is "
         "that of the probes as fitted (cluster bootstrap of their scores, t)."
     )
-    probes = analysis.tables["probes"]
-    fixed = probes[probes["estimand"] == "fixed_probe"]
     claims = []
     for features in ("normalizer", "residual"):
         name = f"probe_{features}"
         interval = analysis.intervals[name]
-        verdict = found(interval, "R2")
-        claims.append(make_claim(name, names[name], interval, "R2", verdict, protocol))
+        judged = found(interval, "R2")
+        claims.append(make_claim(name, names[name], interval, "R2", judged, protocol))
     name = "residual_at_layer_0"
-    first = fixed[(fixed["layer"] == 0) & (fixed["features"] == "residual")]
-    if first.empty:
+    first = analysis.intervals.get("probe_residual_layer_0")
+    if first is None:
         reason = "needs a natural capture that keeps the residual stream of layer 0"
         return [*claims, not_applicable(name, names[name], reason)]
-    row = first.iloc[0]
-    interval = Interval.of_row(
-        row, "r2", level=row["level"], method=row["method"], estimand="R2", n=int(row["n"])
-    )
-    verdict = below(interval, NEGLIGIBLE_R2)
-    return [*claims, make_claim(name, names[name], interval, "R2", verdict, protocol)]
+    judged = below(first, NEGLIGIBLE_R2)
+    return [*claims, make_claim(name, names[name], first, "R2", judged, protocol)]

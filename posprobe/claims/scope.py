@@ -11,7 +11,7 @@ import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims.position0 import agrees_with_study
-from posprobe.claims.verdicts import Claim, Verdict, found
+from posprobe.claims.verdicts import Claim, Judged, Verdict, found
 from posprobe.intervals import Interval
 
 __all__ = ["with_scope"]
@@ -52,7 +52,7 @@ def with_scope(claims: list[Claim], analysis: Analysis) -> list[Claim]:
 
 def _scoped(claim: Claim, analysis: Analysis) -> Claim:
     table, column = analysis.tables["conditions"], TESTED[claim.id]
-    test: Callable[[Interval], Verdict] = partial(found, unit=claim.unit or "1")
+    test: Callable[[Interval], Judged] = partial(found, unit=claim.unit or "1")
     limits = column
     if claim.id == REPLACED:
         replaced = analysis.tables.get("condition_replacement", pd.DataFrame(columns=REMOVED))
@@ -63,7 +63,7 @@ def _scoped(claim: Claim, analysis: Analysis) -> Claim:
 
 
 def _tested(
-    row: pd.Series, column: str, limits: str, test: Callable[[Interval], Verdict], level: float
+    row: pd.Series, column: str, limits: str, test: Callable[[Interval], Judged], level: float
 ) -> dict[str, Any]:
     """The verdict on a claim in one condition, with what it rests on."""
     named = {name: row[name] for name in NAMES}
@@ -73,7 +73,7 @@ def _tested(
         return named | missing | {"verdict": "not_applicable"}
     interval = Interval.of_row(row, column, limits=limits, level=level, method="", n=int(row["n"]))
     values = {"estimate": interval.estimate, "ci_low": interval.low, "ci_high": interval.high}
-    return named | values | {"verdict": test(interval)}
+    return named | values | {"verdict": test(interval).verdict}
 
 
 def _scope(verdict: Verdict, tested: list[dict[str, Any]]) -> str:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from posprobe.analysis import Analysis, Files, condition_of
 from posprobe.claims.channels import channel_claims, repeated_claims
+from posprobe.claims.families import adjusted
 from posprobe.claims.hypotheses import architecture_claims
-from posprobe.claims.interventions import intervention_claims
+from posprobe.claims.interventions import (
+    denominator_claims,
+    exact_claims,
+    forwarding_claims,
+    mask_claims,
+)
 from posprobe.claims.position0 import position0_claims, replacement_claims, sink_claims
 from posprobe.claims.probes import probe_claims
 from posprobe.claims.scope import with_scope
@@ -35,19 +41,36 @@ def _repeated(files: Files) -> ActivationStore | None:
     return files.bos_repeated or files.repeated
 
 
-# What tests each group of claims, with the capture whose condition the group is about.
-MAKERS: list[
-    tuple[Callable[[Analysis], list[Claim]], Callable[[Files], ActivationStore | None]]
-] = [
-    (channel_claims, _shifted),
-    (repeated_claims, _repeated),
-    (probe_claims, _natural),
-    (sink_claims, _natural),
-    (position0_claims, _shifted),
-    (replacement_claims, _shifted),
-    (intervention_claims, _shifted),
-    (architecture_claims, lambda files: None),
-]
+class Group(NamedTuple):
+    """Claims that are made together: their family, of `FAMILIES`, and the capture they are about.
+
+    Attributes
+    ----------
+    family : str
+    make : callable
+        From an analysis to its claims.
+    capture : callable
+        From the files of the analysis to the capture whose condition the claims are about.
+    """
+
+    family: str
+    make: Callable[[Analysis], list[Claim]]
+    capture: Callable[[Files], ActivationStore | None]
+
+
+GROUPS = (
+    Group("channels", channel_claims, _shifted),
+    Group("exact", repeated_claims, _repeated),
+    Group("exact", exact_claims, _shifted),
+    Group("probes", probe_claims, _natural),
+    Group("probes", denominator_claims, _natural),
+    Group("sinks", sink_claims, _natural),
+    Group("sinks", forwarding_claims, _shifted),
+    Group("position0", position0_claims, _shifted),
+    Group("replacement", replacement_claims, _shifted),
+    Group("masks", mask_claims, _shifted),
+    Group("architectures", architecture_claims, lambda files: None),
+)
 
 
 def make_claims(analysis: Analysis) -> list[Claim]:
@@ -63,11 +86,14 @@ def make_claims(analysis: Analysis) -> list[Claim]:
         In the order of the study's argument; the same analysis gives the same list.
     """
     claims = []
-    for make, capture_of in MAKERS:
-        store = capture_of(analysis.files)
-        condition = None if store is None else _condition(store)
-        claims += [dataclasses.replace(claim, condition=condition) for claim in make(analysis)]
-    return with_scope(claims, analysis)
+    for group in GROUPS:
+        store = group.capture(analysis.files)
+        about = {
+            "family": group.family,
+            "condition": None if store is None else _condition(store),
+        }
+        claims += [dataclasses.replace(claim, **about) for claim in group.make(analysis)]
+    return with_scope(adjusted(claims), analysis)
 
 
 def _condition(store: ActivationStore) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""What a claim is, and how an interval becomes a verdict."""
+"""What a claim is, and how an interval becomes a verdict with its p-value."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from posprobe.channels import why_not_split
 from posprobe.intervals import Interval
@@ -14,14 +15,18 @@ __all__ = [
     "NEGLIGIBLE_R2",
     "SMALLEST",
     "Claim",
+    "Judged",
     "Verdict",
     "above",
     "below",
     "below_everywhere",
+    "counted",
     "found",
+    "identity",
     "make_claim",
     "not_applicable",
     "split_needs",
+    "within",
 ]
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "negligible", "not_applicable"]
@@ -52,6 +57,19 @@ class Claim:
     n : int or None
         Number of resampling units: sequences, or items of the shifted design.
     verdict : {"supported", "contradicted", "inconclusive", "negligible", "not_applicable"}
+        By the claim's own interval.
+    p_value : float or None
+        1 - the level at which the interval would no longer give this verdict or, if it is
+        inconclusive, would first give another. None where there is no such test: `p_note`.
+    p_adjusted : float or None
+        `p_value` adjusted for the other claims of the family, by Holm's method.
+    p_note : str
+        What the p-values do not count, or why there are none.
+    verdict_adjusted : {"supported", "contradicted", "inconclusive", "negligible", "not_applicable"}
+        `verdict`, if `p_adjusted` is below 1 - `ci_level` or there is no p-value, and inconclusive
+        otherwise. Summaries count this one.
+    family : str
+        The question that the claim helps to answer, of `FAMILIES`.
     reference : float or None
         The study's own value.
     protocol : str
@@ -76,6 +94,11 @@ class Claim:
     ci_method: str = "none"
     n: int | None = None
     verdict: Verdict
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    p_note: str = ""
+    verdict_adjusted: Verdict = "not_applicable"
+    family: str = ""
     reference: float | None = None
     protocol: str
     condition: dict[str, Any] | None = None
@@ -91,29 +114,89 @@ class Claim:
         return plain | {"conditions": list(self.conditions)}
 
 
-def above(interval: Interval, bound: float) -> Verdict:
-    """Supported where the whole interval is above `bound`, contradicted where it is below."""
+class Judged(NamedTuple):
+    """What an interval says of a claim.
+
+    Attributes
+    ----------
+    verdict : Verdict
+    p_value : float or None
+        1 - the level at which the interval would begin to say otherwise; None: `p_note` says why.
+    p_note : str
+    """
+
+    verdict: Verdict
+    p_value: float | None = None
+    p_note: str = ""
+
+
+def within(interval: Interval, low: float = -math.inf, high: float = math.inf) -> Judged:
+    """Whether the estimand lies between two bounds, by an interval wholly inside or outside.
+
+    Parameters
+    ----------
+    interval : Interval
+    low, high : float
+        In the unit of the estimate.
+
+    Returns
+    -------
+    Judged
+        Supported if the whole interval lies between the bounds, contradicted if the whole interval
+        lies outside. The p-value is that of the bound beyond which the estimate lies; of an
+        estimate between both bounds it is the larger one.
+
+    Examples
+    --------
+    >>> from posprobe.intervals import mean_interval
+    >>> interval = mean_interval([2.0, 3.0, 4.0, 3.0, 2.0, 4.0], estimand="mean")
+    >>> within(interval, 0, 3.5)
+    Judged(verdict='inconclusive', p_value=0.22..., p_note='')
+    """
+    beyond = low if interval.estimate < low else high if interval.estimate > high else None
+    ends = [end for end in (low, high) if math.isfinite(end)] if beyond is None else [beyond]
+    p_values = [interval.p_value(end) for end in ends]
+    known = [p for p in p_values if p is not None]
+    p_value = max(known) if len(known) == len(p_values) else None
+    return Judged(_inside(interval, low, high), p_value, "" if known else _untested(interval))
+
+
+def _inside(interval: Interval, low: float, high: float) -> Verdict:
     if interval.low is None or interval.high is None:
         return "inconclusive"
-    if interval.low > bound:
+    if low < interval.low and interval.high < high:
         return "supported"
-    return "contradicted" if interval.high < bound else "inconclusive"
+    return "contradicted" if interval.high < low or interval.low > high else "inconclusive"
 
 
-def below(interval: Interval, bound: float) -> Verdict:
+def _untested(interval: Interval) -> str:
+    """Why an interval has no p-value."""
+    return "no interval" if interval.unbounded else "the same in all units"
+
+
+def above(interval: Interval, bound: float) -> Judged:
+    """Supported where the whole interval is above `bound`, contradicted where it is below."""
+    return within(interval, low=bound)
+
+
+def below(interval: Interval, bound: float) -> Judged:
     """Supported where the whole interval is below `bound`, contradicted where it is above."""
-    opposite: dict[Verdict, Verdict] = {"supported": "contradicted", "contradicted": "supported"}
-    verdict = above(interval, bound)
-    return opposite.get(verdict, verdict)
+    return within(interval, high=bound)
 
 
-def below_everywhere(interval: Interval, bound: float, largest: float) -> Verdict:
-    """As `below`, and never supported where `largest`, of all items, is not below `bound`."""
-    verdict = below(interval, bound)
-    return "inconclusive" if verdict == "supported" and not largest < bound else verdict
+def identity(judged: Judged) -> Judged:
+    """The same verdict on what holds exactly, up to rounding: there is nothing to adjust."""
+    return Judged(judged.verdict, None, "an identity, judged against rounding")
 
 
-def found(interval: Interval, unit: str, floor: float = 0.0) -> Verdict:
+def below_everywhere(interval: Interval, bound: float, largest: float) -> Judged:
+    """An identity: as `below`, and never supported where `largest`, of all items, is not below."""
+    verdict = below(interval, bound).verdict
+    kept = verdict != "supported" or largest < bound
+    return identity(Judged(verdict if kept else "inconclusive"))
+
+
+def found(interval: Interval, unit: str, floor: float = 0.0) -> Judged:
     """As `above` 0, unless all of the interval is too small to speak of, or is rounding.
 
     Parameters
@@ -126,23 +209,24 @@ def found(interval: Interval, unit: str, floor: float = 0.0) -> Verdict:
 
     Returns
     -------
-    Verdict
+    Judged
         "negligible" where the whole interval is nearer to 0 than the smallest effect of its unit:
         at most an effect that is not worth a sentence, whether or not the interval contains 0.
 
     Examples
     --------
     >>> small, clear = (Interval(v, v / 2, 2 * v, 0.95, "t", "V_R", 30) for v in (1e-6, 1e-2))
-    >>> found(small, "nats^2"), found(clear, "nats^2")
+    >>> found(small, "nats^2").verdict, found(clear, "nats^2").verdict
     ('negligible', 'supported')
     """
-    low, high = interval.low, interval.high
-    if low is not None and high is not None and max(-low, high) < SMALLEST[unit]:
-        return "negligible"
-    verdict = above(interval, 0.0)
-    if verdict == "supported" and above(interval, floor) != "supported":
-        return "inconclusive"
-    return verdict
+    small = within(interval, -SMALLEST[unit], SMALLEST[unit])
+    if small.verdict == "supported":
+        return small._replace(verdict="negligible")
+    if 0 < interval.estimate <= floor:
+        return Judged("inconclusive", None, "no larger than its rounding")
+    if 0 < interval.estimate <= floor:
+        return Judged("inconclusive", None, "no larger than its rounding")
+    return above(interval, floor if interval.estimate > 0 else 0.0)
 
 
 def make_claim(
@@ -150,11 +234,11 @@ def make_claim(
     statement: str,
     interval: Interval,
     unit: str,
-    verdict: Verdict,
+    judged: Judged,
     protocol: str,
     reference: float | None = None,
 ) -> Claim:
-    """A claim with its interval and verdict."""
+    """A claim with its interval, its verdict and its p-value."""
     return Claim(
         id=name,
         statement=statement,
@@ -165,10 +249,20 @@ def make_claim(
         ci_level=interval.level,
         ci_method=interval.how,
         n=interval.n,
-        verdict=verdict,
+        verdict=judged.verdict,
+        verdict_adjusted=judged.verdict,
+        p_value=judged.p_value,
+        p_note=judged.p_note,
         reference=reference,
         protocol=protocol,
     )
+
+
+def counted(claim: Claim, p_adjusted: float) -> Claim:
+    """The claim with its adjusted p-value, and the verdict that is left of its own."""
+    decided = claim.ci_level is not None and p_adjusted < 1 - claim.ci_level
+    verdict = claim.verdict if decided else "inconclusive"
+    return dataclasses.replace(claim, p_adjusted=p_adjusted, verdict_adjusted=verdict)
 
 
 def not_applicable(name: str, statement: str, reason: str) -> Claim:

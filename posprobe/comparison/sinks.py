@@ -105,7 +105,7 @@ def replacement_by_member(lineup: Lineup, *, inference: Inference = Inference())
     for member in lineup.members:
         if not member.files.replaced:
             continue
-        table = replacement_table(member.shifted, member.files.replaced, inference=inference)
+        table, _ = replacement_table(member.shifted, member.files.replaced, inference=inference)
         table.insert(0, "model", member.name)
         table.insert(0, "architecture", member.architecture)
         tables.append(table)

@@ -58,6 +58,8 @@ class Comparison:
         The planned contrasts, by value.
     inference : Inference
         How every interval was made.
+    intervals : dict of (str, str) to Interval
+        V_M and V_R of each model, over items.
     """
 
     lineup: Lineup
@@ -65,6 +67,7 @@ class Comparison:
     found: dict[str, ArchitectureComparison]
     contrasts: dict[str, tuple[ContrastResult, ...]]
     inference: Inference
+    intervals: dict[tuple[str, str], Interval]
 
     @property
     def level(self) -> float:
@@ -133,7 +136,12 @@ def compare_lineup(
         "checks": checks_by_file(lineup),
     }
     tables = {name: table for name, table in (tables | more).items() if not table.empty}
-    return Comparison(lineup, tables, found, contrasts, inference)
+    intervals = {
+        (name, value): variances.mean((0, 1)).interval(value, level)
+        for name, variances in measured.items()
+        for value in ("V_M", "V_R")
+    }
+    return Comparison(lineup, tables, found, contrasts, inference, intervals)
 
 
 def _measure(member: Member, lineup: Lineup, inference: Inference) -> Variances:

@@ -33,6 +33,7 @@ from posprobe.intervals.resampling import (
     standard_error,
     studentized_limits,
     studentized_means,
+    studentized_p,
 )
 from posprobe.intervals.simultaneous import MaxT, benjamini_hochberg, holm, max_t
 from posprobe.intervals.student import (
@@ -69,4 +70,5 @@ __all__ = [
     "standard_error",
     "studentized_limits",
     "studentized_means",
+    "studentized_p",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from math import floor, isfinite, isnan, log10, nan
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,9 @@ class Interval:
         What is estimated: ``"refit"``, ``"fixed_probe"``, ``"fraction removed"``, ...
     n : int
         Number of independent units (sequences or items).
+    test : callable or None
+        The test whose inversion the interval is: from a value to its two-sided p-value, NaN where
+        nothing varies. See `p_value`.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class Interval:
     method: str
     estimand: str
     n: int
+    test: Callable[[float], float] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -90,6 +94,31 @@ class Interval:
         if self.low is None or self.high is None:
             return False
         return not self.low <= value <= self.high
+
+    def p_value(self, value: float) -> float | None:
+        """Return 1 - the highest level at which this interval would exclude a value.
+
+        Parameters
+        ----------
+        value : float
+            In the unit of the estimate.
+
+        Returns
+        -------
+        float or None
+            The two-sided p-value of the test whose inversion the interval is: below 1 - `level`
+            where the interval excludes the value, and only there. None where the interval was made
+            without a test, or nothing varies between units.
+
+        Examples
+        --------
+        >>> from posprobe.intervals import mean_interval
+        >>> interval = mean_interval([2.0, 3.0, 4.0, 3.0, 2.0, 4.0], estimand="mean")
+        >>> round(interval.p_value(interval.low), 6), round(interval.p_value(1.0), 4)
+        (0.05, 0.0031)
+        """
+        found = nan if self.test is None else self.test(value)
+        return None if isnan(found) else found
 
     @property
     def how(self) -> str:
@@ -186,8 +215,8 @@ class Interval:
         return {name: self.estimate} | self.limits() | {"method": self.how, "n": self.n}
 
     def asdict(self) -> dict[str, Any]:
-        """Return all fields by name, ready for JSON or a table."""
-        return asdict(self)
+        """Return all fields but the test by name, ready for JSON or a table."""
+        return {name: value for name, value in asdict(self).items() if name != "test"}
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:

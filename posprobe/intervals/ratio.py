@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from posprobe.errors import DesignError
 from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_pairs, check_resamples
 from posprobe.intervals.interval import Interval
+from posprobe.intervals.inversion import student_p
 from posprobe.intervals.resampling import cluster_weights
 
 __all__ = ["fieller_ratio", "log_ratio_bootstrap_t"]
@@ -85,11 +88,24 @@ def fieller_ratio(
     spread = t2 * np.var(mean_a * b - mean_b * a, ddof=1) - t2**2 * (s_aa * s_bb - s_ab**2)
     leading = mean_a**2 - t2 * s_aa
     ratio = float(mean_b / mean_a)
-    if leading <= 0:
-        return _ratio_interval(ratio, None, quantity, level, "fieller", estimand, n)
-    middle, half = mean_a * mean_b - t2 * s_ab, np.sqrt(max(spread, 0.0))
-    limits = float((middle - half) / leading), float((middle + half) / leading)
-    return _ratio_interval(ratio, limits, quantity, level, "fieller", estimand, n)
+    limits = None
+    if leading > 0:
+        middle, half = mean_a * mean_b - t2 * s_ab, np.sqrt(max(spread, 0.0))
+        limits = float((middle - half) / leading), float((middle + half) / leading)
+    interval = _ratio_interval(ratio, limits, quantity, level, "fieller", estimand, n)
+    return dataclasses.replace(interval, test=partial(_fieller_p, a=a, b=b, quantity=quantity))
+
+
+def _fieller_p(value: float, *, a: Array, b: Array, quantity: Quantity) -> float:
+    """Return the p-value of a ratio: that of the paired t test, and of the baseline against 0.
+
+    The interval is unbounded at all levels at which the baseline is not distinguishable from 0.
+    """
+    ratio = 1 - value if quantity == "removed" else value
+    return max(
+        student_p(0.0, estimate=x.mean(), error=x.std(ddof=1) / np.sqrt(len(x)), df=len(x) - 1)
+        for x in (b - ratio * a, a)
+    )
 
 
 def log_ratio_bootstrap_t(

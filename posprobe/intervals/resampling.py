@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from posprobe.errors import DesignError
 from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_replicates, check_units
 from posprobe.intervals.interval import Interval
+from posprobe.intervals.inversion import pivot_p, student_p
 
 __all__ = [
     "STUDENTIZED",
@@ -21,6 +23,7 @@ __all__ = [
     "standard_error",
     "studentized_limits",
     "studentized_means",
+    "studentized_p",
 ]
 
 Method = Literal["percentile", "basic", "normal", "t", "bca"]
@@ -280,15 +283,50 @@ def studentized_limits(
     each = check_replicates(errors, center, "standard errors of bootstrap replicates")
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         c = SCALE * spread
-        middle = np.arcsinh(center / c)
-        pivot = (np.arcsinh(draws / c) - middle) * np.hypot(draws, c) / each
-        pivot[(each == 0) & (draws == center)] = 0
-        q = np.quantile(pivot, [upper, lower], axis=0)
-        low, high = c * np.sinh(middle - q * spread / np.hypot(center, c))
+        q = np.quantile(_pivots(draws, each, center, c), [upper, lower], axis=0)
+        low, high = c * np.sinh(np.arcsinh(center / c) - q * spread / np.hypot(center, c))
         bounded = (center - low <= FAR * spread) & (high - center <= FAR * spread)
     low, high = (np.where(bounded, limit, np.nan) for limit in (low, high))
     still = spread == 0
     return np.where(still, center, low), np.where(still, center, high)
+
+
+def _pivots(draws: Array, errors: Array, center: Array, c: Array) -> Array:
+    """Return how far each sample is from the data on the asinh scale, in standard errors."""
+    pivots = (np.arcsinh(draws / c) - np.arcsinh(center / c)) * np.hypot(draws, c) / errors
+    pivots[(errors == 0) & (draws == center)] = 0
+    return np.asarray(pivots)
+
+
+def studentized_p(
+    value: float, replicates: Array, errors: Array, *, estimate: float, error: float, n: int
+) -> float:
+    """Return the two-sided p-value of a value by the inversion of `studentized_limits`.
+
+    Parameters
+    ----------
+    value : float
+        In the unit of the estimate.
+    replicates, errors : ndarray of shape (B,)
+        As in `studentized_limits`.
+    estimate, error : float
+        As in `studentized_limits`.
+    n : int
+        Number of resampled clusters.
+
+    Returns
+    -------
+    float
+        At least 2 / (B + 1) where limits are those of the bootstrap; NaN for an error of 0.
+    """
+    if n < LEAST_UNITS or error == 0:
+        return student_p(value, estimate=estimate, error=error, df=n - 1)
+    c = np.asarray(SCALE * error)
+    center = np.asarray(estimate, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pivots = _pivots(replicates, errors, center, c)
+    observed = (np.arcsinh(center / c) - np.arcsinh(value / c)) * np.hypot(center, c) / error
+    return pivot_p(float(observed), pivots)
 
 
 def studentized_means(
@@ -361,6 +399,7 @@ def bootstrap_interval(
     Returns
     -------
     Interval
+        With a `test` if the method is "t" or "normal".
 
     Raises
     ------
@@ -383,7 +422,12 @@ def bootstrap_interval(
         raise DesignError(
             f"one interval was asked for, the estimate has shape {low.shape}: call bootstrap_limits"
         )
-    return Interval(float(estimate), float(low), float(high), level, method, estimand, n)
+    test = None
+    if method in ("t", "normal"):
+        error = float(standard_error(np.asarray(replicates, dtype=np.float64), n))
+        df = n - 1 if method == "t" else np.inf
+        test = partial(student_p, estimate=float(estimate), error=error, df=df)
+    return Interval(float(estimate), float(low), float(high), level, method, estimand, n, test)
 
 
 def _bca_limits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from posprobe.errors import DesignError
 from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level, check_replicates, check_units, common_length
 from posprobe.intervals.interval import Interval
+from posprobe.intervals.inversion import student_p
 
 __all__ = ["jackknife_interval", "leave_one_out", "mean_interval", "pseudo_values"]
 
@@ -183,5 +185,7 @@ def jackknife_interval(
 
 def _student(values: Array, center: float, level: float, method: str, estimand: str) -> Interval:
     n = len(values)
-    half = float(stats.t.isf((1 - level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Interval(center, center - half, center + half, level, method, estimand, n)
+    error = float(values.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.isf((1 - level) / 2, n - 1)) * error
+    test = partial(student_p, estimate=center, error=error, df=n - 1)
+    return Interval(center, center - half, center + half, level, method, estimand, n, test)

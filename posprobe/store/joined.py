@@ -104,11 +104,6 @@ class JoinedStore(ActivationStore):
         """Check every digest of every file, and return their number."""
         return sum(store.verify() for store in self._stores)
 
-    def release(self) -> None:
-        """Free the memory of the data read so far."""
-        for store in self._stores:
-            store.release()
-
     def close(self) -> None:
         """Close all files."""
         for store in self._stores:

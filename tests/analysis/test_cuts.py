@@ -35,7 +35,7 @@ def stores(tmp_path_factory):
 
 
 def table_of(stores, *names):
-    return cut_table(stores["none"], [stores[name] for name in names], sinks.HEADS)
+    return cut_table(stores["none"], [stores[name] for name in names], sinks.HEADS)[0]
 
 
 def test_the_model_has_the_heads_that_it_was_built_with(stores):
@@ -152,7 +152,7 @@ def test_cut_heads_themselves_are_not_counted(make):
     native = make([1, 1, 1, 1], [])
     sink = make([0, 0.5, 0.5, 0.5], [[0, 0]])  # the cut head's own effect dies at once
     random = make([0.9, 0, 0.9, 0.9], [[0, 1]])
-    table = cut_table(native, [sink, random], [(0, 0)])
+    table, _ = cut_table(native, [sink, random], [(0, 0)])
     row = at(table, "sink-reading")
     assert row["n_heads_measured"] == 2  # neither the cut one nor the random one
     assert row["fraction_removed"] == pytest.approx(0.75, abs=1e-5)
@@ -167,7 +167,7 @@ def test_cut_heads_themselves_are_not_counted(make):
 def test_nothing_is_removed_of_a_variance_at_or_below_0(size, method, make):
     native = make([size] * 4, [], n=14, turned=True)
     cuts = [make([0, 0.5, 0.5, 0.5], [[0, 0]], n=14), make([0.5] * 4, [[0, 1]], n=14)]
-    table = cut_table(native, cuts, [(0, 0)])
+    table, _ = cut_table(native, cuts, [(0, 0)])
     for heads in ("sink-reading", "sink-reading minus random"):
         row = at(table, heads)
         assert row["V_R_native"] < 0 or size == 0
@@ -179,7 +179,7 @@ def test_a_set_that_no_draw_matches_is_measured_over_all_other_heads(make):
     native = make([1, 1, 1, 1], [])
     whole, some = make([0, 0, 0.5, 0.5], [[0, 0], [0, 1]]), make([0, 1, 0.5, 0.5], [[0, 0]])
     random = make([1, 1, 1, 1], [[0, 2]])
-    table = cut_table(native, [whole, some, random], [(0, 0), (0, 1)])
+    table, _ = cut_table(native, [whole, some, random], [(0, 0), (0, 1)])
     measured = table[table["measured"] == "heads left whole"].set_index("heads")
     counts = measured.loc[measured["positions"] == "all", "n_heads_measured"]
     assert counts["sink-reading"] == 2
@@ -190,7 +190,7 @@ def test_a_set_that_no_draw_matches_is_measured_over_all_other_heads(make):
 
 def test_all_heads_are_measured_without_key_0_only(make):
     native, cut = make([1, 1, 1, 1], []), make([0.5, 0.5, 0.5, 0.5], "all")
-    table = cut_table(native, [cut], [(0, 0)])
+    table, _ = cut_table(native, [cut], [(0, 0)])
     assert set(table["measured"]) == {"without key 0"}
     assert set(table["positions"]) == {"early", "all"}
     row = at(table, "all", "without key 0")
@@ -203,8 +203,8 @@ def test_a_cut_that_did_not_happen_is_seen(make):
     native, cut = make([1, 1, 1, 1], []), make([1, 1, 1, 1], [[0, 2]])
     uncut = make([1, 1, 1, 1], [])
     uncut.header.interventions.append({"cut_sink": [[0, 2]]})  # the file says so, no more
-    assert at(cut_table(native, [cut], []), "random 1")["attention_left"] < 1e-5
-    assert at(cut_table(native, [uncut], []), "random 1")["attention_left"] > 0.4
+    assert at(cut_table(native, [cut], [])[0], "random 1")["attention_left"] < 1e-5
+    assert at(cut_table(native, [uncut], [])[0], "random 1")["attention_left"] > 0.4
 
 
 def test_files_are_named_by_what_they_cut(make):
@@ -218,16 +218,16 @@ def test_files_are_named_by_what_they_cut(make):
     }
     native = make([1, 1, 1, 1], [])
     stores = [make([0.9] * 4, cut) for cut in cuts.values()]
-    found = set(cut_table(native, stores, [(0, 0), (0, 1)])["heads"])
+    found = set(cut_table(native, stores, [(0, 0), (0, 1)])[0]["heads"])
     assert found == {*cuts, "some sink-reading minus random"}
 
 
 def test_items_that_all_files_hold_are_compared(make):
     native, cut = make([1, 1, 1, 1], []), make([0.5] * 4, [[0, 2]], n=8)
-    table = cut_table(native, [cut, make([0.6] * 4, [[0, 3]], n=6)], [])
+    table, _ = cut_table(native, [cut, make([0.6] * 4, [[0, 3]], n=6)], [])
     assert set(table["n"]) == {6}
     assert at(table, "random 1")["fraction_removed"] == pytest.approx(0.75, abs=1e-4)
-    later = at(cut_table(native, [make([0.5] * 4, [[0, 2]], n=8, first=4)], []), "random 1")
+    later = at(cut_table(native, [make([0.5] * 4, [[0, 2]], n=8, first=4)], [])[0], "random 1")
     assert later["n"] == 8
     assert later["fraction_removed"] == pytest.approx(0.75, abs=1e-5)
     with pytest.raises(DesignError, match=r"share 2 items with .* intervals need 3"):

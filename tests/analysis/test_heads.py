@@ -156,7 +156,9 @@ def writing(make, rng, **options):
 
 
 def test_what_heads_write_is_attention_times_value(make, rng):
-    table = writing_table(writing(make, rng)).set_index("heads")
+    table, ratio = writing_table(writing(make, rng))
+    table = table.set_index("heads")
+    assert ratio.row() == table.loc["ratio", ["estimate", "low", "high", "method", "n"]].to_dict()
     assert table.loc["sink-reading", "estimate"] == pytest.approx(0.8 * 10, rel=1e-5)
     assert table.loc["other", "estimate"] == pytest.approx(0.1 * 5, rel=1e-5)
     assert table.loc["ratio", "estimate"] == pytest.approx(16, rel=1e-5)
@@ -167,7 +169,7 @@ def test_what_heads_write_is_attention_times_value(make, rng):
 def test_what_heads_write_relative_to_the_stream_leaves_position_0_out(make, rng):
     residual = np.ones((3, 12, QUERIES, 4))  # norm 2
     residual[:, :, 0] = 1e4
-    table = writing_table(writing(make, rng, residual=residual))
+    table, _ = writing_table(writing(make, rng, residual=residual))
     relative = table[table["quantity"] == "relative to the residual stream"].set_index("heads")
     assert relative.loc["sink-reading", "estimate"] == pytest.approx(4, rel=1e-5)
     assert relative.loc["other", "estimate"] == pytest.approx(0.25, rel=1e-5)
@@ -178,7 +180,7 @@ def test_what_is_written_before_a_norm_is_not_compared_with_the_stream(make, rng
     residual = np.ones((3, 12, QUERIES, 4))
     for gains, there in (([0.5, 0.5], True), ([1.0, None], False)):
         config = {"posprobe_attention_gain": gains}
-        table = writing_table(writing(make, rng, residual=residual, config=config))
+        table, _ = writing_table(writing(make, rng, residual=residual, config=config))
         assert ("relative to the residual stream" in set(table["quantity"])) == there
 
 
@@ -186,7 +188,7 @@ def test_writing_is_measured_on_the_half_that_did_not_choose(make, rng):
     attention, value = draw(rng, h0_1=1.0), np.full((2, 12, 3), 5.0)
     half = held_back_half(make(attention))
     value[:, half] = 1e3
-    table = writing_table(make(attention, value=value)).set_index("heads")
+    table = writing_table(make(attention, value=value))[0].set_index("heads")
     assert table.loc["sink-reading", "estimate"] == pytest.approx(4, rel=1e-5)
 
 

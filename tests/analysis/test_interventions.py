@@ -1,5 +1,7 @@
 """Files of isolations: recognised by their headers, turned into tables, and judged as claims."""
 
+import dataclasses
+
 import capture_child as child
 import numpy as np
 import pandas as pd
@@ -12,12 +14,18 @@ from posprobe.analysis import (
     Analysis,
     Files,
     analyze_files,
+    cut_key,
     possible_steps,
     sink_reading_heads,
     sort_files,
 )
 from posprobe.captures import QUANTITIES, capture_stimulus
-from posprobe.claims.interventions import intervention_claims
+from posprobe.claims.interventions import (
+    denominator_claims,
+    exact_claims,
+    forwarding_claims,
+    mask_claims,
+)
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference, Interval
 from posprobe.models import Intervention
@@ -133,6 +141,14 @@ def paths(tmp_path_factory):
     return {name: folder / f"{name}.h5" for name in plans}
 
 
+def claims_of(analysis):
+    return [
+        claim
+        for make in (exact_claims, forwarding_claims, denominator_claims, mask_claims)
+        for claim in make(analysis)
+    ]
+
+
 def analysis_of(paths, *names, **inference):
     steps = []
     files = sort_files(ActivationStore(paths[name]) for name in names)
@@ -151,7 +167,7 @@ def test_all_tables_where_all_files_are(paths):
     assert checks[["natural.h5", "sink.h5", "all.h5", "fixed.h5"]].tolist() == [0, 2, 12, 0]
     masks = analysis.tables["checks"].set_index("file")["mask"]
     assert masks[["none.h5", "window.h5", "natural_none.h5"]].tolist() == ["none", "causal", "none"]
-    claims = {claim.id: claim for claim in intervention_claims(analysis)}
+    claims = {claim.id: claim for claim in claims_of(analysis)}
     assert all(claim.verdict != "not_applicable" for claim in claims.values())
     assert claims["mask_removed"].verdict == claims["window_closes_mask"].verdict == "supported"
     assert claims["layer_0_residual"].verdict == claims["offsets_only"].verdict == "supported"
@@ -172,7 +188,7 @@ def test_every_limit_follows_the_level(paths):
     assert tables <= {name.partition(".")[0] for name in compared}
     for name, interval in sure.intervals.items():
         assert follows(interval, unsure.intervals[name], levels), name
-    assert {claim.ci_level for claim in intervention_claims(unsure)} == {0.1}
+    assert {claim.ci_level for claim in claims_of(unsure)} == {0.1}
 
 
 @pytest.mark.parametrize(
@@ -196,17 +212,28 @@ def test_what_the_files_allow(paths, names, tables):
     every |= {"cut_sink", "fixed_forward", "masks", "mask_layers", "mask_probes"}
     analysis = analysis_of(paths, *names)
     assert every & set(analysis.tables) == tables
-    assert len(intervention_claims(analysis)) == 12
+    assert len(claims_of(analysis)) == 12
 
 
 # --- verdicts ---
 
 
-def judged(paths, **tables):
+def made_up(paths, **tables):
     stores = {k: ActivationStore(paths[k]) for k in ("natural", "shifted")}
     intervals = {"fixed_denominator": tables.pop("patterns")} if "patterns" in tables else {}
-    analysis = Analysis(Files(**stores), tables, intervals)
-    return {claim.id: claim for claim in intervention_claims(analysis)}
+    for _, row in tables.get("cut_sink", pd.DataFrame()).iterrows():
+        interval = Interval.of_row(row, "fraction_removed", level=0.95, method="fieller", n=6)
+        intervals[cut_key(row["heads"], row["measured"])] = interval
+    if "sink_writing" in tables:
+        row = tables["sink_writing"].iloc[-1]
+        interval = Interval.of_row(row, "estimate", level=0.95, method="fieller", n=4)
+        intervals["sink_writing"] = interval
+    return Analysis(Files(**stores), tables, intervals)
+
+
+def judged(paths, **tables):
+    analysis = made_up(paths, **tables)
+    return {claim.id: claim for claim in claims_of(analysis)}
 
 
 def cut_row(heads, measured, estimate, low, high):
@@ -274,6 +301,24 @@ def test_writing_is_judged_by_the_ratio_to_1(paths, low, high, verdict):
     )
     found = judged(paths, sink_writing=pd.DataFrame([*rows, ratio]))
     assert found["sinks_write"].verdict == verdict
+
+
+def test_a_claim_of_two_parts_has_the_larger_p_value(paths):
+    """Forwarding specifically is removing some, and more than random heads do."""
+    p_values = {"sink-reading": 0.01, "sink-reading minus random": 0.001}
+    table = cut_rows(0.1, 0.5)
+    analysis = made_up(paths, cut_sink=table)
+    for heads, p_value in p_values.items():
+        key = cut_key(heads, "heads left whole")
+        tested = dataclasses.replace(analysis.intervals[key], test=lambda _, p=p_value: p)
+        analysis.intervals[key] = tested
+    found = {claim.id: claim for claim in forwarding_claims(analysis)}
+    assert found["sinks_forward"].p_value == 0.01
+    assert found["sinks_forward_specifically"].p_value == 0.01
+    lone = dataclasses.replace(tested, low=-0.1)
+    analysis.intervals[cut_key("sink-reading minus random", "heads left whole")] = lone
+    found = {claim.id: claim for claim in forwarding_claims(analysis)}
+    assert found["sinks_forward_specifically"].p_value == 0.001
 
 
 def test_patterns_say_how_many_layers_stand_after_adjustment(paths):

@@ -94,6 +94,17 @@ def test_mean_over_layers_is_of_the_probes_as_fitted(found):
         assert found.mean[name].n == N
 
 
+def test_the_probes_of_layer_0_have_the_interval_of_their_rows(store, found):
+    for name in ("normalizer", "residual", "normalizer+residual"):
+        row, interval = r2(found, 0, name), found.layer_0[name]
+        expected = [row["r2"], row["low"], row["high"], row["n"]]
+        assert [interval.estimate, interval.low, interval.high, interval.n] == expected
+    normalizer = found.layer_0["normalizer"]
+    assert normalizer.p_value(normalizer.low) == pytest.approx(0.05)
+    others = probe_layers(store, layers=[2], refit_layers=[], inference=Inference(n_jobs=1))
+    assert others.layer_0 == {}
+
+
 def test_rows_are_those_of_the_partition_itself(store, found):
     X, y, groups, parts = features(store, 0)
     model = VariancePartition(parts).fit(X, y, groups=groups)

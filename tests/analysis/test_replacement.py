@@ -104,7 +104,10 @@ def test_never_bounded_where_the_variance_is_significantly_below_zero(pair):
 def test_table_marks_one_primary_row(pair):
     native, mean = pair()
     _, content = pair(0.9, "content")
-    table = replacement_table(native, [content, mean])
+    table, primary = replacement_table(native, [content, mean])
+    assert (
+        primary.row("fraction_removed").items() <= table[table["primary"]].iloc[0].to_dict().items()
+    )
     assert table["primary"].sum() == 1
     row = table[table["primary"]].iloc[0]
     assert (row["treatment"], row["positions"], row["up_to"]) == (PRIMARY_TREATMENT, "early", 8)
@@ -119,7 +122,7 @@ def test_table_marks_one_primary_row(pair):
 def test_table_leaves_limits_empty_where_unbounded(pair):
     angles = 2 * np.pi * np.arange(10) / 10
     wave = np.stack([np.cos(angles), np.sin(angles), -np.cos(angles), -np.sin(angles)], 1)
-    table = replacement_table(*(lambda a, b: (a, [b]))(*pair(0.5, residual=wave)))
+    table, _ = replacement_table(*(lambda a, b: (a, [b]))(*pair(0.5, residual=wave)))
     row = table[table["positions"] == "all"].iloc[0]
     assert row["method"] == "fieller: unbounded"
     assert row["low"] is None or np.isnan(row["low"])
@@ -142,7 +145,7 @@ def test_sink_rates_stand_beside_the_fraction(rng, tmp_path):
                 fields={"arrays": scores, "position0_treatment": name},
             )
         )
-    row = replacement_table(stores[0], stores[1:]).iloc[0]
+    row = replacement_table(stores[0], stores[1:])[0].iloc[0]
     assert (row["sink_rate_native"], row["sink_rate_replaced"]) == (0.5, 0)
 
 

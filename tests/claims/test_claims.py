@@ -17,7 +17,8 @@ from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
-FIELDS += ["n", "verdict", "reference", "protocol", "condition", "scope", "conditions"]
+FIELDS += ["n", "verdict", "p_value", "p_adjusted", "p_note", "verdict_adjusted", "family"]
+FIELDS += ["reference", "protocol", "condition", "scope", "conditions"]
 VERDICTS = {"supported", "contradicted", "inconclusive", "negligible", "not_applicable"}
 ABOVE = {"probe_normalizer": 0, "probe_residual": 0, "sink_heads": 0}
 ABOVE_TINY = {"residual_opened": "bos_repeated", "fingerprint_varies": "fingerprint_text"}
@@ -52,11 +53,11 @@ def by_id(analysis):
 
 
 def interval(estimate, low, high):
-    return Interval(estimate, low, high, 0.95, "t", "made up", 8)
+    return Interval(estimate, low, high, 0.95, "made up", "made up", 8)
 
 
 def with_interval(analysis, name, low, high):
-    made = interval((low + high) / 2, low, high)
+    made = interval(0.4 if low is None else (low + high) / 2, low, high)
     return by_id(dataclasses.replace(analysis, intervals=analysis.intervals | {name: made}))
 
 
@@ -184,13 +185,9 @@ def test_intervals_above_nothing(low, high, verdict, analysis):
     for name in ABOVE:
         assert with_interval(analysis, name, low, high)[name].verdict == verdict
     for name, column in (CHANNELS | {"channels_add": "C_MR"}).items():
-        values = {column: (low + high) / 2, f"{column}_low": low, f"{column}_high": high}
-        found = with_cells(analysis, "channels", {"stimulus": "shifted"}, **values)
-        assert found[name].verdict == verdict
+        assert with_interval(analysis, column, low, high)[name].verdict == verdict
     for name in ("share_mask", "share_residual"):
-        values = {name: (low + high) / 2, f"{name}_low": low, f"{name}_high": high}
-        found = with_cells(analysis, "channels", {"stimulus": "shifted"}, **values)
-        assert found[name].verdict == verdict
+        assert with_interval(analysis, name, low, high)[name].verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -216,9 +213,7 @@ def test_effects_are_more_than_their_rounding(low, high, verdict, analysis, tmp_
     coarsely = dataclasses.replace(analysis, files=files)
     for name, column in (CHANNELS | {"channels_add": "C_MR"}).items():
         scale = 4 if column == "V_T" else 1  # T has the rounding of M and of R
-        limits = scale * low, scale * high
-        values = dict(zip((f"{column}_low", f"{column}_high"), limits, strict=True))
-        found = with_cells(coarsely, "channels", {"stimulus": "shifted"}, **values)
+        found = with_interval(coarsely, column, scale * low, scale * high)
         assert found[name].verdict == verdict
 
 
@@ -240,8 +235,7 @@ def test_intervals_against_the_tolerance(low, high, is_above, analysis):
     [(-0.03, 0.01, "supported"), (0.03, 0.2, "contradicted"), (0.0, 0.03, "inconclusive")],
 )
 def test_embeddings_tell_next_to_nothing(low, high, verdict, analysis):
-    where = {"layer": 0, "features": "residual", "estimand": "fixed_probe"}
-    found = with_cells(analysis, "probes", where, r2=(low + high) / 2, low=low, high=high)
+    found = with_interval(analysis, "probe_residual_layer_0", low, high)
     assert found["residual_at_layer_0"].verdict == verdict
 
 
@@ -255,15 +249,14 @@ def test_embeddings_tell_next_to_nothing(low, high, verdict, analysis):
         (0.01, 0.9, "inconclusive"),
         (0.5, 0.9, "inconclusive"),
         (-0.1, 0.3, "inconclusive"),
-        (np.nan, np.nan, "inconclusive"),
+        (None, None, "inconclusive"),
     ],
 )
 def test_fraction_removed_against_the_studys_value(low, high, verdict, analysis):
-    found = with_cells(analysis, "replacement", {"primary": True}, low=low, high=high)
-    claim = found["bos_replacement"]
+    claim = with_interval(analysis, "replacement", low, high)["bos_replacement"]
     assert claim.verdict == verdict
-    assert claim.ci_method == "fieller" + (": unbounded" if np.isnan(low) else "")
-    assert (claim.ci_low is None) == np.isnan(low)
+    assert claim.ci_method == "made up" + (": unbounded" if low is None else "")
+    assert claim.ci_low == low
 
 
 def test_one_item_with_a_residual_channel_is_not_averaged_away(analysis):
@@ -382,11 +375,12 @@ def test_a_forced_bos_is_named(bos, said, rng, tmp_path):
 def test_effects_too_small_to_speak_of_have_a_verdict_of_their_own(low, high, floor, verdict):
     estimate = 0.0 if low is None else (low + high) / 2
     interval = Interval(estimate, low, high, 0.95, "t", "V_R", 30)
-    assert found(interval, "nats^2", floor) == verdict
+    assert found(interval, "nats^2", floor).verdict == verdict
 
 
 def test_no_sink_at_all_is_negligible_rather_than_undecided():
-    assert found(Interval(0.0, 0.0, 0.0, 0.95, "t", "share of heads", 30), "1") == "negligible"
+    judged = found(Interval(0.0, 0.0, 0.0, 0.95, "t", "share of heads", 30), "1")
+    assert judged == ("negligible", None, "the same in all units")
 
 
 def test_what_a_replacement_leaves_at_position_0_is_in_its_protocol(tmp_path, rng):

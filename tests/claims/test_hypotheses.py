@@ -36,7 +36,10 @@ def test_a_contrast_is_judged_by_its_adjusted_p_value(
     one = dataclasses.replace(first, interval=interval, p_value=p_value, p_holm=p_holm)
     contrasts = comparison.contrasts | {"V_R": (one, *others)}
     claims = claims_of(dataclasses.replace(comparison, contrasts=contrasts))
-    assert claims["H1_trend_window_ntk_V_R"].verdict == verdict
+    claim = claims["H1_trend_window_ntk_V_R"]
+    own = "supported" if estimate > 0 else "contradicted"
+    assert (claim.verdict, claim.verdict_adjusted) == (own, verdict)
+    assert (claim.p_value, claim.p_adjusted) == (p_value, p_holm)
 
 
 def test_a_channel_is_present_if_it_is_in_the_model_that_has_least_of_it(comparison):
@@ -44,9 +47,26 @@ def test_a_channel_is_present_if_it_is_in_the_model_that_has_least_of_it(compari
     table = comparison.tables["models"].copy()
     weak = table["model"] == "window-1"
     table.loc[weak, "V_R_low"] = -0.01
-    changed = dataclasses.replace(comparison, tables=comparison.tables | {"models": table})
+    low = dataclasses.replace(comparison.intervals["window-1", "V_R"], low=-0.01)
+    changed = dataclasses.replace(
+        comparison,
+        tables=comparison.tables | {"models": table},
+        intervals=comparison.intervals | {("window-1", "V_R"): low},
+    )
     claim = claims_of(changed)["H3_residual_window"]
     assert claim.verdict == "inconclusive"
     assert claim.ci_low == -0.01
     assert "The interval is that of window-1" in claim.protocol
     assert claims_of(changed)["H3_mask_window"].verdict == "supported"
+
+
+def test_presence_is_not_adjusted_since_all_models_must_have_it(comparison):
+    row = comparison.tables["models"].set_index("model").loc["window-1"]
+    interval = comparison.intervals["window-1", "V_R"]
+    assert [interval.estimate, interval.low, interval.high] == row[
+        ["V_R", "V_R_low", "V_R_high"]
+    ].tolist()
+    claim = claims_of(comparison)["H3_residual_window"]
+    assert 0 < claim.p_value < 0.05
+    assert claim.p_adjusted is None
+    assert claim.p_note == "not adjusted: H3 needs all of its parts"

@@ -19,7 +19,9 @@ from posprobe.intervals import (
     max_t,
     mean_interval,
     pseudo_values,
+    studentized_limits,
     studentized_means,
+    studentized_p,
 )
 from posprobe.intervals.student import jackknife_interval, leave_one_out
 
@@ -515,3 +517,81 @@ def test_few_resamples_are_taken_with_a_warning():
             few()
         assert len(caught) == 1
     assert Inference(n_resamples=100, n_refits=10).n_refits == 10
+
+
+# --- p-values: an interval excludes a value where its p-value is below 1 - level, and only there
+
+
+def studentised(seed, level):
+    values = np.random.default_rng(seed).gamma(0.5, size=12)
+    weights = cluster_weights(12, 399, rng=seed)
+    means = weights @ values / 12
+    errors = np.sqrt((weights @ values**2 / 12 - means**2).clip(0) / 11)
+    data = dict(estimate=values.mean(), error=values.std(ddof=1) / np.sqrt(12), n=12)
+    low, high = studentized_limits(means, errors, level=level, **data)
+    bounded = np.isfinite(low)
+    return Interval(
+        values.mean(), float(low) if bounded else None, float(high) if bounded else None, level,
+        "studentised", "mean", 12, lambda value: studentized_p(value, means, errors, **data),
+    )  # fmt: skip
+
+
+def by_bootstrap(seed, level, method):
+    values = np.random.default_rng(seed).normal(size=12)
+    means = cluster_weights(12, 100, rng=seed) @ values / 12
+    return bootstrap_interval(
+        means, values.mean(), n=12, level=level, method=method, estimand="mean"
+    )
+
+
+MAKERS = {
+    "student": lambda seed, level: mean_interval(pairs(seed)[0] - 2, estimand="m", level=level),
+    "jackknife": lambda seed, level: jackknife_interval(
+        float(np.mean(pairs(seed)[1])), leave_one_out(np.mean, pairs(seed)[1]), level=level,
+        estimand="mean",
+    ),
+    "t": lambda seed, level: by_bootstrap(seed, level, "t"),
+    "normal": lambda seed, level: by_bootstrap(seed, level, "normal"),
+    "removed": lambda seed, level: fieller_ratio(*pairs(seed), level=level),
+    "ratio": lambda seed, level: fieller_ratio(*pairs(seed), level=level, quantity="ratio"),
+    "weak baseline": lambda seed, level: fieller_ratio(
+        pairs(seed)[0] - 1.9, pairs(seed)[1], level=level
+    ),
+    "studentised": studentised,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@given(seed=seeds, level=st.floats(0.5, 0.99), value=st.floats(-3, 3))
+def test_an_interval_excludes_a_value_where_its_p_value_is_small_and_only_there(
+    kind, seed, level, value
+):
+    interval = MAKERS[kind](seed, level)
+    p_value = interval.p_value(value)
+    assume(abs(p_value - (1 - level)) > 1e-9)
+    assert interval.excludes(value) == (p_value < 1 - level)
+    assert 0 <= p_value <= 1
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_at_a_limit_the_p_value_is_that_of_the_level(kind):
+    interval = MAKERS[kind](3, 0.9)
+    if not interval.unbounded:
+        found = interval.p_value(interval.low), interval.p_value(interval.high)
+        np.testing.assert_allclose(found, 0.1)
+
+
+def test_p_values_of_students_interval_are_those_of_scipy(rng):
+    sample = rng.normal(0.3, 1.0, size=15)
+    theirs = stats.ttest_1samp(sample, 0.1).pvalue
+    assert mean_interval(sample, estimand="mean").p_value(0.1) == pytest.approx(theirs)
+
+
+def test_a_bootstrap_of_399_samples_gives_no_p_value_below_2_in_400():
+    assert studentised(0, 0.95).p_value(-1e6) == pytest.approx(2 / 400)
+
+
+def test_an_interval_without_a_test_or_without_variation_has_no_p_value():
+    assert make().p_value(0.0) is None
+    assert mean_interval([2.0, 2.0, 2.0], estimand="mean").p_value(0.0) is None
+    assert "test" not in mean_interval([1.0, 2.0], estimand="mean").asdict()
