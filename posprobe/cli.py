@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import json
 import os
 import shlex
 import signal
 import sys
+import tomllib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,8 +37,9 @@ CHECK_SYSTEM = "check the disk, the folder and permissions, then run it again"
 
 
 STATUS = (
-    "Exit status: 0 done; 2 something to change, said in one line; 1 a fault of posprobe, or an "
-    "interval that fails in selfcheck; 128 + N after signal N (130: Ctrl-C, 143: SIGTERM)."
+    "Exit status: 0 done; 2 something to change, said in one line; 1 a fault of posprobe, an "
+    "interval that fails in selfcheck, or a rerun with other data; 128 + N after signal N (130: "
+    "Ctrl-C, 143: SIGTERM)."
 )
 
 
@@ -44,8 +47,8 @@ class Commands(click.Group):
     """A group whose commands say what was wrong in one line.
 
     The exit status is 0 if all went well, 2 if the user or the machine has to change something, 1
-    for a fault of posprobe (with a traceback) and for a selfcheck that fails, and after a signal
-    128 and its number, as in a shell.
+    for a fault of posprobe (with a traceback), a selfcheck that fails and a rerun with other data,
+    and after a signal 128 and its number, as in a shell.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -184,6 +187,72 @@ class Conditions(click.ParamType):
         return found
 
 
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take a file's values for whatever the command line leaves out."""
+    if path is None:
+        return
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PosprobeError(f"{path} cannot be read as TOML ({reason}): write NAME = VALUE") from error
+    known = {_key(other): other for other in ctx.command.params if other is not param}
+    defaults = {}
+    for name, value in given.items():
+        if name not in known or known[name].name is None:
+            near = difflib.get_close_matches(name, known, n=1) or [", ".join(sorted(known))]
+            raise PosprobeError(
+                f"{path}: {name!r} is not an option of {ctx.command.name}: did you mean {near[0]}?"
+            )
+        option = known[name]
+        defaults[str(option.name)] = _typed(value, multiple=getattr(option, "multiple", False))
+    ctx.default_map = defaults
+
+
+def _key(param: click.Parameter) -> str:
+    """The name of an option in a file: the long one, without dashes; or that of an argument."""
+    return max(param.opts, key=len).lstrip("-")
+
+
+def _typed(value: Any, *, multiple: bool = False) -> Any:
+    """A value of TOML as it is written on the command line.
+
+    Examples
+    --------
+    >>> _typed([1, 8]), _typed({"position0": ["native", "bos"], "length": [64]}), _typed(True)
+    ('1,8', 'position0=native,bos length=64', 'True')
+    """
+    if isinstance(value, dict):
+        factors = {name: each if isinstance(each, list) else [each] for name, each in value.items()}
+        return shlex.join(f"{name}={_typed(each)}" for name, each in factors.items())
+    if isinstance(value, list):
+        parts = [str(each) for each in value]
+        return parts if multiple else ",".join(parts)
+    return [str(value)] if multiple else str(value)
+
+
+def _go_offline(_ctx: click.Context, _param: click.Parameter, offline: bool) -> None:
+    """Keep Hugging Face's libraries, which are not imported yet, off the network."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="TOML file with options, named as here without dashes; those given here win.",
+)
+OFFLINE = click.option(
+    "--offline",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_go_offline,
+    help="Do not use the network: models and data sets that this machine has.",
+)
 TEXT = shared(
     click.option(
         "--text",
@@ -219,6 +288,7 @@ LOADING = shared(
         help="Precision of weights and activations.",
     ),
     click.option("--revision", help="Branch, tag or commit of a hub model.  [default: main]"),
+    OFFLINE,
 )
 BATCH = click.option(
     "--batch-tokens",
@@ -229,7 +299,17 @@ REPORT = click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the report."
 )
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Hide the progress.")
+EXISTING = shared(
+    click.option("--resume", is_flag=True, help="Continue an interrupted capture."),
+    click.option("--overwrite", is_flag=True, help="Replace an existing file."),
+)
 SIZE_OPTIONS = shared(
+    click.option(
+        "--bos",
+        default="native",
+        show_default=True,
+        help="Beginning of sequence: native (as the tokenizer does), force or none.",
+    ),
     click.option(
         "--length",
         type=int,
@@ -255,6 +335,13 @@ SIZE_OPTIONS = shared(
         default="1,2,4,8",
         show_default=True,
         help="Offsets at which scores are kept.",
+    ),
+    click.option(
+        "--layers",
+        "residual_layers",
+        metavar="LAYERS",
+        help="Layers whose residual stream is kept: 0-5,last or blocks.5.hook_resid_pre,...  "
+        "[default: all]",
     ),
 )
 
@@ -329,6 +416,7 @@ def main(verbose: bool) -> None:
 @BATCH
 @TEXT
 @inference_options
+@CONFIG
 @QUIET
 def audit(
     model: str,
@@ -373,12 +461,6 @@ def audit(
     help="How sequences are drawn: natural, shifted, iid or repeated.",
 )
 @click.option(
-    "--bos",
-    default="native",
-    show_default=True,
-    help="Beginning of sequence: native (as the tokenizer does), force or none.",
-)
-@click.option(
     "--position0",
     default="native",
     show_default=True,
@@ -412,13 +494,6 @@ def audit(
     help="Precision of the residual stream in the file.",
 )
 @click.option(
-    "--layers",
-    "residual_layers",
-    metavar="LAYERS",
-    help="Layers whose residual stream is kept: 0-5,last or blocks.5.hook_resid_pre,...  "
-    "[default: all]",
-)
-@click.option(
     "--positions",
     "residual_positions",
     metavar="POSITIONS",
@@ -435,10 +510,10 @@ def audit(
 @click.option(
     "--past-training", is_flag=True, help="Allow sequences longer than the model was made for."
 )
-@click.option("--resume", is_flag=True, help="Continue an interrupted capture.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@EXISTING
 @TEXT
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the stimulus.")
+@CONFIG
 @QUIET
 def capture(
     model: str,
@@ -472,6 +547,51 @@ def capture(
         loaded = posprobe.load_model(model, **loading)  # type: ignore[arg-type]
         posprobe.capture(loaded, output, **given).close()
     _print_path(output.absolute())
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="HDF5 file to write.  [default: FILE with -rerun in its name]",
+)
+@click.option("--model", help="Where the model is now.  [default: as recorded]")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help="Where the text is now, repeatable.  [default: as recorded; files in this folder]",
+)
+@OFFLINE
+@EXISTING
+@QUIET
+def rerun(
+    file: Path,
+    output: Path | None,
+    model: str | None,
+    texts: tuple[str, ...],
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Repeat the capture of FILE, and say whether the bytes are the same.
+
+    The same machine, libraries and number of threads give the same bytes. Other data are exit
+    status 1.
+    """
+    _check_limit(MODELS)
+    from posprobe.stimuli import text_source
+    from posprobe.workflows.rerun import rerun as run
+
+    target = output or file.with_name(f"{file.stem}-rerun{file.suffix}")
+    text = [text_source(each) for each in texts] or None
+    found = run(file, target, model=model, text=text, progress=not quiet, **given)
+    _print_path(found.path)
+    _say(f"compared with {shown(str(file))}: {found.in_words()}")
+    if found.part is not None:
+        sys.exit(1)
 
 
 @main.command()

@@ -26,6 +26,7 @@ from posprobe.models import ObservableModel
 from posprobe.store import ActivationStore
 from posprobe.workflows import analyze as analyze_workflow
 from posprobe.workflows import selfcheck
+from posprobe.workflows.rerun import Rerun
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 BLOCK = """
@@ -35,6 +36,17 @@ class Block:
         if name.partition(".")[0] in ("torch", "transformers", "accelerate", "gguf"):
             raise ModuleNotFoundError(name + " is blocked", name=name)
 sys.meta_path.insert(0, Block())
+from posprobe.cli import main
+main()
+"""
+
+UNCONNECTED = """
+import os, sys
+os.environ.pop("HF_HUB_OFFLINE")
+def audit(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        print("connected", arguments, file=sys.stderr)
+sys.addaudithook(audit)
 from posprobe.cli import main
 main()
 """
@@ -96,6 +108,7 @@ def test_every_command_has_help():
         "capture",
         "analyze",
         "compare",
+        "rerun",
         "inspect",
         "models",
         "texts",
@@ -107,7 +120,7 @@ def test_every_command_has_help():
 
 def test_every_exit_status_is_documented():
     said = " ".join(invoke("--help").stdout.split())
-    for status in ("0 done", "2 something to change", "1 a fault", "128 + N"):
+    for status in ("0 done", "2 something to change", "1 a fault", "rerun with other", "128 + N"):
         assert status in said
 
 
@@ -332,6 +345,115 @@ def test_audit_loads_the_model_as_told(tmp_path, monkeypatch):
     (options,) = calls
     assert options["loading"] == {"device": "cpu", "dtype": "bfloat16", "revision": "v2"}
     assert (options["batch_tokens"], options["progress"]) == (99, False)
+
+
+CONFIG = """
+model = "org/model"
+text = ["french", "code"]
+length = 64
+prefixes = [1, 8, 32]
+bos = "force"
+layers = "0-1"
+full = true
+variants = ["standard", "ntk(2)"]
+level = 0.9
+
+[conditions]
+position0 = ["native", "bos"]
+length = [64, 48]
+"""
+
+
+def audited_with(monkeypatch, *arguments):
+    """The calls that an audit makes, and what the command line printed."""
+    calls = []
+
+    def audit(model, out, **options):
+        calls.append({"model": model} | options)
+        return out / "report.html"
+
+    monkeypatch.setattr("posprobe.workflows.audit.audit", audit)
+    return calls, invoke("audit", *arguments)
+
+
+def test_a_file_of_options_is_what_the_command_line_leaves_out(tmp_path, monkeypatch):
+    config = tmp_path / "audit.toml"
+    config.write_text(CONFIG)
+    calls, found = audited_with(monkeypatch, "--config", config, "--length", 128, "-q")
+    assert found.exit_code == 0, found.output
+    first, second = calls
+    assert (first["model"], first["variant"], second["variant"]) == (
+        "org/model", "standard", "ntk(2)",
+    )  # fmt: skip
+    assert first["text"].name == f"french, code, Python {sys.version.split()[0]}"
+    assert (first["length"], first["prefixes"], first["full"]) == (128, (1, 8, 32), True)
+    assert (first["bos"], first["residual_layers"]) == ("force", "0-1")
+    assert first["conditions"] == {"position0": ("native", "bos"), "length": (64, 48)}
+    assert first["inference"].level == 0.9
+    written = ["org/model", "--text", "french", "--text", "code", "--prefixes", "1,8,32"]
+    written += ["--length", 128, "--bos", "force", "--layers", "0-1", "--full", "--level", 0.9]
+    written += ["--conditions", "position0=native,bos length=64,48", "-q"]
+    (typed,), _ = audited_with(monkeypatch, *written)
+    assert typed == first
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("lenght = 64", "'lenght' is not an option of audit: did you mean length?"),
+        ("zzz = 64", "'zzz' is not an option of audit: did you mean batch-tokens, bos, conditions"),
+        ("config = 'b.toml'", "'config' is not an option of audit"),
+        ("length = ", "audit.toml cannot be read as TOML (Invalid value"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_is_refused(config, said, tmp_path):
+    path = tmp_path / "audit.toml"
+    path.write_text(config)
+    refused(invoke("audit", "org/model", "--config", path), said)
+    refused(invoke("audit", "m", "--config", tmp_path / "none.toml"), "No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("length = 1.5", "Invalid value for '--length': '1.5' is not a valid integer"),
+        ("length = true", "Invalid value for '--length': 'True' is not a valid integer"),
+        ("prefixes = [1, 'a']", "Invalid value for '--prefixes': '1,a' is not a list of whole"),
+        ("model-dtype = 'int8'", "Invalid value for '--model-dtype': 'int8' is not one of"),
+    ],
+)
+def test_values_of_a_file_are_checked_as_those_of_the_command_line(config, said, tmp_path):
+    path = tmp_path / "audit.toml"
+    path.write_text(config)
+    found = invoke("audit", "org/model", "--config", path)
+    assert found.exit_code == 2
+    assert said in found.stderr
+
+
+def test_rerun_repeats_a_capture_and_says_so(captured, text_file, tmp_path, monkeypatch):
+    path = Path(shutil.copy(captured, tmp_path / "a.h5"))
+    monkeypatch.chdir(Path(text_file).parent)
+    found = invoke("rerun", path, "-q")
+    again = tmp_path / "a-rerun.h5"
+    assert (found.exit_code, found.stdout) == (0, f"{again}\n"), found.output
+    assert found.stderr == f"posprobe: compared with {path}: same bytes\n"
+    assert again.read_bytes() == path.read_bytes()
+    refused(invoke("rerun", path, "-q"), "a-rerun.h5 exists")
+
+
+def test_rerun_with_other_data_is_status_1(captured, tmp_path, monkeypatch):
+    other = Rerun(tmp_path / "b.h5", part="normalizer, layer 3")
+    monkeypatch.setattr("posprobe.workflows.rerun.rerun", lambda *_, **__: other)
+    found = invoke("rerun", captured, "-o", tmp_path / "b.h5")
+    assert found.exit_code == 1
+    assert "other data, first in normalizer, layer 3" in found.stderr
+
+
+def test_offline_asks_no_network():
+    said = run("audit", "org/model", "--offline", code=UNCONNECTED)
+    assert said.returncode == 2
+    assert "posprobe: model 'org/model'" in said.stderr
+    assert "connected" not in said.stderr
 
 
 def test_verbose_says_where_an_error_arose_and_shows_warnings(captured, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ cluster    captures on many machines
 from posprobe.captures.cluster import capture_distributed, connect
 from posprobe.captures.options import OFFSETS, QUANTITIES, CaptureOptions
 from posprobe.captures.plan import check_length
-from posprobe.captures.run import Consumer, capture, capture_stimulus
+from posprobe.captures.run import Consumer, capture, capture_stimulus, draw
 
 __all__ = [
     "OFFSETS",
@@ -23,4 +23,5 @@ __all__ = [
     "capture_stimulus",
     "check_length",
     "connect",
+    "draw",
 ]

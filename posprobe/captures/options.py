@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,3 +135,43 @@ class CaptureOptions:
         names = {field.name for field in dataclasses.fields(self)}
         own = {name: value for name, value in given.items() if name in names}
         return self.changed(**own), {k: v for k, v in given.items() if k not in names}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON; `from_description` reads them back."""
+        values = dataclasses.asdict(self) | {"intervention": self.intervention.describe()}
+        return json.loads(json.dumps(values, default=int))  # NumPy's integers too
+
+    @classmethod
+    def from_description(cls, values: Mapping[str, Any]) -> CaptureOptions:
+        """Rebuild options from the values that `describe` returned.
+
+        Parameters
+        ----------
+        values : mapping of str to object
+            Values by the names of the fields.
+
+        Returns
+        -------
+        CaptureOptions
+
+        Raises
+        ------
+        StimulusError
+            If a field is unknown, or a value is not valid.
+
+        Examples
+        --------
+        >>> from posprobe.captures import CaptureOptions
+        >>> options = CaptureOptions(residual_layers=(0, 3), position0="zero")
+        >>> CaptureOptions.from_description(options.describe()) == options
+        True
+        """
+        unknown = sorted({*values} - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise StimulusError(
+                f"option {unknown[0]!r} is unknown; install the release that wrote it"
+            )
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if "intervention" in fields:
+            fields["intervention"] = Intervention.from_description(fields["intervention"])
+        return cls(**fields)

@@ -239,7 +239,8 @@ def _header(
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [effective_window(w, change, longest) or 0 for w in model.layer_windows]
-    batch_tokens = options.batch_tokens
+    if options.batch_tokens is None:
+        options = options.changed(batch_tokens=_tokens_that_fit(model, stimulus))
     return Header(
         model=model.name,
         design=stimulus.design,
@@ -272,7 +273,8 @@ def _header(
         stimulus=stimulus.describe() | {"special_tokens": _special_tokens(model, stimulus)},
         seed=stimulus.seed,
         versions=versions(),
-        batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
+        batch_tokens=options.batch_tokens,
+        options={"model": model.loading, "capture": options.describe()},
     )
 
 

@@ -95,12 +95,22 @@ def load_model(
         place = source(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         loaded = load_checkpoint(checkpoint, change, DTYPES[dtype or DTYPE], place, device)
         own = load_tokenizer(checkpoint, place) if tokenizer is None else tokenizer
+    loading = {
+        "model": model,
+        "name": name,
+        "variant": str(change),
+        "dtype": dtype or DTYPE,
+        "device": device,
+        "revision": getattr(loaded.config, "_commit_hash", None) or revision,
+        "trust_remote_code": trust_remote_code,
+    }
     return ObservableModel(
         loaded,
         own,
         name=name or model,
         variant=change,
         quantization=checkpoint.quantization,
+        loading=loading,
     )
 
 

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ class ObservableModel:
     borrowed : bool, default=False
         Whether the model belongs to the caller. Its attention, its mode and all other state is then
         changed for the time of a pass only, and its origin is recorded.
+    loading : mapping of str to object, optional
+        The arguments of `load_model` that give this model again; empty where there are none.
 
     Attributes
     ----------
@@ -95,8 +97,10 @@ class ObservableModel:
         variant: Variant | None = None,
         quantization: str = "none",
         borrowed: bool = False,
+        loading: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model if borrowed else model.eval()
+        self.loading = dict(loading or {})
         self.borrowed = borrowed
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__

@@ -11,10 +11,11 @@ stimulus   a drawn stimulus: design, first token, checks
 from posprobe.stimuli.bundled import BUNDLED, DEFAULT_CORPUS
 from posprobe.stimuli.corpus import Corpus
 from posprobe.stimuli.reading import TextSource, read_text, text_source
-from posprobe.stimuli.stimulus import Stimulus, make_stimulus
+from posprobe.stimuli.stimulus import BOS_POLICIES, Stimulus, make_stimulus
 from posprobe.stimuli.text import UNNAMED, Text
 
 __all__ = [
+    "BOS_POLICIES",
     "BUNDLED",
     "DEFAULT_CORPUS",
     "UNNAMED",

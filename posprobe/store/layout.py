@@ -20,6 +20,7 @@ from posprobe.store.schema import (
     INTERVENTIONS,
     NAMES,
     OBJECT,
+    OPTIONS,
     ROUNDING,
     STIMULUS,
     STRINGS,
@@ -61,11 +62,8 @@ KEPT_AT_POSITION0 = "posprobe_kept_at_position0"
 ORIGIN = "posprobe_origin"
 _LAYER_AXES = ("L", "L+1", "R")
 _RESIDUAL_TYPES = {"float32": "<f4", "float16": "<f2"}
-_LATER = (
-    "residual_queries",
-    "trained_length",
-    "rounding",
-)  # attributes that some files of format 1 lack
+# Attributes that came later, with the last version of which some files lack them.
+_LATER = {"residual_queries": 1, "trained_length": 1, "rounding": 1, "options": 2}
 _STREAMS = ("residual", "position0")  # whose rounding is known after the last block too
 _COUNT, _SIZE, _ANY = Integer(1), Integer(0), Integer(0, 63)
 
@@ -251,6 +249,11 @@ class Header:
         "largest errors against float64, by quantity and layer; empty where not measured",
         default_factory=dict,
     )
+    options: Mapping[str, Any] = _attribute(
+        Json("object", OPTIONS),
+        "how the model was loaded, and what was asked for; empty or absent where unknown",
+        default_factory=dict,
+    )
     version: int = _attribute(Integer(1), "version of this format", default=VERSION)
 
     def __post_init__(self) -> None:
@@ -394,7 +397,7 @@ class Header:
             if item.name in attributes:
                 kind = item.metadata["kind"]
                 values[item.name] = kind.read(item.name, attributes[item.name])
-            elif item.name not in _LATER or attributes.get("version") != 1:
+            elif attributes.get("version") not in range(1, 1 + _LATER.get(item.name, 0)):
                 raise StoreError(f"attribute '{item.name}' is missing")
         return cls(**values)
 

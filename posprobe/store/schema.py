@@ -22,6 +22,7 @@ __all__ = [
     "INTERVENTIONS",
     "NAMES",
     "OBJECT",
+    "OPTIONS",
     "ROUNDING",
     "STIMULUS",
     "STRINGS",
@@ -107,6 +108,7 @@ def _of_head(value: Any, *rest: Callable[[Any], bool]) -> bool:
 
 
 _STRING = _shape("a string", _named)
+_TRUE_OR_FALSE = _shape("true or false", lambda v: isinstance(v, bool))
 _HEADS = _list(_shape("[layer, head]", lambda v: _of_head(v, _whole)))
 
 _ROPE = _object({})
@@ -138,7 +140,7 @@ TEXT = _object(
         "joined": _COUNT,
         "characters": _COUNT,
         "limit": _COUNT,
-        "shuffled": _shape("true or false", lambda v: isinstance(v, bool)),
+        "shuffled": _TRUE_OR_FALSE,
         "kind": _STRING,
         "source": _STRING,
         "licence": _STRING,
@@ -163,18 +165,50 @@ ROUNDING = _object(
     {"unknown": _STRING, "sequences": _list(_shape("a sequence", _whole))},
     _list(_shape("a size", lambda v: _number(v) and v >= 0)),
 )
-INTERVENTIONS = _list(
-    _object(
-        {
-            "cut_sink": lambda n, v: None if v in (None, "all") else _HEADS(n, v),
-            "window": _shape("1 or more, or null", lambda v: v is None or _whole(v, 1)),
-            "causal": _shape("true or false", lambda v: isinstance(v, bool)),
-            "fixed_denominator": _list(
-                _shape("[layer, head, number]", lambda v: _of_head(v, _whole, _number))
-            ),
-            "temperature": _list(_shape("[layer, factor]", lambda v: _of_head(v, _number))),
-        }
-    )
+_INTERVENTION = _object(
+    {
+        "cut_sink": lambda n, v: None if v in (None, "all") else _HEADS(n, v),
+        "window": _shape("1 or more, or null", lambda v: v is None or _whole(v, 1)),
+        "causal": _TRUE_OR_FALSE,
+        "fixed_denominator": _list(
+            _shape("[layer, head, number]", lambda v: _of_head(v, _whole, _number))
+        ),
+        "temperature": _list(_shape("[layer, factor]", lambda v: _of_head(v, _number))),
+    }
+)
+INTERVENTIONS = _list(_INTERVENTION)
+_STRING_OR_NULL = _shape("a string or null", lambda v: v is None or _named(v))
+_ROWS = _shape(
+    "numbers, a string or null",
+    lambda v: v is None or _named(v) or (isinstance(v, list | tuple) and all(map(_whole, v))),
+)
+OPTIONS = _object(
+    {
+        "model": _object(
+            {
+                "model": _STRING,
+                "name": _STRING,
+                "variant": _STRING,
+                "dtype": _STRING,
+                "device": _STRING,
+                "revision": _STRING_OR_NULL,
+                "trust_remote_code": _TRUE_OR_FALSE,
+            }
+        ),
+        "capture": _object(
+            {
+                "quantities": NAMES,
+                "residual_layers": _ROWS,
+                "residual_positions": _ROWS,
+                "offsets": _list(_COUNT),
+                "dtype": _STRING,
+                "position0": _STRING,
+                "intervention": _INTERVENTION,
+                "batch_tokens": _COUNT,
+                "past_training": _TRUE_OR_FALSE,
+            }
+        ),
+    }
 )
 
 

@@ -22,7 +22,14 @@ from posprobe.errors import DesignError, noting, progress_bar
 from posprobe.intervals import Inference
 from posprobe.models import Intervention, ModelSource, ObservableModel, load_model
 from posprobe.report import output_folder
-from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
+from posprobe.stimuli import (
+    BOS_POLICIES,
+    Corpus,
+    Stimulus,
+    TextSource,
+    make_stimulus,
+    read_text,
+)
 from posprobe.store import ActivationStore
 from posprobe.workflows.analyze import analyze
 
@@ -55,7 +62,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Size:
-    """How much an audit captures, for all of its files."""
+    """How much an audit captures, and how the sequences of its main condition begin."""
 
     n: int | None
     length: int
@@ -63,6 +70,8 @@ class Size:
     prefixes: tuple[int, ...] | None
     offsets: tuple[int, ...]
     batch_tokens: int | None = None
+    bos: str = "native"
+    layers: tuple[int, ...] | str | None = None
 
     @property
     def options(self) -> CaptureOptions:
@@ -70,8 +79,20 @@ class Size:
         kept = tuple(name for name in QUANTITIES if name != "residual")
         return CaptureOptions(quantities=kept, offsets=self.offsets, batch_tokens=self.batch_tokens)
 
+    @property
+    def natural(self) -> CaptureOptions:
+        """What the natural capture keeps: the residual stream too, for probes."""
+        return self.options.changed(quantities=QUANTITIES, residual_layers=self.layers)
+
+    @property
+    def position0(self) -> str:
+        """The main condition, by its name among the levels of `position0`."""
+        return next(name for name, bos in POSITION0.items() if bos == self.bos)
+
     def check(self) -> None:
-        """Refuse too few sequences."""
+        """Refuse too few sequences, and an unknown policy."""
+        if self.bos not in BOS_POLICIES:
+            raise DesignError(f"bos={self.bos!r} is unknown: choose {', '.join(BOS_POLICIES)}")
         if self.n is not None and self.n < LEAST_N:
             raise DesignError(
                 f"n={self.n} is too few: probes need {LEAST_N} folds of sequences, so raise n"
@@ -90,7 +111,9 @@ def audit(
     length: int = 256,
     window: int = 32,
     prefixes: tuple[int, ...] | None = None,
+    bos: str = "native",
     offsets: tuple[int, ...] = OFFSETS,
+    residual_layers: tuple[int, ...] | str | None = None,
     batch_tokens: int | None = None,
     replacements: Sequence[str] = REPLACEMENTS,
     conditions: Conditions | None = None,
@@ -137,8 +160,13 @@ def audit(
     length, window, prefixes
         Tokens of the longest sequence, tokens of the window, prefix lengths: see
         `posprobe.make_stimulus`.
+    bos : {"native", "force", "none"}
+        How sequences of the main condition begin. Unless it is native, `conditions` None means this
+        one alone.
     offsets : tuple of int
         Distances, in tokens, at which scores are kept.
+    residual_layers : tuple of int, str or None
+        Layers whose residual stream is kept, and probed, as in `CaptureOptions`.
     batch_tokens : int or None
         Tokens per forward pass, as in `CaptureOptions`.
     replacements : sequence of str
@@ -169,7 +197,7 @@ def audit(
         If a model, text, size or folder cannot be used; the message is one line.
     """
     inference = dataclasses.replace(inference, **changes)
-    size = Size(n, length, window, prefixes, tuple(offsets), batch_tokens)
+    size = Size(n, length, window, prefixes, tuple(offsets), batch_tokens, bos, residual_layers)
     size.check()
     words = read_text(text)
     kept = f"captured files in {folder} are kept; run the same command again to go on"
@@ -188,14 +216,14 @@ def audit(
 
 
 def _plans(model: ObservableModel, size: Size, replacements: Sequence[str]) -> list[Plan]:
-    """The captures of the main condition, in order: position 0 as the tokenizer leaves it."""
+    """The captures of the main condition, in order."""
     natural, shifted = (N_NATURAL, N_SHIFTED) if size.n is None else (size.n, size.n)
     scores = size.options
     plans = [
-        Plan("natural.h5", "natural", natural, "native", scores.changed(quantities=QUANTITIES)),
-        Plan("shifted.h5", "shifted", shifted, "native", scores),
+        Plan("natural.h5", "natural", natural, size.bos, size.natural),
+        Plan("shifted.h5", "shifted", shifted, size.bos, scores),
         *(
-            Plan(f"replaced_{r}.h5", "shifted", shifted, "native", scores.changed(position0=r))
+            Plan(f"replaced_{r}.h5", "shifted", shifted, size.bos, scores.changed(position0=r))
             for r in replacements
         ),
         Plan("repeated.h5", "repeated", N_REPEATED, "none", scores),
@@ -210,9 +238,10 @@ def _condition_plans(
 ) -> list[Plan]:
     """The captures of all conditions but the main one: factors crossed, each condition once."""
     if conditions is None:
-        conditions = {} if model.bos_id is None else {"position0": ("native", "bos")}
+        both = size.bos == "native" and model.bos_id is not None
+        conditions = {"position0": ("native", "bos")} if both else {}
     factors: dict[str, list[Any]] = {
-        "position0": ["native"],
+        "position0": [size.position0],
         "text": [main],
         "length": [size.length],
     }
@@ -220,7 +249,8 @@ def _condition_plans(
     lead = {"native": model.native_bos, "bos": model.bos_id, "none": None}
     n, scores = N_SHIFTED if size.n is None else size.n, size.options
     treatments = {"shifted": scores, "replaced_mean": scores.changed(position0="mean")}
-    seen = {(main.name, size.length, lead["native"])}
+    usual = lead[size.position0]
+    seen = {(main.name, size.length, usual)}
     plans = []
     for text, length, first in product(factors["text"], factors["length"], factors["position0"]):
         if (text.name, length, lead[first]) in seen:
@@ -231,7 +261,7 @@ def _condition_plans(
             for part, differs in (
                 (_file_word(text.name), text.name != main.name),
                 (length, length != size.length),
-                (first, lead[first] != lead["native"]),
+                (first, lead[first] != usual),
             )
             if differs
         )
@@ -305,10 +335,10 @@ def _full_plans(
     }
     return [
         *(
-            Plan(f"{name}.h5", "shifted", count, "native", o)
+            Plan(f"{name}.h5", "shifted", count, size.bos, o)
             for name, o in (added | options).items()
         ),
-        Plan("no_causal_natural.h5", "natural", count, "native", options["no_causal"]),
+        Plan("no_causal_natural.h5", "natural", count, size.bos, options["no_causal"]),
     ]
 
 

@@ -167,6 +167,19 @@ def test_conditions_are_crossed_and_each_is_captured_once(
     assert added == [f"{name}{end}.h5" for end in endings for name in ("shifted", "replaced_mean")]
 
 
+def test_another_first_token_and_some_layers(model_folder, text, tmp_path):
+    asked = {"bos": "force", "residual_layers": "1", "full": True}
+    audit(model_folder, tmp_path / "out", text=text, **asked, **child.SIZES)
+    stores = [ActivationStore(path) for path in (tmp_path / "out").glob("*.h5")]
+    begins = {store.header.stimulus["bos"] for store in stores}
+    assert begins == {"force", "none"}  # none: the repeated token
+    assert not (tmp_path / "out" / "shifted_bos.h5").exists()
+    natural = ActivationStore(tmp_path / "out" / "natural.h5")
+    assert natural.header.residual_layers == (1,)
+    probed = pd.read_csv(tmp_path / "out" / "tables" / "probes.csv")
+    assert set(probed["layer"]) == {1}
+
+
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
@@ -315,6 +328,7 @@ def test_refuses_what_cannot_be_captured(model_folder, text, tmp_path):
         (StimulusError, r"length 65 exceeds the 64 positions that model", {"length": 65}),
         (StimulusError, r"length=8 is too short for a window", {"length": 8}),
         (ModelError, "variant 'spiral' is unknown", {"variant": "spiral"}),
+        (DesignError, "bos='some' is unknown: choose native, force, none", {"bos": "some"}),
     ]
     for kind, match, changes in cases:
         refused(kind, match, tmp_path, model_folder, **{"text": text} | changes)
