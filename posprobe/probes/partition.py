@@ -269,7 +269,7 @@ class VariancePartition(SequenceScoredRidge):
 
         Returns
         -------
-        ndarray of shape (B, len(table_))
+        ndarray of shape (B, number of rows)
             NaN where a replicate has no fit.
         """
         check_is_fitted(self)
