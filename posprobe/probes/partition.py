@@ -277,7 +277,7 @@ class VariancePartition(SequenceScoredRidge):
 
         Returns
         -------
-        ndarray of shape (B, len(table_))
+        ndarray of shape (B, number of rows)
             NaN where a replicate has no fit.
         """
         check_is_fitted(self)

@@ -1,0 +1,8 @@
+"""
+Sinks
+=====
+
+Test.
+"""
+
+import posprobe
