@@ -195,7 +195,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PosprobeError(f"{path} cannot be read as TOML ({reason}): write NAME = VALUE") from error
+        raise PosprobeError(
+            f"{path} cannot be read as TOML ({reason}): write NAME = VALUE"
+        ) from error
     known = {_key(other): other for other in ctx.command.params if other is not param}
     defaults = {}
     for name, value in given.items():

@@ -15,7 +15,7 @@ from posprobe.intervals import Interval
 
 __all__ = ["ArchitectureComparison", "ContrastResult", "adjust_secondary"]
 
-PARTS = ("estimates", "tests", "contrasts", "models", "mixed")
+PARTS = ("estimates", "tests", "contrasts", "models", "mixed", "residuals", "influence")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,10 @@ class ArchitectureComparison:
 
         Parameters
         ----------
-        part : {"estimates", "tests", "contrasts", "models", "mixed"}
-            The part; "estimates" has the means and slopes of the architectures.
+        part : {"estimates", "tests", "contrasts", "models", "mixed", "residuals", "influence"}
+            The part; "estimates" has the means and slopes of the architectures. The last two are
+            diagnostics of the mixed model: what it leaves of each layer, in the unit of the value,
+            and how far its estimates move without each model (Cook's distance).
 
         Returns
         -------
@@ -123,6 +125,8 @@ class ArchitectureComparison:
             "contrasts": self._contrasts,
             "models": self._models,
             "mixed": self._mixed,
+            "residuals": self._residuals,
+            "influence": self._influence,
         }
         return makers[part]()
 
@@ -217,6 +221,20 @@ class ArchitectureComparison:
 
     def _mixed(self) -> pd.DataFrame:
         return pd.DataFrame() if self.mixed is None else self.mixed.table(level=self.level)
+
+    def _residuals(self) -> pd.DataFrame:
+        if self.mixed is None or not self.mixed.usable:
+            return pd.DataFrame()
+        rows = self.mixed.parts.design.data[["architecture", "model", "layer"]]
+        return rows.assign(fitted=self.mixed.fitted, residual=self.mixed.residuals)
+
+    def _influence(self) -> pd.DataFrame:
+        if self.mixed is None or not self.mixed.usable:
+            return pd.DataFrame()
+        found = self.mixed.influence("model").rename(columns={"level": "model"})
+        homes = {model.model: model.architecture for model in self.models}
+        found.insert(0, "architecture", [homes[str(name)] for name in found["model"]])
+        return found[["architecture", "model", "cook"]]
 
 
 def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFrame:

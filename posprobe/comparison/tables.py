@@ -342,6 +342,8 @@ def _tables_of(found: Mapping[str, ArchitectureComparison]) -> dict[str, pd.Data
         ("contrasts", "contrasts"),
         ("summaries", "models"),
         ("mixed", "mixed"),
+        ("residuals", "residuals"),
+        ("influence", "influence"),
     ):
         parts = {value: one.table(part) for value, one in found.items()}
         parts = {value: table for value, table in parts.items() if not table.empty}

@@ -87,6 +87,33 @@ def balance(tables: Tables, ax: Axes) -> Axes:
     return ax
 
 
+def residuals(tables: Tables, ax: Axes) -> Axes:
+    """What the mixed model leaves of each layer of each model, against what it predicts."""
+    table = tables["residuals"].astype({"fitted": float, "residual": float})
+    for name, (colour, _) in _colours(list(dict.fromkeys(table["architecture"]))).items():
+        rows = table[table["architecture"] == name]
+        ax.plot(rows["fitted"], rows["residual"], "o", ms=4, color=colour, alpha=0.7, label=name)
+    ax.axhline(0, color="black", lw=0.7)
+    ax.set(xlabel="fitted V_R (nats²)", ylabel="residual (nats²)")
+    ax.set_title("What does the mixed model leave?")
+    legend_below(ax, 3)
+    return ax
+
+
+def influence(tables: Tables, ax: Axes) -> Axes:
+    """Cook's distance of each model."""
+    table = tables["influence"].astype({"cook": float})
+    colours = _colours(list(dict.fromkeys(table["architecture"])))
+    shades = [colours[name][0] for name in table["architecture"]]
+    heights = np.arange(len(table))
+    ax.hlines(heights, 0, table["cook"], shades, lw=2)
+    ax.scatter(table["cook"], heights, c=shades, s=18)
+    ax.set_yticks(heights, table["model"])
+    ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, None), xlabel="Cook's distance")
+    ax.set_title("Which model moves the estimates most?")
+    return ax
+
+
 PROFILE = (
     "Thin lines: models (mean over heads). Thick: mean over the models of an architecture. Band: "
     "{level} interval over items of an architecture with one model; the table has the intervals of "
@@ -97,7 +124,7 @@ PANELS: dict[str, Panel] = {
         "architectures",
         balance,
         "Dots: mean over the models of an architecture. Strokes: its models. Bars: {level} "
-        "intervals over models where an architecture has several (pooled spread), over items "
+        "intervals over models where an architecture has several, over items "
         "otherwise.",
         height=lambda table: 1.6 + 0.75 * table["architecture"].nunique(),
     ),
@@ -105,4 +132,18 @@ PANELS: dict[str, Panel] = {
         f"depth_{quantity}": Panel("layers", partial(depth_profile, quantity=quantity), PROFILE)
         for quantity in DEPTH_PANELS
     },
+    "residuals": Panel(
+        "residuals",
+        residuals,
+        "Dots: layers of models. Points that fan out or bend away from the line are not what the "
+        "mixed model assumes; its {level} intervals are then beside the point, and those over "
+        "models are not.",
+    ),
+    "influence": Panel(
+        "influence",
+        influence,
+        "The squared change of all estimates of the mixed model without one model, in units of "
+        "their covariance. Above 1 the {level} intervals hang on that model.",
+        height=lambda table: 1.2 + 0.24 * len(table),
+    ),
 }

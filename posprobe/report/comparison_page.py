@@ -192,7 +192,8 @@ def _page(
         contribution_note=_contribution_note(comparison),
         figures={
             "balance": [pictures[name] for name in ("balance",) if name in pictures],
-            "depth": [picture for name, picture in pictures.items() if name != "balance"],
+            "depth": [one for name, one in pictures.items() if name.startswith("depth_")],
+            "mixed": [pictures[n] for n in ("residuals", "influence") if n in pictures],
         },
         parts=_parts(comparison.tables),
         protocol=_protocol(comparison),

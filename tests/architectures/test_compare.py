@@ -229,3 +229,20 @@ def test_options_that_mean_nothing():
         Contrast("c", "mean", {"ntk": 1})
     with pytest.raises(DesignError, match=r"has the weights \[0\]: give finite ones"):
         Contrast("c", "slope", {"ntk": 0})
+
+
+def test_diagnostics_show_what_is_left_and_on_which_model_estimates_hang():
+    table = study(4, models=4)
+    table.loc[table["model"] == "window-2", "value"] += 9
+    found = compare_architectures(table)
+    rest, moved = found.table("residuals"), found.table("influence")
+    assert len(rest) == len(table)
+    cells = table.set_index(["model", "layer"])["value"]
+    again = rest.set_index(["model", "layer"])
+    pd.testing.assert_series_equal(
+        (again["fitted"] + again["residual"]).sort_index(), cells.sort_index(), check_names=False
+    )
+    assert moved.loc[moved["cook"].idxmax(), "model"] == "window-2"
+    bare = compare_architectures(table, mixed_model=False)
+    assert bare.table("residuals").empty
+    assert bare.table("influence").empty

@@ -83,7 +83,7 @@ def test_a_folder_with_page_tables_and_figures(models, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     for words in ("two-stage F", "H1", "Planned contrasts", "9 models by architecture", "F(2, 6)"):
         assert words in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 7
     assert "object at" not in page
     assert not re.search(r'(src|href)="(?!#)', page)
 

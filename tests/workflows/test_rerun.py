@@ -176,7 +176,9 @@ def test_data_that_differ_are_named(model_folder, text_file, monkeypatch):
 
     found = repeated(path)
     assert found.part == "normalizer, layer 1"
-    assert found.in_words().startswith("other data, first in normalizer, layer 1; attribute 'interv")
+    assert found.in_words().startswith(
+        "other data, first in normalizer, layer 1; attribute 'interv"
+    )
 
 
 def test_an_old_capture_is_resumed_and_not_overwritten(model_folder, text_file):
