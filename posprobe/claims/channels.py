@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from posprobe.analysis import Analysis, floor, limit, listed, n_units, shifted_design
+from posprobe.analysis import (
+    Analysis,
+    floor,
+    limit,
+    listed,
+    n_units,
+    planned_items,
+    shifted_design,
+)
 from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     Claim,
@@ -44,6 +52,8 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
         f"offsets {listed(store.offsets)}. Variance over positions by a U-statistic over pairs of "
         "different items."
     )
+    planned = planned_items(store)
+    protocol += f" {planned}" * bool(planned)
     quantities = dict(zip(statements, ("V_T", "V_M", "V_R", "C_MR"), strict=True))
     claims = []
     for name, text in statements.items():
@@ -57,8 +67,19 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
             n=n_units(store),
         )
         verdict = found(interval, "nats^2", floor(store, variance))
-        claims.append(make_claim(name, text, interval, "nats^2", verdict, protocol))
+        reached = _reached(interval, store)
+        claims.append(make_claim(name, text, interval, "nats^2", verdict, protocol + reached))
     return [*claims, *_share_claims(row, store, protocol, analysis.level)]
+
+
+def _reached(interval: Interval, store: ActivationStore) -> str:
+    """The precision of the variance that the number of windows was planned for; else nothing."""
+    if store.header.stimulus.get("precision", {}).get("quantity") != interval.estimand:
+        return ""
+    if interval.low is None or interval.high is None:
+        return " Its interval is unbounded."
+    half = (interval.high - interval.low) / 2
+    return f" Half of its interval is {half / abs(interval.estimate):.3g} of its estimate."
 
 
 def _share_statement(channel: str) -> str:
