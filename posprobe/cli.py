@@ -255,6 +255,24 @@ OFFLINE = click.option(
     callback=_go_offline,
     help="Do not use the network: models and data sets that this machine has.",
 )
+
+
+class Precision(click.ParamType):
+    """A precision, of V_R or of a named variance: ``0.1`` or ``V_M=0.1``."""
+
+    name = "[NAME=]NUMBER"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | tuple[str, float]:
+        """Text to a number, with its name if there is one."""
+        if not isinstance(value, str):
+            return value
+        name, _, number = value.rpartition("=")
+        try:
+            return (name, float(number)) if name else float(number)
+        except ValueError:
+            self.fail(f"{value!r} is not a number such as 0.1, or V_M=0.1", param, ctx)
+
+
 TEXT = shared(
     click.option(
         "--text",
@@ -412,6 +430,20 @@ def main(verbose: bool) -> None:
     metavar="FACTOR=LEVEL,...",
     help="Conditions to cross, such as 'position0=native,bos text=code length=128,512'.  "
     "[default: native, and a BOS where the tokenizer has one]",
+)
+@click.option(
+    "--precision",
+    type=Precision(),
+    metavar="[NAME=]NUMBER",
+    help="Capture windows, planned from a pilot, until half of the interval of V_R (or of V_M, V_T "
+    "or C_MR: V_M=0.1) is this part of its estimate.",
+)
+@click.option(
+    "--max-items",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Windows that --precision may take.",
 )
 @click.option("--full", is_flag=True, help="Also more replacements, and interventions.")
 @LOADING

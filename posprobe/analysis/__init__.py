@@ -45,6 +45,7 @@ from posprobe.analysis.wording import (
     kept,
     listed,
     n_units,
+    planned_items,
     shifted_design,
     way_of_writing,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "mean_normalizers",
     "measurable",
     "n_units",
+    "planned_items",
     "possible_steps",
     "random_heads",
     "replacement_table",

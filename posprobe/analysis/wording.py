@@ -7,7 +7,15 @@ import numpy as np
 from posprobe.channels import MAX_UNITS
 from posprobe.store import ActivationStore
 
-__all__ = ["first_token", "kept", "listed", "n_units", "shifted_design", "way_of_writing"]
+__all__ = [
+    "first_token",
+    "kept",
+    "listed",
+    "n_units",
+    "planned_items",
+    "shifted_design",
+    "way_of_writing",
+]
 
 
 def n_units(store: ActivationStore) -> int:
@@ -64,6 +72,30 @@ def shifted_design(store: ActivationStore) -> str:
         f"{store.n_items} windows of {store.window} tokens, each behind prefixes of "
         f"{listed(store.prefixes)} tokens (reference: the last), {first_token(store)} at "
         "position 0."
+    )
+
+
+def planned_items(store: ActivationStore) -> str:
+    """Say how the number of windows was planned, in one sentence; nothing if it was not.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture of the shifted design.
+
+    Returns
+    -------
+    str
+    """
+    asked = store.header.stimulus.get("precision")
+    if not asked:
+        return ""
+    ended = f", the most that --max-items and the text allow ({asked['most']})"
+    return (
+        f"The number of windows was planned once from a pilot of the first {asked['pilot']}, so "
+        f"that half of the interval of {asked['quantity']} is at most {asked['target']:g} of its "
+        f"estimate in {100 * asked['assurance']:g}% of studies"
+        f"{ended * (store.n_items >= asked['most'])}."
     )
 
 

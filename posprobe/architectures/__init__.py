@@ -3,6 +3,7 @@
 summaries      reduces every model to one value and one slope
 contrasts      tests planned contrasts between architectures
 two_stage      tests the summaries for equal means
+tables         makes any table of pandas a plain one
 formulas       reads lme4's formulas against a table
 components     evaluates the mixed model in closed form, from cross-products
 optimum        finds its optimum

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from patsy import DesignInfo, PatsyError, dmatrices, dmatrix
 
+from posprobe.architectures.tables import plain_table
 from posprobe.errors import DesignError
 from posprobe.intervals import Array
 
@@ -120,7 +121,7 @@ def read_design(formula: str, data: pd.DataFrame, weights: str | ArrayLike | Non
         If the formula cannot be read, a column is missing, a value is missing or infinite, or a
         weight is not positive.
     """
-    data = data.reset_index(drop=True)
+    data = plain_table(data)
     if len(data) < 2:
         raise DesignError("a mixed model needs at least two rows: add layers or models")
     fixed, brackets = _split(formula)

@@ -28,6 +28,7 @@ from posprobe.architectures.marginal import (
 )
 from posprobe.architectures.optimum import SAME_DEVIANCE, search
 from posprobe.architectures.satterthwaite import Inference, infer
+from posprobe.architectures.tables import plain_table
 from posprobe.errors import DesignError
 from posprobe.intervals import Array, Interval, check_resamples
 
@@ -316,7 +317,10 @@ class MixedFit:
 
     def rows(self, data: pd.DataFrame) -> Array:
         """Return the weights of the fixed effects that predict rows of a table, (rows, p)."""
-        (rows,) = build_design_matrices([self.parts.design.info], data)
+        plain = plain_table(data)
+        names = plain.select_dtypes("category").columns
+        labels = plain.astype({name: object for name in names})  # of some levels, perhaps
+        (rows,) = build_design_matrices([self.parts.design.info], labels)
         return np.asarray(rows)
 
     def _shares(self) -> tuple[float, float, float]:

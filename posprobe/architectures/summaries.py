@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from posprobe.architectures.tables import plain_table
 from posprobe.errors import DesignError
 from posprobe.intervals import Interval
 
@@ -78,6 +79,7 @@ def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
         finite or too large or small to be squared, a depth lies outside [0, 1], a layer has two
         depths, a model has two architectures or two blocks, or a row is given twice.
     """
+    table, value = plain_table(table), str(value)
     missing = [name for name in (*KEYS, value) if name not in table.columns]
     if missing:
         raise DesignError(

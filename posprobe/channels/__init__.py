@@ -9,7 +9,7 @@ decomposition  builds the tables by layer, head and offset (`posprobe.decompose`
 
 from posprobe.channels.decomposition import MAX_UNITS, SPLIT, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
-from posprobe.channels.planning import plan_items, simulate_items
+from posprobe.channels.planning import LEAST_ITEMS, overall_variances, plan_items, simulate_items
 from posprobe.channels.reading import (
     REQUIRED,
     channel_effects,
@@ -21,6 +21,7 @@ from posprobe.channels.reading import (
 from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = [
+    "LEAST_ITEMS",
     "MAX_UNITS",
     "REQUIRED",
     "SPLIT",
@@ -32,6 +33,7 @@ __all__ = [
     "decompose",
     "early_limit",
     "gather_variances",
+    "overall_variances",
     "plan_items",
     "position_covariance",
     "score_shift",

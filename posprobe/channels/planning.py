@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from posprobe.channels.variances import Variances, resampled
+from posprobe.channels.reading import channel_effects
+from posprobe.channels.variances import Variances, gather_variances, resampled
 from posprobe.errors import DesignError
 from posprobe.intervals import Goal, Studies, plan_size, studentized_limits
+from posprobe.store import ActivationStore
 
-__all__ = ["LEAST_ITEMS", "plan_items", "simulate_items"]
+__all__ = ["LEAST_ITEMS", "overall_variances", "plan_items", "simulate_items"]
 
 LEAST_ITEMS = 8  # fewer have Student's limits
 RESAMPLES = 400  # bootstrap samples of each simulated study
@@ -67,8 +69,40 @@ def simulate_items(
     return Studies(*found.T)
 
 
+def overall_variances(store: ActivationStore) -> Variances:
+    """Compute variances averaged over layers and heads, one layer in memory at a time.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        A capture with all scores.
+
+    Returns
+    -------
+    Variances
+        A single cell, without bootstrap samples.
+
+    Raises
+    ------
+    DesignError
+        As in `posprobe.channels.channel_effects` and `gather_variances`.
+    """
+    layers = [
+        gather_variances([channel_effects(store, layer)]).mean((0, 1))
+        for layer in range(store.n_layers)
+    ]
+    return Variances.side_by_side(layers).mean((1,))
+
+
 def plan_items(
-    variances: Variances, name: str, goal: Goal, *, repetitions: int = REPETITIONS, seed: int = 0
+    variances: Variances,
+    name: str,
+    goal: Goal,
+    *,
+    least: int = LEAST_ITEMS,
+    largest: int | None = None,
+    repetitions: int = REPETITIONS,
+    seed: int = 0,
 ) -> tuple[dict[str, int | None], pd.DataFrame]:
     """Find how many items the interval of a variance needs; see `posprobe.intervals.plan_size`.
 
@@ -80,6 +114,9 @@ def plan_items(
         The variance.
     goal : Goal
         What is wanted.
+    least, largest : int
+        Smallest and largest number of items that is simulated, by default 8 and 64 times those
+        measured.
     repetitions : int
         Studies of each size.
     seed : int
@@ -88,7 +125,7 @@ def plan_items(
     Returns
     -------
     needed : dict of str to (int or None)
-        Items for ``"precision"`` and ``"power"``; None means more than 64 times those measured.
+        Items for ``"precision"`` and ``"power"``; None means more than `largest`.
     table : pandas.DataFrame
         One row for each simulated number of items.
 
@@ -105,4 +142,5 @@ def plan_items(
         simulate_items, variances, name, level=goal.level, repetitions=repetitions,
         rng=np.random.default_rng(seed),
     )  # fmt: skip
-    return plan_size(simulate, goal, least=LEAST_ITEMS, largest=MOST * variances.n_items)
+    most = MOST * variances.n_items if largest is None else largest
+    return plan_size(simulate, goal, least=least, largest=most)

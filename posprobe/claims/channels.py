@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from posprobe.analysis import Analysis, floor, limit, listed, shifted_design
+from posprobe.analysis import Analysis, floor, limit, listed, planned_items, shifted_design
 from posprobe.channels import why_not_split
 from posprobe.claims.verdicts import (
     Claim,
@@ -16,6 +16,7 @@ from posprobe.claims.verdicts import (
     not_applicable,
     split_needs,
 )
+from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
 __all__ = ["channel_claims", "repeated_claims"]
@@ -44,14 +45,27 @@ def channel_claims(analysis: Analysis) -> list[Claim]:
         f"offsets {listed(store.offsets)}. Variance over positions by a U-statistic over pairs of "
         "different items."
     )
+    planned = planned_items(store)
+    protocol += f" {planned}" * bool(planned)
     quantities = dict(zip(statements, ("V_T", "V_M", "V_R", "C_MR"), strict=True))
     claims = []
     for name, text in statements.items():
         variance = quantities[name]
         interval = analysis.intervals[variance]
         judged = found(interval, "nats^2", floor(store, variance))
-        claims.append(make_claim(name, text, interval, "nats^2", judged, protocol))
+        reached = _reached(interval, store)
+        claims.append(make_claim(name, text, interval, "nats^2", judged, protocol + reached))
     return [*claims, *_share_claims(analysis, row["status"] == "ok", protocol)]
+
+
+def _reached(interval: Interval, store: ActivationStore) -> str:
+    """The precision of the variance that the number of windows was planned for; else nothing."""
+    if store.header.stimulus.get("precision", {}).get("quantity") != interval.estimand:
+        return ""
+    if interval.low is None or interval.high is None:
+        return " Its interval is unbounded."
+    half = (interval.high - interval.low) / 2
+    return f" Half of its interval is {half / abs(interval.estimate):.3g} of its estimate."
 
 
 def _share_statement(channel: str) -> str:

@@ -147,7 +147,13 @@ class VariancePartition(SequenceScoredRidge):
         self.random_state = random_state
         self.keep_gram = keep_gram
 
-    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> VariancePartition:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> VariancePartition:
         """Fit every model on rows of features.
 
         Parameters
@@ -158,6 +164,9 @@ class VariancePartition(SequenceScoredRidge):
             Target, for instance position in tokens.
         groups : array-like of shape (n,), optional
             Sequence of every row; by default every row is a sequence of its own.
+        sample_weight : array-like of shape (n,), optional
+            How often each row counts, in the fits and in all scores; see
+            `posprobe.probes.GroupRidgeCV.fit`.
 
         Returns
         -------
@@ -170,10 +179,10 @@ class VariancePartition(SequenceScoredRidge):
             If y is constant, if there are too few orders to sample, or for the reasons given in
             `posprobe.probes.GroupRidgeCV.fit`.
         """
-        X, y, names = self._validate(X, y, groups)
+        X, y, names, folds, w = self._rows(X, y, groups, sample_weight)
         y = column_or_1d(y, dtype=np.float64, warn=True)
-        predicted = self._fit_rows(X, y, names, groups is not None)
-        self.mae_ = np.array([np.abs(y - own).mean() for own in predicted])
+        predicted = self._fit_rows(X, y, names, folds, w, groups is not None)
+        self.mae_ = np.array([np.average(np.abs(y - own), weights=w) for own in predicted])
         return self
 
     def _fit_clusters(self, gram: ClusterGram, folds: NDArray[np.intp]) -> None:

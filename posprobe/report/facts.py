@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from posprobe.analysis import Analysis, kept, way_of_writing
+from posprobe.analysis import Analysis, kept, planned_items, way_of_writing
 from posprobe.stimuli import DEFAULT_CORPUS, UNNAMED
 from posprobe.store import ActivationStore, Header
 
@@ -67,6 +67,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("stimuli, SHA-256 of tokens", _digests(analysis)),
         ("digests", _without_digests(analysis)),
         ("repeated items", _repeats(analysis)),
+        ("windows", planned_items(analysis.files.shifted) if analysis.files.shifted else ""),
         ("seed", str(header.seed)),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(header.versions.items()))),
     ]
@@ -164,7 +165,8 @@ def commands(analysis: Analysis) -> list[str]:
         captures = [audit]
     else:
         intervened = analysis.files.intervened()
-        captures = [_capture(store) for store in analysis.files.all() if store not in intervened]
+        stores = [store for store in analysis.files.all() if store not in intervened]
+        captures = [_capture(part) for store in stores for part in store.parts]
     return [*captures, "posprobe analyze *.h5 -o REPORT"]
 
 
@@ -172,7 +174,9 @@ def _audit(analysis: Analysis) -> str | None:
     files = analysis.files
     if files.natural is None or files.shifted is None:
         return None
-    header, sizes = files.natural.header, (files.natural.n_items, files.shifted.n_items)
+    asked = files.shifted.header.stimulus.get("precision", {})
+    pilot = asked.get("pilot", files.shifted.n_items)
+    header, sizes = files.natural.header, (files.natural.n_items, pilot)
     if sizes != AUDIT_DEFAULT and sizes[0] != sizes[1]:
         return None
     return _command(
@@ -183,6 +187,8 @@ def _audit(analysis: Analysis) -> str | None:
         seed=header.seed,
         model_dtype=_model_dtype(files.natural),
         **_text_options(header),
+        precision=f"{asked['quantity']}={asked['target']:g}" if asked else None,
+        max_items=asked.get("most"),
         full=bool(files.intervened()),
     )
 
@@ -196,6 +202,7 @@ def _capture(store: ActivationStore) -> str:
         position0=header.position0_treatment if header.position0_treatment != "native" else None,
         variant=header.variant if header.variant != "standard" else None,
         n=store.n_items,
+        first_item=header.stimulus.get("first_item"),
         length=store.length,
         window=header.window or None,
         seed=header.seed,

@@ -105,6 +105,16 @@ class Corpus:
             pieces.append(np.concatenate([short[0], *behind]))
         return pieces
 
+    def chunks(self, size: int) -> int:
+        """Disjoint chunks of `size` tokens that it has.
+
+        Examples
+        --------
+        >>> Corpus((np.arange(9, dtype=np.int32), np.arange(2, dtype=np.int32))).chunks(4)
+        2
+        """
+        return sum(len(piece) // size for piece in self.pieces(size))
+
     def joined(self, size: int) -> int:
         """Documents that are joined where chunks have `size` tokens."""
         short = sum(len(document) < size for document in self.documents)

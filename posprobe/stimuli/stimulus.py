@@ -88,6 +88,8 @@ class Stimulus:
         Name of the text that the tokens come from.
     text : mapping
         What is known of that text: digest, documents, how many of them were joined, ...
+    precision : mapping
+        What the number of items was planned for, if it was: see `posprobe.audit`.
 
     Examples
     --------
@@ -114,6 +116,7 @@ class Stimulus:
     first_item: int = 0
     corpus: str = ""
     text: Mapping[str, Any] = field(default_factory=dict)
+    precision: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def first_token(self) -> Tokens:
@@ -151,7 +154,10 @@ class Stimulus:
             "first_tokens": np.unique(self.first_token).tolist(),
             "seed": self.seed,
             "tokens_sha256": hashlib.sha256(padded.tobytes()).hexdigest(),
-        } | ({"first_item": self.first_item} if self.first_item else {})
+        } | {k: v for k, v in self._asked().items() if v}
+
+    def _asked(self) -> dict[str, Any]:
+        return {"first_item": self.first_item, "precision": dict(self.precision)}
 
 
 def default_prefixes(length: int, window: int) -> tuple[int, ...]:

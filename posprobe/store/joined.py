@@ -73,6 +73,11 @@ class JoinedStore(ActivationStore):
         self.header = _joined_header(self._stores)
         self._describe(self.header)
 
+    @property
+    def parts(self) -> tuple[ActivationStore, ...]:
+        """The files that are read as one, in the order of their items."""
+        return tuple(self._stores)
+
     def read(self, quantity: str, layer: int | None = None, sequences: Any = None) -> np.ndarray:
         """Return a data set, or one layer of it, as a new array; see `ActivationStore.read`."""
         if quantity in DATA_SETS and "S" not in DATA_SETS[quantity].axes:

@@ -152,6 +152,11 @@ class ActivationStore:
         return len(np.unique(self.item))
 
     @property
+    def parts(self) -> tuple[ActivationStore, ...]:
+        """The files that are read as one; here only this one."""
+        return (self,)
+
+    @property
     def has_bos(self) -> bool:
         """Whether every sequence begins with a BOS, native or forced."""
         return self.header.stimulus.get("bos_token") is not None

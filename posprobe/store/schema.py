@@ -149,12 +149,23 @@ TEXT = _object(
         "notes": NAMES,
     }
 )
+_ABOVE_0 = _shape("a number above 0", lambda v: _number(v) and v > 0)
+PRECISION = _object(
+    {
+        "quantity": _STRING,
+        "target": _ABOVE_0,
+        "pilot": _COUNT,
+        "most": _COUNT,
+        "assurance": _ABOVE_0,
+    }
+)
 STIMULUS = _object(
     {
         "corpus": _STRING,
         "text": TEXT,
         "bos": _STRING,
         "first_item": _COUNT,
+        "precision": PRECISION,
         "bos_token": _shape("a token or null", lambda v: v is None or _whole(v)),
         "first_tokens": _list(_shape("a token", _whole)),
         "tokens_sha256": _STRING,

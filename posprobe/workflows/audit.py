@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -18,8 +18,9 @@ from posprobe.analysis import (
     strongest,
 )
 from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
+from posprobe.channels import LEAST_ITEMS, overall_variances, plan_items, why_not_split
 from posprobe.errors import DesignError, noting, progress_bar
-from posprobe.intervals import Inference
+from posprobe.intervals import Goal, Inference
 from posprobe.models import Intervention, ModelSource, ObservableModel, load_model
 from posprobe.report import output_folder
 from posprobe.stimuli import (
@@ -45,11 +46,16 @@ POSITION0 = {"native": "native", "bos": "force", "none": "none"}  # conditions a
 N_NATURAL, N_SHIFTED, N_REPEATED, N_FULL = 40, 32, 4, 16
 RANDOM_DRAWS = 2
 LEAST_N = 5
+PLANNED = ("V_R", "V_M", "V_T", "C_MR")
+MAX_ITEMS = 512
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One capture of an audit; text and length are those of the main condition if None."""
+    """One capture of an audit; text and length are those of the main condition if None.
+
+    `precision` is what its number of items was planned for, as in `Stimulus`.
+    """
 
     file: str
     design: str
@@ -58,6 +64,8 @@ class Plan:
     options: CaptureOptions
     text: Corpus | None = None
     length: int | None = None
+    first_item: int = 0
+    precision: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,8 @@ def audit(
     replacements: Sequence[str] = REPLACEMENTS,
     conditions: Conditions | None = None,
     full: bool = False,
+    precision: float | tuple[str, float] | None = None,
+    max_items: int = MAX_ITEMS,
     inference: Inference = Inference(),
     progress: bool = True,
     **changes: Any,
@@ -179,6 +189,13 @@ def audit(
         None: native, and a BOS where the tokenizer has one.
     full : bool
         Also capture more replacements and the interventions; takes about twice as long.
+    precision : float, (str, float) or None
+        Wanted half width of an interval, over its estimate: of V_R, or of the named variance, as in
+        ``("V_M", 0.1)``; in the shifted design of the main condition. Its first windows are then a
+        pilot, from which the number that four studies in five need is planned once, as by
+        `posprobe.plan`, and captured. The report says what was planned, and what was reached.
+    max_items : int
+        Windows that such a plan may not exceed. The length of the text may set a lower limit.
     inference : Inference
         How intervals are made; its seed also draws the stimuli.
     progress : bool
@@ -207,21 +224,76 @@ def audit(
             model = load_model(model, **given)
         check_length(model, length)
         main = Corpus.of_text(words, model.tokenize)
+        asked = _asked(precision, max_items, size, main, inference.seed)
         capturing = _Capturing(model, made, main, size, inference.seed, progress)
         elsewhere = _condition_plans(model, size, main, conditions)
-        paths = capturing.run(_plans(model, size, replacements) + elsewhere)
+        paths = capturing.run(_plans(model, size, replacements, asked) + elsewhere)
+        paths += capturing.run(_more_items(made, size, asked, inference.level))
         if full:
             paths += capturing.run(_full_plans(model, made, size, replacements))
         return analyze(paths, made, inference=inference, progress=progress)
 
 
-def _plans(model: ObservableModel, size: Size, replacements: Sequence[str]) -> list[Plan]:
+def _asked(
+    precision: float | tuple[str, float] | None, max_items: int, size: Size, main: Corpus, seed: int
+) -> dict[str, Any]:
+    """What the number of windows is to be planned for, as files record it; empty if nothing is."""
+    if precision is None:
+        return {}
+    quantity, target = precision if isinstance(precision, tuple) else (PLANNED[0], precision)
+    if quantity not in PLANNED:
+        raise DesignError(f"precision of {quantity!r} is unknown: use one of {', '.join(PLANNED)}")
+    goal, pilot = Goal(target), N_SHIFTED if size.n is None else size.n
+    if not LEAST_ITEMS <= pilot <= max_items:
+        raise DesignError(
+            f"n={pilot} windows cannot be the pilot of a plan: give at least {LEAST_ITEMS}, and at "
+            f"most max_items={max_items}"
+        )
+    corpus = main.shuffle(seed) if main.shuffled else main
+    room = corpus.chunks(size.length - 1) - 1  # a window and the prefixes of the item before it
+    return {
+        "quantity": quantity,
+        "target": goal.precision,
+        "assurance": goal.assurance,
+        "pilot": pilot,
+        "most": max(pilot, min(max_items, room)),
+    }
+
+
+def _more_items(folder: Path, size: Size, asked: Mapping[str, Any], level: float) -> list[Plan]:
+    """The capture of the windows that a pilot lacks, planned once from the pilot alone."""
+    if not asked:
+        return []
+    with ActivationStore(folder / "shifted.h5") as pilot:
+        if why_not_split(pilot):
+            return []
+        goal = Goal(asked["target"], assurance=asked["assurance"], level=level)
+        bounds = {"least": asked["pilot"], "largest": asked["most"]}
+        needed, _ = plan_items(overall_variances(pilot), asked["quantity"], goal, **bounds)
+    wanted = min(asked["most"], needed["precision"] or asked["most"])
+    more = min(max(wanted - asked["pilot"], 2), asked["most"] - asked["pilot"])
+    if wanted <= asked["pilot"] or more < 2:
+        return []
+    return [
+        Plan(
+            "shifted_more.h5", "shifted", more, size.bos, size.options,
+            first_item=asked["pilot"], precision=asked,
+        )
+    ]  # fmt: skip
+
+
+def _plans(
+    model: ObservableModel,
+    size: Size,
+    replacements: Sequence[str],
+    asked: Mapping[str, Any],
+) -> list[Plan]:
     """The captures of the main condition, in order."""
     natural, shifted = (N_NATURAL, N_SHIFTED) if size.n is None else (size.n, size.n)
     scores = size.options
     plans = [
         Plan("natural.h5", "natural", natural, size.bos, size.natural),
-        Plan("shifted.h5", "shifted", shifted, size.bos, scores),
+        Plan("shifted.h5", "shifted", shifted, size.bos, scores, precision=asked),
         *(
             Plan(f"replaced_{r}.h5", "shifted", shifted, size.bos, scores.changed(position0=r))
             for r in replacements
@@ -382,7 +454,7 @@ class _Capturing:
         return [self.folder / plan.file for plan in plans]
 
     def _stimulus(self, plan: Plan) -> Stimulus:
-        return make_stimulus(
+        drawn = make_stimulus(
             plan.design,
             plan.text or self.main,
             n=plan.n,
@@ -392,4 +464,6 @@ class _Capturing:
             bos=plan.bos,
             **self.model.first_tokens(plan.bos),
             seed=self.seed,
+            first_item=plan.first_item,
         )
+        return dataclasses.replace(drawn, precision=plan.precision)

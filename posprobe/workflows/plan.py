@@ -14,7 +14,7 @@ import pandas as pd
 
 from posprobe.analysis import condition_of, measurable, sort_files
 from posprobe.architectures import Contrast, default_contrasts, plan_models
-from posprobe.channels import Variances, channel_effects, gather_variances, plan_items
+from posprobe.channels import overall_variances, plan_items
 from posprobe.comparison import VALUES, compare_lineup, line_up
 from posprobe.errors import DesignError
 from posprobe.intervals import Goal, Inference
@@ -179,7 +179,7 @@ def _one_model(
     plans = []
     texts: dict[tuple[str, int], list[float]] = {}
     for store in shifted:
-        variances = _overall(store)
+        variances = overall_variances(store)
         estimate = variances.estimate[quantity].item()
         needed, table = plan_items(variances, quantity, goal, seed=seed)
         what = f"{quantity}, {condition_of(store)}"
@@ -194,15 +194,6 @@ def _one_model(
             mean = float(np.mean(values))
             plans.append(SizePlan("texts", what, len(values), mean, goal, needed, table))
     return plans
-
-
-def _overall(store: ActivationStore) -> Variances:
-    """Variances averaged over layers and heads, one layer in memory at a time."""
-    layers = [
-        gather_variances([channel_effects(store, layer)]).mean((0, 1))
-        for layer in range(store.n_layers)
-    ]
-    return Variances.side_by_side(layers).mean((1,))
 
 
 def _read_summaries(folder: Path) -> pd.DataFrame:

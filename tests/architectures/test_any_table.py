@@ -9,7 +9,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from studies import study
 
-from posprobe import compare_architectures
+from posprobe import compare_architectures, fit_mixed
 from posprobe.errors import PosprobeError
 
 PARTS = ("estimates", "tests", "contrasts", "models", "mixed")
@@ -165,3 +165,30 @@ def test_any_table_is_compared_or_refused(table, mixed_model):
 @settings(max_examples=3000)
 def test_very_many_tables_are_compared_or_refused(table, mixed_model):
     attempt(table, mixed_model=mixed_model)
+
+
+def test_labels_of_pandas_change_nothing():
+    table = study(3)
+    expected = compare_architectures(table).sentence()
+    indexed = table.set_index(["architecture", "model", "layer"])
+    assert compare_architectures(indexed).sentence() == expected
+    numbered = table.rename(columns={"value": 7})
+    assert compare_architectures(numbered, value=7).test == compare_architectures(table).test
+    for columns, said in (
+        (pd.MultiIndex.from_product([["a"], table.columns]), "have 2 levels: flatten them"),
+        ([*table.columns[:-1], table.columns[0]], "two columns named 'architecture': rename one"),
+    ):
+        with pytest.raises(PosprobeError, match=said):
+            compare_architectures(table.set_axis(columns, axis=1))
+
+
+def test_a_mixed_model_takes_unused_categories_and_predicts_some_of_them():
+    table = study(3)
+    formula = "value ~ architecture + depth + (1 | model)"
+    expected = fit_mixed(formula, table)
+    kinds = pd.CategoricalDtype([*sorted(table["architecture"].unique()), "unused"])
+    fit = fit_mixed(formula, table.astype({"architecture": kinds, "model": "category"}))
+    np.testing.assert_allclose(fit.estimates, expected.estimates)
+    some = table[table["architecture"] == table["architecture"].iloc[-1]].astype("category")
+    some["depth"] = some["depth"].astype(float)
+    np.testing.assert_allclose(fit.predict(some), expected.predict(table.loc[some.index]))

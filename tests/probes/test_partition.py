@@ -307,6 +307,33 @@ def test_limits_of_sampled_shapley_values_cover_the_sampling(n_orders, without):
     assert (table["mc_se"] > 0).all()
 
 
+def shapley_in_a_simulation(seed, **options):
+    """Five groups of one feature each, two of them copies of one signal, on 40 sequences."""
+    rng = np.random.default_rng([seed, 5])
+    groups = np.repeat(np.arange(40), 8)
+    c, d = rng.normal(size=(2, len(groups)))
+    shared = rng.normal(size=(40, 5))[groups]
+    X = np.c_[c, c, c + d, d - 0.5 * c, c] + 0.6 * rng.normal(size=(len(groups), 5)) + shared
+    y = c + 0.7 * d + rng.normal(size=len(groups)) + 0.5 * rng.normal(size=40)[groups]
+    gram = ClusterGram.from_arrays(X, y, groups)
+    return VariancePartition(np.arange(5), [1.0], **options).fit_gram(gram)
+
+
+@pytest.mark.slow
+def test_limits_of_sampled_shapley_values_cover_those_of_new_data():
+    """The average over data sets of the exact values, by limits of few orders on one data set."""
+    sizes = {"max_exact": 5}
+    exact = [shapley_in_a_simulation(1000 + k, **sizes).table_ for k in range(400)]
+    truth = np.mean([table.query("quantity == 'shapley'")["estimate"] for table in exact], axis=0)
+    covered = []
+    for seed in range(150):
+        sampled = shapley_in_a_simulation(seed, n_orders=16, random_state=seed)
+        table = sampled.intervals("refit", n_resamples=100).query("quantity == 'shapley'")
+        covered.append((table["low"] <= truth) & (truth <= table["high"]))
+    print(np.mean(covered))
+    assert 0.92 < np.mean(covered) < 0.985
+
+
 def test_nothing_of_an_earlier_fit_survives():
     X, y, groups = make_data()
     frame = pd.DataFrame(X, columns=list("abcdefgh"))

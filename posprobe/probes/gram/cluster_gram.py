@@ -80,6 +80,7 @@ class ClusterGram:
         *,
         shift: ArrayLike | None = None,
         names: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> ClusterGram:
         """Compute the statistics of arrays in memory.
 
@@ -96,6 +97,8 @@ class ClusterGram:
         names : array-like of shape (n,), optional
             Sequence labels for error messages, if ``groups`` are not sequences but, for instance,
             folds.
+        weights : array-like of shape (n,), optional
+            How often each row counts, above 0; `n_rows` are then sums of these.
 
         Returns
         -------
@@ -117,7 +120,8 @@ class ClusterGram:
         if not np.isfinite(c).all():
             refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
         labels, rows = clusters(groups)
-        gram = cls(products(X, y, c, rows), labels, c, y.shape[1])
+        w = None if weights is None else np.asarray(weights, dtype=float)
+        gram = cls(products(X, y, c, rows, w), labels, c, y.shape[1])
         if not gram._finite():
             refuse_nonfinite(X, y, groups if names is None else np.asarray(names))
         return gram
@@ -227,6 +231,21 @@ class ClusterGram:
         change = edge[:, :, None] * move
         grams = self.grams + change + change.transpose(0, 2, 1) + count * np.outer(move, move)
         return ClusterGram(grams, self.groups, c, self.n_targets)
+
+    def target(self, number: int) -> ClusterGram:
+        """Return the statistics with one of the targets, by its number from 0.
+
+        Raises
+        ------
+        DesignError
+            If there is no such target.
+        """
+        if not 0 <= number < self.n_targets:
+            raise DesignError(f"target {number} is not among 0 to {self.n_targets - 1}")
+        p = self.n_features
+        kept = np.append(np.arange(p + 1), p + 1 + number)
+        grams = self.grams[:, kept[:, None], kept]
+        return ClusterGram(grams, self.groups, self.shift[np.append(np.arange(p), p + number)], 1)
 
     def take(self, columns: ArrayLike) -> ClusterGram:
         """Return the statistics of some of the features.

@@ -113,8 +113,11 @@ def _count(rows: Rows) -> int:
 
 # Warnings are off because values that are not finite are found on the diagonal afterwards.
 @np.errstate(over="ignore", invalid="ignore")
-def products(X: NDArray[Any], y: NDArray[Any], shift: Array, rows: list[Rows]) -> Array:
-    """Return the shifted [X, 1, y]' [X, 1, y] of each set of rows, as (S, p + 1 + t, p + 1 + t)."""
+def products(
+    X: NDArray[Any], y: NDArray[Any], shift: Array, rows: list[Rows], weights: Array | None = None
+) -> Array:
+    """Return the shifted [X, 1, y]' W [X, 1, y] of each set of rows, (S, p + 1 + t, p + 1 + t)."""
+    roots = None if weights is None else np.sqrt(weights)
     n, p, q = max(map(_count, rows)), X.shape[1], len(shift) + 1
     out = np.empty((len(rows), q, q))
     # All operands are contiguous; a separate border [1, y] keeps the columns of X aligned.
@@ -126,6 +129,10 @@ def products(X: NDArray[Any], y: NDArray[Any], shift: Array, rows: list[Rows]) -
         Z, B = features[: len(x)], border[: len(x)]
         np.subtract(x, level[: len(x)], out=Z)
         np.subtract(y[chosen], shift[p:], out=B[:, 1:])
+        if roots is not None:
+            Z *= roots[chosen, None]
+            B[:, 1:] *= roots[chosen, None]
+            B[:, 0] = roots[chosen]
         blas.dsyrk(1.0, Z.T, 0.0, upper, overwrite_c=1)
         np.add(upper, upper.T, out=product[:p, :p])
         np.matmul(B.T, Z, out=product[p:, :p])

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import (
+    _check_sample_weight,
     check_array,
     check_consistent_length,
     check_is_fitted,
@@ -58,6 +60,8 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     cv : int, splitter, iterable of (train, test), or "in-sample", default=5
         An integer is the number of folds of `sklearn.model_selection.GroupKFold`. "in-sample"
         scores on the training rows, which is optimistic and serves only to reproduce such figures.
+    alpha_per_target : bool, default=False
+        Choose the penalties of each target by its own error, rather than the same for all.
 
     Attributes
     ----------
@@ -65,8 +69,8 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         Coefficients of the fit to all rows.
     intercept_ : float or ndarray of shape (t,)
         Intercept of the fit to all rows.
-    alpha_ : ndarray of shape (k,)
-        Chosen penalty of each feature group.
+    alpha_ : ndarray of shape (k,) or (t, k)
+        Chosen penalty of each feature group; for each target with ``alpha_per_target``.
     alphas_ : list of ndarray
         Penalties that were tried for each group.
     cv_mse_ : ndarray of shape (len(alphas_[0]), ..., len(alphas_[k - 1]))
@@ -111,12 +115,31 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
     ({'signal': 1, 'noise': 5}, True)
     """
 
-    def __init__(self, alphas: Any = None, feature_groups: Any = None, cv: Any = 5) -> None:
+    _coef: Array
+    _fold_ids: list[int]
+    _fold_rows: Array
+    fold_coef_: Array
+    fold_intercept_: Array
+
+    def __init__(
+        self,
+        alphas: Any = None,
+        feature_groups: Any = None,
+        cv: Any = 5,
+        alpha_per_target: bool = False,
+    ) -> None:
         self.alphas = alphas
         self.feature_groups = feature_groups
         self.cv = cv
+        self.alpha_per_target = alpha_per_target
 
-    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> GroupRidgeCV:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> GroupRidgeCV:
         """Fit on rows of features.
 
         Parameters
@@ -127,6 +150,9 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
             Targets.
         groups : array-like of shape (n,), optional
             Sequence of every row; by default every row is a sequence of its own.
+        sample_weight : array-like of shape (n,), optional
+            How often each row counts, in the fit and in all scores: with whole numbers, as if it
+            were repeated in its fold. Sequences remain the unit of folds.
 
         Returns
         -------
@@ -140,9 +166,8 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
             its sequence and column), the parameters do not match the data, or a training Gram is
             nearly singular at every penalty.
         """
-        X, y, names = self._validate(X, y, groups)
-        folds = self._row_folds(names)
-        gram = ClusterGram.from_arrays(X, y, folds, names=names)
+        X, y, names, folds, w = self._rows(X, y, groups, sample_weight)
+        gram = ClusterGram.from_arrays(X, y, folds, names=names, weights=w)
         self._fit_folds(gram, resolve_columns(self.feature_groups, X.shape[1], self._names()))
         self.n_sequences_ = len(np.unique(names))
         self._set_coef(y.ndim)
@@ -223,7 +248,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
             Predictions, in the units of the targets.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        X = validate_data(self, _text_names(X), reset=False, dtype=np.float64)
         return np.asarray(X @ self.coef_.T + self.intercept_)
 
     def __sklearn_tags__(self) -> Tags:
@@ -239,7 +264,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         any_value = {"ensure_all_finite": False, "ensure_min_samples": 2}
         with _in_one_line():
             X, y = validate_data(
-                self, X, y,
+                self, _text_names(X), y,
                 validate_separately=(
                     {**any_value, "dtype": [np.float64, np.float32, np.float16]},
                     {**any_value, "dtype": np.float64, "ensure_2d": False},
@@ -259,6 +284,21 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         if not np.isfinite(y).all():
             refuse_nonfinite(X, y.reshape(len(y), -1), names)
         return X, y, names
+
+    def _rows(
+        self, X: Any, y: Any, groups: ArrayLike | None, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.intp], Array | None]:
+        """Check inputs; return rows that count, with their sequences, folds and weights if any."""
+        X, y, names = self._validate(X, y, groups)
+        folds = self._row_folds(names)
+        if sample_weight is None:
+            return X, y, names, folds, None
+        with _in_one_line():
+            w = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        kept = w > 0
+        if len(np.unique(folds[kept])) < len(np.unique(folds)):
+            raise DesignError("all sample weights of a fold are 0: lower cv, or leave its rows out")
+        return X[kept], y[kept], names[kept], folds[kept], w[kept]
 
     def _names(self) -> list[str] | None:
         return getattr(self, "feature_names_in_", None)
@@ -283,6 +323,9 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         subsets: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         """Choose penalties and fit all models, from one Gram per fold; report the last model."""
+        if self.alpha_per_target and gram.n_targets > 1:
+            self._fit_targets(gram, groups)
+            return
         total = gram.sum()
         design = make_design(total, gram.shift, groups, self.alphas, self._in_sample())
         splits = design.splits(gram.grams)
@@ -296,6 +339,34 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         self._sst = np.where(sst > 0, sst, np.nan)
         _warn_constant(np.flatnonzero(~(sst > 0)))
         self._set_scores(choice, total[p, p])
+
+    def _fit_targets(self, gram: ClusterGram, groups: dict[str, NDArray[np.intp]]) -> None:
+        """Choose penalties and fit for one target at a time, and join the results."""
+        parts = []
+        for target in range(gram.n_targets):
+            part = GroupRidgeCV(self.alphas, self.feature_groups, self.cv)
+            part._fit_folds(gram.target(target), groups)
+            parts.append(part)
+        found = [part._choices[-1] for part in parts]
+        choice = Choice(
+            penalties=np.stack([one.penalties for one in found]),
+            index=(),
+            sse=np.concatenate([one.sse for one in found], axis=1),
+            table=np.concatenate([one.table for one in found], axis=-1),
+            n_refused=sum(one.n_refused for one in found),
+        )
+        self._design, self._choices = parts[0]._design, [choice]
+        self._fold_ids, self._fold_rows = parts[0]._fold_ids, parts[0]._fold_rows
+        self._coef = np.concatenate([part._coef for part in parts], axis=1)
+        self._intercept, self._sst = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("_intercept", "_sst")
+        )
+        self.fold_coef_ = np.concatenate([part.fold_coef_ for part in parts], axis=2)
+        self.fold_intercept_ = np.concatenate([part.fold_intercept_ for part in parts], axis=1)
+        self._fold_fits = [(self.fold_coef_, self.fold_intercept_)]
+        p = gram.n_features
+        self._set_scores(choice, gram.sum()[p, p])
 
     def _set_folds(self, splits: list[Split]) -> None:
         """Fit every model to the training rows of every fold."""
@@ -378,6 +449,13 @@ def _in_one_line() -> Iterator[None]:
         yield
     except ValueError as error:
         raise DesignError(" ".join(str(error).split())) from error
+
+
+def _text_names(X: Any) -> Any:
+    """Make column names text where only some are, since scikit-learn takes no such table."""
+    if isinstance(X, pd.DataFrame) and len({type(name) for name in X.columns}) > 1:
+        return X.rename(columns=str)
+    return X
 
 
 def _warn_constant(targets: NDArray[np.intp]) -> None:

@@ -118,7 +118,13 @@ class PositionProbe(SequenceScoredRidge):
         self.target = target
         self.keep_gram = keep_gram
 
-    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> PositionProbe:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> PositionProbe:
         """Fit on rows of features and their positions.
 
         Parameters
@@ -129,6 +135,8 @@ class PositionProbe(SequenceScoredRidge):
             Absolute positions, in tokens.
         groups : array-like of shape (n,), optional
             Sequence of every row; by default every row is a sequence of its own.
+        sample_weight : array-like of shape (n,), optional
+            How often each row counts, in the fit and in all scores; see `GroupRidgeCV.fit`.
 
         Returns
         -------
@@ -141,11 +149,12 @@ class PositionProbe(SequenceScoredRidge):
             If the target is unknown, a position is below 0 with "log_position", or all positions
             are equal, or for the reasons given in `GroupRidgeCV.fit`.
         """
-        X, y, names = self._validate(X, y, groups)
+        X, y, names, folds, w = self._rows(X, y, groups, sample_weight)
         y = column_or_1d(y, dtype=np.float64, warn=True)
         z = self._to_target(y)
-        predicted = self._fit_rows(X, z, names, groups is not None)[-1]
-        self.mae_ = float(np.abs(y - self._to_position(predicted)).mean())
+        predicted = self._fit_rows(X, z, names, folds, w, groups is not None)[-1]
+        missed = np.abs(y - self._to_position(predicted))
+        self.mae_ = float(np.average(missed, weights=w))
         self.mae_guess_ = guess_error(y)
         return self
 

@@ -78,15 +78,17 @@ class SequenceScoredRidge(GroupRidgeCV):
         X: NDArray[Any],
         z: Array,
         names: NDArray[Any],
+        folds: NDArray[np.intp],
+        weights: Array | None,
         grouped: bool,
     ) -> list[Array]:
         """Fit all models; return their out-of-fold predictions (n,), the joint model last."""
         if np.ptp(z) == 0:
             raise DesignError(f"y is {z[0]:g} in every row: give rows that differ")
-        folds = self._row_folds(names)
         self._grouped = grouped
         keep = self.keep_gram and grouped
-        gram = ClusterGram.from_arrays(X, z, names if keep else folds, names=names)
+        labels = names if keep else folds
+        gram = ClusterGram.from_arrays(X, z, labels, names=names, weights=weights)
         self.sequences_, first, sequence = np.unique(names, return_index=True, return_inverse=True)
         self.fold_of_sequence_ = folds[first]
         self.gram_ = gram if keep else None
@@ -96,8 +98,10 @@ class SequenceScoredRidge(GroupRidgeCV):
         self._fit_folds(folded, columns, self._models.subsets)
         # Use residuals, since quadratic forms lose digits as R2 approaches 1.
         out = [self._out_of_fold(X, folds, m)[:, 0] for m in range(len(self._choices))]
-        sse = np.stack([_sums(sequence, (z - o) ** 2) for o in out], axis=1)
-        self._set_sequences(sse, _sums(sequence, (z - z.mean()) ** 2))
+        w = 1.0 if weights is None else weights
+        sse = np.stack([_sums(sequence, w * (z - o) ** 2) for o in out], axis=1)
+        mean = np.average(z, weights=weights)
+        self._set_sequences(sse, _sums(sequence, w * (z - mean) ** 2))
         return out
 
     def _choose_models(self, n_groups: int) -> Models:

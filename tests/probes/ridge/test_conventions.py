@@ -20,7 +20,7 @@ from posprobe.errors import DesignError
 from posprobe.probes import GroupRidgeCV, PositionProbe
 
 
-@parametrize_with_checks([GroupRidgeCV(), PositionProbe()])
+@parametrize_with_checks([GroupRidgeCV(), GroupRidgeCV(alpha_per_target=True), PositionProbe()])
 def test_scikit_learn_conventions(estimator, check, monkeypatch):
     # Without it the array API check would skip itself.
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")
@@ -58,6 +58,20 @@ def test_pandas_names_select_features():
     assert ours.group_dims_ == {"signal": 3, "rest": 5}
     scaled = make_pipeline(StandardScaler().set_output(transform="pandas"), ours)
     assert scaled.fit(frame, y)[-1].group_dims_ == {"signal": 3, "rest": 5}
+
+
+def test_column_names_of_several_types_are_taken_as_text():
+    X, y, groups = make_data()
+    frame = pd.DataFrame(X, columns=["a", 1, "b", 2, 3.5, ("c", 1), None, "d"])
+    ours = GroupRidgeCV(feature_groups={"N": ["a", 1], "R": ["b", 2, 3.5, "('c', 1)", "None", "d"]})
+    ours.fit(frame, y, groups=groups)
+    assert ours.feature_names_in_.tolist() == ["a", "1", "b", "2", "3.5", "('c', 1)", "None", "d"]
+    plain = GroupRidgeCV(feature_groups=[[0, 1], slice(2, 8)]).fit(X, y, groups=groups)
+    np.testing.assert_allclose(ours.predict(frame), plain.predict(X))
+    with pytest.raises(ValueError, match="feature names should match"):
+        ours.predict(frame.rename(columns={"a": "z"}))
+    kinds = pd.Series(pd.Categorical(groups, categories=range(99)))
+    assert PositionProbe().fit(frame, y, groups=kinds).n_sequences_ == 20
 
 
 def test_clone_keeps_parameters_and_forgets_the_fit():

@@ -12,6 +12,7 @@ from sklearn.model_selection import (
     cross_val_predict,
 )
 
+from posprobe.errors import DesignError
 from posprobe.probes import ClusterGram, GroupRidgeCV
 
 
@@ -144,3 +145,34 @@ def test_a_second_pass_restores_what_the_quadratic_form_cancels():
     sure = GroupRidgeCV(alphas=[0.0]).fit_gram(gram, verify=[(X, y, groups)])
     assert abs(blind.fold_mse_.mean() / exact - 1) > 1e-3
     assert sure.fold_mse_.mean() == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "feature_groups", [None, [[0, 1, 2], slice(3, 8)], [[0], [1, 2], slice(3, 8)]]
+)
+def test_a_penalty_for_each_target_is_that_of_the_target_alone(feature_groups, rng):
+    X, y, groups = make_data()
+    Y = np.c_[y, 0.1 * y + rng.normal(size=len(y)), rng.normal(size=len(y))]
+    both = GroupRidgeCV(feature_groups=feature_groups, alpha_per_target=True)
+    both.fit(X, Y, groups=groups)
+    alone = [GroupRidgeCV(feature_groups=feature_groups).fit(X, t, groups=groups) for t in Y.T]
+    np.testing.assert_array_equal(both.alpha_, [one.alpha_ for one in alone])
+    assert len(np.unique(both.alpha_, axis=0)) == 3
+    np.testing.assert_allclose(both.coef_, [one.coef_ for one in alone], atol=1e-12)
+    np.testing.assert_allclose(both.intercept_, [one.intercept_ for one in alone])
+    assert both.best_score_ == pytest.approx(np.mean([one.best_score_ for one in alone]))
+    np.testing.assert_allclose(both.fold_mse_, np.hstack([one.fold_mse_ for one in alone]))
+    np.testing.assert_allclose(both.cv_mse_, np.mean([one.cv_mse_ for one in alone], axis=0))
+    gram = ClusterGram.from_arrays(X, Y, groups)
+    again = GroupRidgeCV(feature_groups=feature_groups, alpha_per_target=True)
+    again.fit_gram(gram, verify=[(X, Y, groups)])
+    np.testing.assert_allclose(again.coef_, both.coef_)
+    np.testing.assert_allclose(again.fold_mse_, both.fold_mse_)
+    with pytest.raises(DesignError, match="target 3 is not among 0 to 2"):
+        gram.target(3)
+
+
+def test_one_target_has_one_penalty_for_each_group():
+    X, y, groups = make_data()
+    one = GroupRidgeCV(alpha_per_target=True).fit(X, y, groups=groups)
+    assert one.alpha_.shape == (1,)
