@@ -67,7 +67,8 @@ def describe(claim: dict) -> str:
     elif value:
         value += f" ({claim['ci_method']})"
     reference = "" if claim["reference"] is None else f"; the study: {claim['reference']:g}"
-    return f"{claim['verdict']:15} {claim['id']}: {value}{reference}\n{'':15} {claim['statement']}"
+    verdict = f"{claim['verdict_adjusted']:15}"
+    return f"{verdict} {claim['id']}: {value}{reference}\n{'':15} {claim['statement']}"
 
 
 @click.command(help=__doc__.splitlines()[0])

@@ -151,7 +151,7 @@ def claim_line(claim: dict) -> str:
     shown = number(claim["estimate"])
     if claim["ci_low"] is not None:
         shown += f" [{number(claim['ci_low'])}, {number(claim['ci_high'])}]"
-    return f"- **{claim['verdict'].replace('_', ' ')}** {shown}: {claim['statement']}"
+    return f"- **{claim['verdict_adjusted'].replace('_', ' ')}** {shown}: {claim['statement']}"
 
 
 def contribution_cell(row: pd.Series) -> str:

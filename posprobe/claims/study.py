@@ -88,11 +88,11 @@ def make_claims(analysis: Analysis) -> list[Claim]:
     claims = []
     for group in GROUPS:
         store = group.capture(analysis.files)
-        about = {
-            "family": group.family,
-            "condition": None if store is None else _condition(store),
-        }
-        claims += [dataclasses.replace(claim, **about) for claim in group.make(analysis)]
+        condition = None if store is None else _condition(store)
+        claims += [
+            dataclasses.replace(claim, family=group.family, condition=condition)
+            for claim in group.make(analysis)
+        ]
     return with_scope(adjusted(claims), analysis)
 
 

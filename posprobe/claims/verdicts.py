@@ -171,7 +171,9 @@ def _inside(interval: Interval, low: float, high: float) -> Verdict:
 
 def _untested(interval: Interval) -> str:
     """Why an interval has no p-value."""
-    return "no interval" if interval.unbounded else "the same in all units"
+    if interval.unbounded:
+        return "no interval"
+    return "the same in all units" if interval.low == interval.high else "no test"
 
 
 def above(interval: Interval, bound: float) -> Judged:

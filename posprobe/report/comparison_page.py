@@ -16,8 +16,8 @@ from posprobe.analysis import listed, shifted_design
 from posprobe.claims import Answer, Claim
 from posprobe.comparison import PRIMARY_VALUE, VALUES, Comparison
 from posprobe.figures import COMPARISON_PANELS, draw, to_svg
-from posprobe.report.pages import as_csv, claim_row, inline_svg, render, write_files
-from posprobe.report.words import VERDICTS, bounds, number
+from posprobe.report.pages import as_csv, claim_rows, inline_svg, render, write_files
+from posprobe.report.words import ADJUSTED, VERDICTS, bounds, number
 
 __all__ = ["summarise", "write_comparison"]
 
@@ -184,7 +184,8 @@ def _page(
         summary=summarise(comparison, found),
         answers=found,
         verdicts=VERDICTS,
-        claims=[claim_row(claim) for claim in claims],
+        claims=claim_rows(claims),
+        adjusted=ADJUSTED,
         level=level,
         what=what.removesuffix("s"),
         columns=COLUMNS.values(),

@@ -315,6 +315,14 @@ VOCABULARY: dict[str, tuple[Term, ...]] = {
             "`verdict` in claims.json",
         ),
         Term(
+            "adjusted verdict",
+            "The verdict that is left when the claims that answer one question are counted "
+            "together. Each has a p-value, 1 − the level at which its interval would lose the "
+            "verdict, which Holm's method adjusts; a verdict whose adjusted p-value is not below "
+            "1 − level is inconclusive. Summaries count these.",
+            "`verdict_adjusted`, `p_value`, `p_adjusted`, `family` in claims.json",
+        ),
+        Term(
             "check",
             "What shows that a capture did what it was asked to do: the mask that its layers had, "
             "the heads that saw no key 0, the token at position 0.",
@@ -376,5 +384,6 @@ LIMITS = (
     "Items are a sample of the text that they were drawn from; another text may give other "
     "numbers.",
     "Intervals are not adjusted for the number of claims, layers or heads unless the report says "
-    "so.",
+    "so. P-values of claims are adjusted for the claims that answer the same question, not for all "
+    "questions together.",
 )

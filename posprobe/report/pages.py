@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ import pandas as pd
 
 from posprobe.claims import Claim
 from posprobe.errors import StoreError, noting, shown
-from posprobe.report.words import VERDICTS, claim_interval, number
+from posprobe.report.words import (
+    VERDICTS,
+    claim_interval,
+    hangs,
+    number,
+    p_values,
+    untested,
+)
 
-__all__ = ["as_csv", "claim_row", "inline_svg", "output_folder", "render", "write_files"]
+__all__ = ["as_csv", "claim_rows", "inline_svg", "output_folder", "render", "write_files"]
 
 
 @contextlib.contextmanager
@@ -152,21 +160,33 @@ def _put_back(aside: Path, page: Path) -> None:
         aside.rename(page)
 
 
-def claim_row(claim: Claim) -> dict[str, Any]:
-    """A claim as the page's table shows it."""
+def claim_rows(claims: Iterable[Claim]) -> list[dict[str, Any]]:
+    """Claims as the page's table shows them."""
+    claims = list(claims)
+    tests = Counter(claim.family for claim in claims if claim.p_adjusted is not None)
+    return [_claim_row(claim, tests[claim.family]) for claim in claims]
+
+
+def _claim_row(claim: Claim, tests: int) -> dict[str, Any]:
+    """A claim of a family of so many tests."""
     name, _, state = claim.ci_method.partition(": ")
-    method = f" Interval: {METHODS.get(name, name)}{', ' * bool(state)}{state}."
+    how = f" Interval: {METHODS.get(name, name)}{', ' * bool(state)}{state}."
+    method = "" if claim.ci_method == "none" else how
     return {
         "id": claim.id,
-        "kind": claim.verdict,
-        "verdict": VERDICTS[claim.verdict],
+        "kind": claim.verdict_adjusted,
+        "verdict": VERDICTS[claim.verdict_adjusted],
+        "hangs": hangs(claim, tests),
+        "p": p_values(claim),
         "statement": claim.statement,
         "interval": claim_interval(claim),
         "unit": SHOWN_UNITS.get(claim.unit, claim.unit),
         "n": "" if claim.n is None else str(claim.n),
         "reference": number(claim.reference),
         "scope": claim.scope,
-        "protocol": claim.protocol + ("" if claim.ci_method == "none" else method),
+        "protocol": claim.protocol
+        + ("" if claim.ci_method == "none" else method)
+        + untested(claim),
     }
 
 

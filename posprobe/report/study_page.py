@@ -12,9 +12,10 @@ from posprobe.claims import Claim
 from posprobe.figures import PANELS, draw, to_svg
 from posprobe.report.facts import commands, kind, model_facts
 from posprobe.report.glossary import GLOSSARY, LIMITS
-from posprobe.report.pages import as_csv, claim_row, inline_svg, render, write_files
+from posprobe.report.pages import as_csv, claim_rows, inline_svg, render, write_files
 from posprobe.report.sections import SECTIONS, Section
 from posprobe.report.summary import summary
+from posprobe.report.words import ADJUSTED
 
 __all__ = ["write_report"]
 
@@ -81,7 +82,8 @@ def _page(
         header=header,
         kind=kind(header),
         summary=summary(analysis, claims),
-        claims=[claim_row(claim) for claim in claims],
+        claims=claim_rows(claims),
+        adjusted=ADJUSTED,
         sections=[_section(section, analysis, drawings) for section in there],
         missing=[section for section in SECTIONS if section not in there],
         checks=analysis.tables["checks"],

@@ -204,9 +204,14 @@ def _replaced(claim: Claim | None) -> str:
 
 
 def _sure(analysis: Analysis, claims: list[Claim]) -> str:
-    counts = pd.Series([claim.verdict for claim in claims]).value_counts()
+    counts = pd.Series([claim.verdict_adjusted for claim in claims]).value_counts()
     tally = ", ".join(f"{counts[v]} {name}" for v, name in VERDICTS.items() if v in counts)
     store = analysis.files.shifted or analysis.files.natural
     units = "" if store is None else f" over {len(set(store.item.tolist()))} items"
     brackets = f"Brackets give {analysis.inference.percent} intervals{units}."
-    return f"{brackets} The verdicts on {len(claims)} claims: {tally}."
+    hang = sum(claim.verdict != claim.verdict_adjusted for claim in claims)
+    hanging = f" ({hang} more by their own intervals alone)" if hang else ""
+    return (
+        f"{brackets} The verdicts on {len(claims)} claims, adjusted for those that answer the same "
+        f"question: {tally}{hanging}."
+    )

@@ -9,7 +9,20 @@ import pandas as pd
 from posprobe.claims import Claim
 from posprobe.intervals import Interval
 
-__all__ = ["VERDICTS", "bounds", "claim_interval", "number", "percent", "removed", "with_interval"]
+__all__ = [
+    "ADJUSTED",
+    "VERDICTS",
+    "bounds",
+    "claim_interval",
+    "hangs",
+    "number",
+    "p_value",
+    "p_values",
+    "percent",
+    "removed",
+    "untested",
+    "with_interval",
+]
 
 SMALL, LARGE = 1e-3, 1000.0
 MOST_DECIMALS = 4
@@ -20,6 +33,14 @@ VERDICTS = {
     "negligible": "negligible",
     "not_applicable": "not applicable",
 }
+
+
+ADJUSTED = (
+    "A p-value is 1 − the level at which the interval would no longer give the verdict. In "
+    "brackets it is adjusted for all tests of the same question, by Holm's method, and verdicts "
+    "follow the adjusted ones; intervals are not adjusted. Identities are judged against rounding "
+    "and have no p-value."
+)
 
 
 def number(value: object) -> str:
@@ -79,6 +100,37 @@ def _fixed(value: float, decimals: int | None) -> str:
     if decimals is None:
         return number(value)
     return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """A p-value with two digits; small ones only by their size."""
+    return "< 0.001" if value < SMALL else f"{value:.2g}"
+
+
+def p_values(claim: Claim) -> str:
+    """The p-value of a claim and, in brackets, the adjusted one; nothing where it has none."""
+    if claim.p_value is None:
+        return ""
+    more = "" if claim.p_adjusted is None else f" ({p_value(claim.p_adjusted)})"
+    return p_value(claim.p_value) + more
+
+
+def untested(claim: Claim) -> str:
+    """Why a claim has no p-value, or no adjusted one."""
+    if not claim.p_note:
+        return ""
+    return f" {'No p-value' if claim.p_value is None else 'P-value'}: {claim.p_note}."
+
+
+def hangs(claim: Claim, tests: int) -> str:
+    """That a verdict does not survive adjustment; nothing where it does."""
+    if claim.verdict == claim.verdict_adjusted:
+        return ""
+    own = VERDICTS[claim.verdict]
+    return (
+        f"{own[0].upper()}{own[1:]} by its own interval, not after adjustment for the {tests} "
+        "tests of this question."
+    )
 
 
 def claim_interval(claim: Claim) -> str:

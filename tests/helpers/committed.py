@@ -42,6 +42,11 @@ def claims(report):
     return {claim["id"]: claim for claim in found}
 
 
+def counted(claim):
+    """The verdict that pages and answers count; older reports adjusted contrasts alone."""
+    return claim.get("verdict_adjusted", claim["verdict"])
+
+
 def comparison(report):
     return json.loads((REPORTS / report / "comparison.json").read_text(encoding="utf-8"))
 

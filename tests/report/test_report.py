@@ -21,9 +21,18 @@ from posprobe.report import write_report
 from posprobe.report.facts import commands, kind, model_facts
 from posprobe.report.findings import heads
 from posprobe.report.glossary import GLOSSARY, LIMITS
+from posprobe.report.pages import claim_rows
 from posprobe.report.sections import SECTIONS
 from posprobe.report.summary import summary
-from posprobe.report.words import VERDICTS, bounds, claim_interval, number, percent, removed
+from posprobe.report.words import (
+    VERDICTS,
+    bounds,
+    claim_interval,
+    number,
+    p_values,
+    percent,
+    removed,
+)
 
 VALUES = ("V_T", "V_M", "V_R", "C_MR", "share_mask", "share_residual")
 CUT = dict(
@@ -163,13 +172,30 @@ def test_every_claim_is_there_with_verdict_interval_and_protocol(page, claims):
         text = plain(row)
         assert squeezed(claim.statement) in text
         assert squeezed(claim.protocol) in text
-        assert VERDICTS[claim.verdict] in text
+        assert f'"verdict {claim.verdict_adjusted}">{VERDICTS[claim.verdict_adjusted]}<' in row
         assert claim_interval(claim) in text
+        if claim.p_value is None:
+            assert claim.p_note in text
+        else:
+            assert p_values(claim) in text
         assert (" Interval: " in text) == (claim.estimate is not None)
         if claim.n is not None:
             assert f">{claim.n}<" in row
         if claim.reference is not None:
             assert f">{claim.reference:g}<" in row
+
+
+def test_a_verdict_that_hangs_on_adjustment_says_so(claims):
+    tested = [claim for claim in claims if claim.p_adjusted is not None]
+    lost = dataclasses.replace(tested[0], p_adjusted=0.06, verdict_adjusted="inconclusive")
+    row = claim_rows([lost, *tested[1:]])[0]
+    n = sum(claim.family == lost.family for claim in tested)
+    assert row["verdict"] == "inconclusive"
+    assert row["p"].endswith("(0.06)")
+    assert row["hangs"] == (
+        f"Supported by its own interval, not after adjustment for the {n} tests of this question."
+    )
+    assert not claim_rows(tested)[0]["hangs"]
 
 
 def test_claims_as_a_file_are_the_claims(folder, claims):
@@ -256,8 +282,12 @@ def test_the_summary_says_what_carries_position_and_whether_the_channels_oppose(
     assert "Both channels carry it" in text
     assert "The two channels oppose each other" in text
     assert "95% intervals over 8 items" in text
-    counts = pd.Series([c.verdict for c in claims]).value_counts()
+    counts = pd.Series([c.verdict_adjusted for c in claims]).value_counts()
     assert f"{counts['supported']} supported" in text
+    lost = [dataclasses.replace(claims[0], verdict_adjusted="inconclusive"), *claims[1:]]
+    text = summary(analysis, lost)
+    assert f"{counts['supported'] - 1} supported" in text
+    assert "(1 more by their own intervals alone)" in text
 
 
 @pytest.mark.parametrize(
@@ -323,7 +353,12 @@ def test_no_page_shows_what_is_not_a_number(page):
 @pytest.mark.usefixtures("no_figures")
 def test_unbounded_is_said_in_words(analysis, tmp_path):
     table = analysis.tables["replacement"].assign(low=np.nan, high=np.nan)
-    changed = dataclasses.replace(analysis, tables=analysis.tables | {"replacement": table})
+    unbounded = dataclasses.replace(analysis.intervals["replacement"], low=None, high=None)
+    changed = dataclasses.replace(
+        analysis,
+        tables=analysis.tables | {"replacement": table},
+        intervals=analysis.intervals | {"replacement": unbounded},
+    )
     claims = make_claims(changed)
     text = render(changed, tmp_path, claims)
     (claim,) = [claim for claim in claims if claim.id == "bos_replacement"]

@@ -33,7 +33,8 @@ NUMBER = re.compile(r"[\d.]+(e[-+]?\d+)?")
 FILES = {"natural.h5", "shifted.h5", "replaced_mean.h5", "replaced_content.h5"}
 FILES |= {"repeated.h5", "bos_repeated.h5", "shifted_bos.h5", "replaced_mean_bos.h5"}
 FIELDS = ["id", "statement", "estimate", "unit", "ci_low", "ci_high", "ci_level", "ci_method"]
-FIELDS += ["n", "verdict", "reference", "protocol", "condition", "scope", "conditions"]
+FIELDS += ["n", "verdict", "p_value", "p_adjusted", "p_note", "verdict_adjusted", "family"]
+FIELDS += ["reference", "protocol", "condition", "scope", "conditions"]
 
 
 @pytest.fixture(scope="module")
