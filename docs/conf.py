@@ -53,6 +53,8 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
     "within_subsection_order": "FileNameSortKey",
+    "filename_pattern": "/plot_",
+    "show_signature": False,
     "download_all_examples": False,
     "show_memory": False,
     "min_reported_time": 5,
