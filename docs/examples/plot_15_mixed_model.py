@@ -27,7 +27,7 @@ rows = [
 ]
 table = pd.DataFrame(rows)
 result = posprobe.compare_architectures(table)
-print(result.sentence)
+print(result.sentence())
 result.table("tests").round(4)
 
 # %%
