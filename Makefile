@@ -107,4 +107,4 @@ $(STAMP_DOCS): $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out docs/gallery docs/generated docs/sg_execution_times.rst
+	rm -rf $(VENV) build out docs/gallery docs/generated

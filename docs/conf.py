@@ -57,6 +57,8 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,
+    "ignore_repr_types": r"matplotlib",
     "min_reported_time": 5,
     "abort_on_example_error": True,
     "copyfile_regex": "",
