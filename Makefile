@@ -24,7 +24,8 @@ STAMP_DOCS := $(VENV)/.installed-docs
 SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 BOUNDS := build/$(RESOLUTION)
-SOURCES := posprobe tests $(wildcard benchmarks analyses)
+SOURCES := posprobe tests $(wildcard benchmarks analyses docs/*.py \
+	$(addprefix docs/,_extensions captures examples packaging))
 
 .PHONY: audit test check slow coverage planted docs linkcheck benchmarks reports bounds \
 	vulnerabilities setup clean
@@ -106,4 +107,4 @@ $(STAMP_DOCS): $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out docs/gallery docs/generated docs/sg_execution_times.rst
+	rm -rf $(VENV) build out docs/gallery docs/generated

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import posprobe
-from posprobe.errors import PosprobeError, PosprobeWarning, shown, stoppable
+from posprobe.errors import PosprobeError, PosprobeWarning, missing_package, shown, stoppable
 
 if TYPE_CHECKING:
     from posprobe.intervals import Inference
@@ -62,6 +62,8 @@ class Commands(click.Group):
             if verbose:
                 traceback.print_exception(error)
             line, status = str(error), 2
+        except ModuleNotFoundError as error:
+            line, status = _without(error), 2
         except BrokenPipeError:  # whoever read the output has seen enough
             line, status = None, 128 + PIPE
         except MemoryError as error:
@@ -78,6 +80,14 @@ class Commands(click.Group):
             line, status = f"interrupted: {shown(notes[-1])}", 128 + getattr(error, "number", 2)
         _say(line)
         ctx.exit(status)
+
+
+def _without(error: ModuleNotFoundError) -> str:
+    """What to say of a package that captures need; any other that is missing is a fault."""
+    known = missing_package(error)
+    if known is None:
+        raise error
+    return str(known)
 
 
 def _check_folder() -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "StimulusError",
     "Stopped",
     "StoreError",
+    "missing_package",
     "noting",
     "progress_bar",
     "shown",
@@ -38,6 +39,7 @@ __all__ = [
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 EVERY = 30.0  # seconds between two lines about progress in a log
+WITH_MODELS = ("torch", "transformers", "accelerate", "gguf")  # the extra `models`
 LINE = "{desc} {n_fmt} of {total_fmt} {unit}s ({percentage:.0f}%), {elapsed} gone, {remaining} left"
 REPEATED = 1.0  # seconds within which a signal is the same one again, by another way
 
@@ -107,6 +109,34 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def missing_package(error: ModuleNotFoundError) -> ModelError | None:
+    """What to say where a package is not installed that only captures need.
+
+    Parameters
+    ----------
+    error : ModuleNotFoundError
+
+    Returns
+    -------
+    ModelError or None
+        None for any other package, whose absence is a fault of the installation.
+
+    Examples
+    --------
+    >>> from posprobe.errors import missing_package
+    >>> print(missing_package(ModuleNotFoundError("No module named 'torch'", name="torch")))
+    models and captures need torch, which is not installed: run pip install 'posprobe[models]'
+    (stored files can be analyzed, compared and inspected without it)
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in WITH_MODELS:
+        return None
+    return ModelError(
+        f"models and captures need {package}, which is not installed: run pip install "
+        "'posprobe[models]' (stored files can be analyzed, compared and inspected without it)"
+    )
 
 
 @contextlib.contextmanager

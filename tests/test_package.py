@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import posprobe
+from posprobe.errors import WITH_MODELS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
@@ -84,22 +85,69 @@ def test_help_imports_nothing_heavy(command):
     assert shown.endswith("loaded:")
 
 
+WITHOUT = f"""
+import contextlib, importlib, sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {WITH_MODELS}:
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+
+
 def test_statistics_figures_report_and_command_line_import_with_torch_blocked():
-    blocked = """
-        import importlib, sys
-
-        class Block:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in ("torch", "transformers"):
-                    raise ModuleNotFoundError(f"{name} is blocked", name=name)
-
-        sys.meta_path.insert(0, Block())
-        for name in %r:
-            importlib.import_module(name)
-        """
-    run(blocked % without_torch())
+    every = "for name in {!r}: importlib.import_module(name)"
+    run(WITHOUT + every.format(without_torch()))
     with pytest.raises(AssertionError, match="torch is blocked"):
-        run(blocked % ["posprobe.models.attention"])
+        run(WITHOUT + every.format(["posprobe.models.attention"]))
+
+
+MISSING = "which is not installed: run pip install 'posprobe[models]'"
+
+
+@pytest.mark.parametrize("command", ["audit smollm2", "capture smollm2 -o a.h5", "models"])
+def test_a_command_that_needs_torch_says_so_in_one_line(command):
+    call = f"main({command.split()}, prog_name='posprobe')"
+    said = run(
+        f"{WITHOUT}\nimport io\nfrom posprobe.cli import main\n"
+        "with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
+        f"    {call}\n"
+        "print(said.getvalue())"
+    )
+    assert said.startswith("posprobe: models and captures need t")
+    assert MISSING in said
+    assert "\n" not in said
+
+
+def test_public_names_that_need_torch_say_so_and_all_others_work_without():
+    said = run(
+        WITHOUT
+        + """
+import posprobe
+
+for name in posprobe.__all__:
+    try:
+        getattr(posprobe, name)
+    except posprobe.PosprobeError as error:
+        print(name, error)
+"""
+    )
+    refused = {line.partition(" ")[0]: line for line in said.splitlines()}
+    assert set(refused) == {"audit", "capture", "load_model"}
+    assert all(MISSING in line for line in refused.values())
+
+
+def test_any_other_package_that_is_missing_is_a_fault():
+    with pytest.raises(AssertionError, match="ModuleNotFoundError"):
+        run('import sys; sys.modules["h5py"] = None; import posprobe; posprobe.analyze')
+
+
+def test_only_what_captures_need_is_left_out_of_a_plain_install():
+    named = {re.match(r"[\w-]+", line)[0] for line in project()["optional-dependencies"]["models"]}
+    assert named == set(WITH_MODELS)
+    assert not named & {re.match(r"[\w-]+", line)[0] for line in project()["dependencies"]}
 
 
 @pytest.mark.parametrize("name", posprobe.__all__)
@@ -212,7 +260,7 @@ PRIVATE = private(
 )
 
 
-@pytest.mark.parametrize("folder", ["tests", "benchmarks", "analyses"])
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "analyses", "docs"])
 def test_nothing_beside_the_package_reaches_a_private_name(folder):
     found = {
         str(path.relative_to(ROOT)): names

@@ -37,9 +37,8 @@ def broken(folder):
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_file():
                 yield f"{path}: {link}: no such file"
-            elif parts.fragment and target in pages:
-                if unquote(parts.fragment) not in pages[target].anchors:
-                    yield f"{path}: {link}: no such anchor"
+            elif target in pages and unquote(parts.fragment) not in {"", *pages[target].anchors}:
+                yield f"{path}: {link}: no such anchor"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,0 @@
-"""
-Sinks
-=====
-
-Test.
-"""
-
-import posprobe
