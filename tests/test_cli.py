@@ -276,6 +276,15 @@ def test_models_lists_bundled_models_and_variants():
         assert words in found.stdout
 
 
+def test_lists_are_printed_as_json():
+    models = json.loads(invoke("models", "--json").stdout)
+    assert models["models"]["smollm2"]["licence"] == "Apache-2.0"
+    assert "zoo/rope-0" in models["family"]
+    assert "yarn(s)" in models["variants"]
+    texts = json.loads(invoke("texts", "--json").stdout)
+    assert texts["french"]["licence"] == "Apache-2.0"
+
+
 @pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])
 def test_selfcheck_fails_where_an_interval_does(passed, status, monkeypatch):
     table = pd.DataFrame({"interval": ["t"], "coverage": [0.94], "passed": [passed]})
@@ -283,6 +292,9 @@ def test_selfcheck_fails_where_an_interval_does(passed, status, monkeypatch):
     found = invoke("selfcheck")
     assert found.exit_code == status
     assert "0.94" in found.stdout
+    found = invoke("selfcheck", "--json")
+    assert found.exit_code == status
+    assert json.loads(found.stdout) == table.to_dict("records")
 
 
 def test_selfcheck_writes_its_table(monkeypatch, tmp_path):

@@ -176,7 +176,9 @@ def test_data_that_differ_are_named(model_folder, text_file, monkeypatch):
 
     found = repeated(path)
     assert found.part == "normalizer, layer 1"
-    assert found.in_words().startswith("other data, first in normalizer, layer 1; attribute 'interv")
+    assert found.in_words().startswith(
+        "other data, first in normalizer, layer 1; attribute 'interv"
+    )
 
 
 def test_an_old_capture_is_resumed_and_not_overwritten(model_folder, text_file):
@@ -201,7 +203,7 @@ def test_options_are_recorded_in_full(model_folder, text_file):
         "revision": None,
         "trust_remote_code": False,
     }
-    options = CaptureOptions(position0="zero", batch_tokens=2048)
+    options = CaptureOptions(position0="zero", residual_layers=(0, 1, 2), batch_tokens=2048)
     assert CaptureOptions.from_description(recorded["capture"]) == options
 
 
