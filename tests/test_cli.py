@@ -380,7 +380,7 @@ def test_a_file_of_options_is_what_the_command_line_leaves_out(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("lenght = 64", "'lenght' is not an option of audit: did you mean length?"),
+        ("lengths = 64", "'lengths' is not an option of audit: did you mean length?"),
         ("zzz = 64", "'zzz' is not an option of audit: did you mean batch-tokens, bos, conditions"),
         ("config = 'b.toml'", "'config' is not an option of audit"),
         ("length = ", "audit.toml cannot be read as TOML (Invalid value"),
