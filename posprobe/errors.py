@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -32,6 +33,7 @@ __all__ = [
     "missing_package",
     "noting",
     "progress_bar",
+    "quieted",
     "shown",
     "signals_blocked",
     "stoppable",
@@ -198,6 +200,26 @@ def noting(text: str) -> Iterator[None]:
     except KeyboardInterrupt as error:
         error.add_note(text)
         raise
+
+
+@contextlib.contextmanager
+def quieted(logger: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Keep what a library logs below a level off the terminal, where posprobe says it in one line.
+
+    Parameters
+    ----------
+    logger : str
+        Name of the library's logger.
+    level : int
+        Least level that is still shown.
+    """
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 class _Log(io.TextIOBase):

@@ -308,6 +308,15 @@ def test_models_lists_bundled_models_and_variants():
         assert words in found.stdout
 
 
+def test_lists_are_printed_as_json():
+    models = json.loads(invoke("models", "--json").stdout)
+    assert models["models"]["smollm2"]["licence"] == "Apache-2.0"
+    assert "zoo/rope-0" in models["family"]
+    assert "yarn(s)" in models["variants"]
+    texts = json.loads(invoke("texts", "--json").stdout)
+    assert texts["french"]["licence"] == "Apache-2.0"
+
+
 @pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])
 def test_selfcheck_fails_where_an_interval_does(passed, status, monkeypatch):
     table = pd.DataFrame({"interval": ["t"], "coverage": [0.94], "passed": [passed]})
@@ -315,6 +324,9 @@ def test_selfcheck_fails_where_an_interval_does(passed, status, monkeypatch):
     found = invoke("selfcheck")
     assert found.exit_code == status
     assert "0.94" in found.stdout
+    found = invoke("selfcheck", "--json")
+    assert found.exit_code == status
+    assert json.loads(found.stdout) == table.to_dict("records")
 
 
 def test_selfcheck_writes_its_table(monkeypatch, tmp_path):
@@ -400,7 +412,7 @@ def test_a_file_of_options_is_what_the_command_line_leaves_out(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("lenght = 64", "'lenght' is not an option of audit: did you mean length?"),
+        ("lengths = 64", "'lengths' is not an option of audit: did you mean length?"),
         ("zzz = 64", "'zzz' is not an option of audit: did you mean batch-tokens, bos, conditions"),
         ("config = 'b.toml'", "'config' is not an option of audit"),
         ("length = ", "audit.toml cannot be read as TOML (Invalid value"),

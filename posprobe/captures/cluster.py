@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from posprobe.captures.options import CaptureOptions
 from posprobe.captures.plan import CapturePlan, plan_capture, versions, warn_of_repeats
 from posprobe.captures.run import draw, fill, token_bar
-from posprobe.errors import ClusterError, PosprobeError, signals_blocked
+from posprobe.errors import ClusterError, PosprobeError, quieted, signals_blocked
 from posprobe.models import ModelSource, ObservableModel, load_model
 from posprobe.stimuli import Text, TextSource, read_text
 from posprobe.store import (
@@ -99,7 +99,7 @@ def connect(address: str) -> Iterator[Client]:
                 f"--dask {address}: no scheduler answers there ({reason}): give the address that "
                 "dask scheduler printed, or local:N"
             ) from error
-        with _quiet_clients(), client:
+        with quieted("distributed.client", logging.CRITICAL + 1), client:
             yield client
         return
     if count and (not count.isdecimal() or int(count) == 0):
@@ -119,18 +119,6 @@ def connect(address: str) -> Iterator[Client]:
             )
         with cluster, distributed.Client(cluster) as client:
             yield client
-
-
-@contextlib.contextmanager
-def _quiet_clients() -> Iterator[None]:
-    """Keep what clients log of a lost scheduler off the terminal, since it is said in one line."""
-    log = logging.getLogger("distributed.client")
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def capture_distributed(

@@ -171,7 +171,9 @@ class CaptureOptions:
             raise StimulusError(
                 f"option {unknown[0]!r} is unknown; install the release that wrote it"
             )
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         if "intervention" in fields:
             fields["intervention"] = Intervention.from_description(fields["intervention"])
         return cls(**fields)

@@ -170,6 +170,7 @@ def plan_capture(
         rounding=measure_rounding(model, stimulus, observation, change, options.position0)
         if known is None
         else known.rounding,
+        options={"model": model.loading, "capture": _resolved(options, header).describe()},
     )
     firsts = dataclasses.replace(
         stimulus, tokens=stimulus.tokens[:, :1], lengths=np.ones_like(stimulus.lengths)
@@ -239,8 +240,7 @@ def _header(
 ) -> Header:
     longest = stimulus.tokens.shape[1]
     windows = [effective_window(w, change, longest) or 0 for w in model.layer_windows]
-    if options.batch_tokens is None:
-        options = options.changed(batch_tokens=_tokens_that_fit(model, stimulus))
+    batch_tokens = options.batch_tokens
     return Header(
         model=model.name,
         design=stimulus.design,
@@ -273,8 +273,16 @@ def _header(
         stimulus=stimulus.describe() | {"special_tokens": _special_tokens(model, stimulus)},
         seed=stimulus.seed,
         versions=versions(),
-        batch_tokens=options.batch_tokens,
-        options={"model": model.loading, "capture": options.describe()},
+        batch_tokens=_tokens_that_fit(model, stimulus) if batch_tokens is None else batch_tokens,
+    )
+
+
+def _resolved(options: CaptureOptions, header: Header) -> CaptureOptions:
+    """The options with what was left to the model or written as text, however it was asked for."""
+    return options.changed(
+        residual_layers=header.residual_layers,
+        residual_positions=header.residual_queries or None,
+        batch_tokens=header.batch_tokens,
     )
 
 

@@ -5,6 +5,7 @@ None of them is a dependency. Users install a packaged model themselves, under i
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import json
@@ -137,9 +138,12 @@ def zoo_folder(name: str) -> Path:
             "clone it and set POSPROBE_ZOO to its folder data/zoo"
         )
     if name not in list_zoo():
-        there = ", ".join(list_zoo()) or "none"
+        near = difflib.get_close_matches(name, list_zoo(), n=1)
+        there = (
+            f"did you mean {near[0]!r}?" if near else f"there: {', '.join(list_zoo()) or 'none'}"
+        )
         raise ModelError(
-            f"bundled model {name!r} is not in {str(root)!r} (there: {there}); train it with "
+            f"bundled model {name!r} is not in {str(root)!r} ({there}); train it with "
             "analyses/zoo/train.py, or set POSPROBE_ZOO to another folder"
         )
     _verify(name, root / model)

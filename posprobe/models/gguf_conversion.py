@@ -7,11 +7,15 @@ is allocated.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
+from tqdm.auto import tqdm
+from transformers import modeling_gguf_pytorch_utils
 
 from posprobe.errors import ModelError
 from posprobe.models.gguf_header import Header, read_header
@@ -106,9 +110,11 @@ def _expected_sizes(header: Header, skeleton: transformers.PreTrainedModel) -> d
 
 
 def _save_weights(header: Header, config: Any, saved: Any, folder: Path) -> None:
-    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
-        **_source(header), config=config, dtype=torch.float32, output_loading_info=True
-    )
+    # Its bar does not obey transformers' own switch.
+    with mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", partial(tqdm, disable=True)):
+        loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+            **_source(header), config=config, dtype=torch.float32, output_loading_info=True
+        )
     if report["missing_keys"]:  # transformers fills them with random numbers
         raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:SHOWN])}")
     clean = transformers.AutoModelForCausalLM.from_config(saved, dtype=torch.float32)

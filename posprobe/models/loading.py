@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,17 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
-from posprobe.errors import ModelError
+from posprobe.errors import ModelError, quieted
 from posprobe.models.checkpoints import Checkpoint
 from posprobe.models.variants import Variant
 
@@ -160,10 +167,9 @@ def load_checkpoint(
                 f"model {checkpoint.name!r} comes with code of its own, which runs only if it is "
                 "asked for: read it, then give load_model trust_remote_code=True"
             ) from error
-        reason = " ".join(str(error).split()).partition(". ")[0][:160]
         raise ModelError(
-            f"model {checkpoint.name!r} could not be loaded ({type(error).__name__}: {reason}); "
-            "give a local folder, a .gguf file, a hub id that is reachable, or 'smollm2'"
+            f"model {checkpoint.name!r} {_reason(error, place)}; give a local folder, "
+            "a .gguf file, a hub id that is reachable, or 'smollm2'"
         ) from error
     _refuse_other_weights(checkpoint.name, model, report)
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -172,6 +178,25 @@ def load_checkpoint(
             "dtype or more of them"
         )
     return model if device == "auto" else model.to(device)
+
+
+def _reason(error: BaseException, place: dict[str, Any]) -> str:
+    """Say why a model was not loaded: unknown to the hub, out of reach, or broken."""
+    causes, cause = [error], error.__cause__ or error.__context__
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(each, GatedRepoError) for each in causes):
+        return "is gated: accept its terms on the hub, and log in with hf auth login"
+    if any(isinstance(each, RevisionNotFoundError) for each in causes):
+        return f"has no revision {place['revision']!r} on the hub"
+    if any(isinstance(each, RepositoryNotFoundError) for each in causes):
+        return "is unknown to the hub, or private there"
+    if any(isinstance(each, LocalEntryNotFoundError) for each in causes):
+        why = "--offline or HF_HUB_OFFLINE" if is_offline_mode() else "no network, or it is down"
+        return f"is not on this machine, and the hub cannot be reached ({why})"
+    reason = " ".join(str(error).split()).partition(". ")[0][:160]
+    return f"could not be loaded ({type(error).__name__}: {reason})"
 
 
 def _refuse_pickled_shards(name: str, config: Any, place: dict[str, Any]) -> None:
@@ -273,14 +298,11 @@ def _tokenizer_file(location: str, revision: str) -> str | None:
 def quiet() -> Iterator[None]:
     """Suppress the progress bars and notices of transformers within the context."""
     level = transformers.logging.get_verbosity()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
     transformers.logging.set_verbosity_error()
-    hub.setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()
     try:
-        yield
+        with quieted("huggingface_hub"):
+            yield
     finally:
         transformers.logging.set_verbosity(level)
-        hub.setLevel(hub_level)
         transformers.logging.enable_progress_bar()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posprobe.errors import StimulusError
+from posprobe.errors import StimulusError, quieted
 from posprobe.stimuli.files import FIELD, field_of
 from posprobe.stimuli.text import Text, make_text
 
@@ -80,7 +80,17 @@ def _open(place: str, config: str | None, split: str | None) -> tuple[Any, str]:
         if any((Path(place) / mark).exists() for mark in SAVED):
             found = datasets.load_from_disk(place)
         else:
-            found = datasets.load_dataset(place, config, streaming=True)
+            with quieted("huggingface_hub"):  # which logs each time that it tries again
+                found = datasets.load_dataset(place, config, streaming=True)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise StimulusError(
+            f"data set {place!r} is neither a folder nor known to the hub, or it is private there"
+        ) from error
+    except ConnectionError as error:
+        raise StimulusError(
+            f"data set {place!r} is not on this machine, and the hub cannot be reached (no "
+            "network, it is down, --offline or HF_HUB_OFFLINE)"
+        ) from error
     except Exception as error:  # of many kinds, those of the hub and of parsers among them
         raise StimulusError(f"cannot open the data set {place!r}: {_first_line(error)}") from error
     if not isinstance(found, Mapping):  # one that was saved without splits

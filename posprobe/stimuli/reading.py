@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,7 @@ def _read(source: Any, field: str | None, characters: int | None) -> Text:
     if isinstance(source, Text):
         return source
     if isinstance(source, os.PathLike):
+        _refuse_typo(Path(source))
         return read_path(Path(source), field=field, characters=characters)
     if isinstance(source, str):
         return _of_string(source, field, characters)
@@ -128,6 +130,15 @@ def _of_string(source: str, field: str | None, characters: int | None) -> Text:
         return read_data_set(name, field=field, characters=characters)
     rest = source.removeprefix(SHUFFLED).removeprefix(":")
     return _read(text_source(rest) if rest else None, field, characters).shuffle()
+
+
+def _refuse_typo(path: Path) -> None:
+    """Refuse a path that does not exist and is nearly the name of a bundled text."""
+    near = difflib.get_close_matches(str(path), [*BUNDLED, SHUFFLED], n=1, cutoff=0.75)
+    if near and not path.exists():
+        raise StimulusError(
+            f"there is no text or file {str(path)!r}; did you mean the bundled text {near[0]!r}?"
+        )
 
 
 def _refuse_path(value: str) -> None:

@@ -23,6 +23,15 @@ def one_line(error):
     return "\n" not in str(error.value)
 
 
+def test_a_conversion_shows_no_bars_of_libraries(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("POSPROBE_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "whole.gguf")
+    load_model(str(tmp_path / "whole.gguf"))
+    assert list((tmp_path / "cache").iterdir())
+    found = capfd.readouterr()
+    assert found.out + found.err == ""
+
+
 # --- packages ---
 
 
@@ -140,7 +149,7 @@ def test_family_is_that_of_the_checkout_unless_another_is_named(monkeypatch):
 @pytest.mark.parametrize("name", ["zoo/rope-1", "zoo/../rope-0", "zoo/", "zoo/rope-0/x"])
 def test_model_that_the_family_lacks_is_refused(zoo, name):
     with pytest.raises(
-        ModelError, match=r"is not in '.*' \(there: zoo/rope-0\); train it"
+        ModelError, match=r"is not in '.*' \((there: |did you mean ')zoo/rope-0('\?)?\); train it"
     ) as error:
         find_checkpoint(name)
     assert one_line(error)

@@ -14,7 +14,12 @@ import tiny
 import tokenizers
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 from watched import IDS
 
@@ -95,8 +100,25 @@ def test_model_in_the_cache_is_loaded_without_the_hub(asked, tmp_path, monkeypat
     assert load_model("org/model").n_layers == 3
     assert len(asked) == 1
     shutil.rmtree(snapshot)
-    with pytest.raises(ModelError, match=r"'org/model' could not be loaded .*hub id that is rea"):
+    with pytest.raises(ModelError, match=r"'org/model' is not on this machine, and the hub cannot"):
         load_model("org/model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (RepositoryNotFoundError, "'org/model' is unknown to the hub, or private there; give"),
+        (GatedRepoError, "'org/model' is gated: accept its terms on the hub, and log in with hf"),
+        (RevisionNotFoundError, "'org/model' has no revision 'v9' on the hub; give"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(kind, said, asked, monkeypatch):
+    def refuse(**place):
+        raise OSError("org/model is not a valid model identifier") from kind.__new__(kind)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ModelError, match=said):
+        load_model("org/model", revision="v9")
 
 
 def test_loading_leaves_transformers_as_talkative_as_it_was():
@@ -251,8 +273,8 @@ def test_configuration_that_is_no_json_is_refused(folder):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nobody/no-such-model", "'nobody/no-such-model' could not be loaded .*hub id that is rea"),
-        ("no-such-model", "'no-such-model' could not be loaded"),
+        ("nobody/no-such-model", "'nobody/no-such-model' is not on this machine, .*hub id that is"),
+        ("no-such-model", "'no-such-model' is not on this machine, and the hub cannot be reached"),
         ("./no/such/folder", "there is no such folder; check the path"),
         ("/no/such/folder", "there is no such folder; check the path"),
         ("no-such-file.gguf", "'no-such-file.gguf': there is no such file; check the path"),

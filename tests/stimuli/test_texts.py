@@ -186,6 +186,16 @@ class TestFiles:
         with pytest.raises(StimulusError, match="shuffle all of them"):
             join_texts([read_text("Some words."), read_text("Some words.").shuffle()])
 
+    def test_a_name_that_is_nearly_a_bundled_one_is_suggested(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        said = "there is no text or file 'frensh'; did you mean the bundled text 'french'"
+        with pytest.raises(StimulusError, match=said):
+            read_text(text_source("frensh"))
+        write(tmp_path / "frensh", "My own words.")
+        assert read_text(text_source("frensh")).documents == ("My own words.",)
+        with pytest.raises(StimulusError, match="cannot read the text file nothing"):
+            read_text(text_source("nothing.txt"))
+
 
 class TestFolders:
     def test_prose_and_code_are_read_in_the_order_of_paths(self, tmp_path):
@@ -346,6 +356,25 @@ class TestDataSets:
     def test_what_the_data_set_does_not_have(self, folder, name, field, said):
         with pytest.raises(StimulusError, match=said):
             read_text(f"hf:{folder}{name}", field=field)
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            ("DatasetNotFoundError", "is neither a folder nor known to the hub"),
+            ("ConnectionError", r"is not on this machine, and the hub cannot be reached \(no netw"),
+        ],
+    )
+    def test_unknown_and_unreachable_are_told_apart(self, error, said, monkeypatch):
+        import datasets
+
+        kind = getattr(datasets.exceptions, error, ConnectionError)
+
+        def refuse(*place, **options):
+            raise kind("of the library")
+
+        monkeypatch.setattr(datasets, "load_dataset", refuse)
+        with pytest.raises(StimulusError, match=f"data set 'org/name' {said}"):
+            read_text("hf:org/name")
 
     def test_a_name_without_a_data_set(self):
         with pytest.raises(StimulusError, match="data set '': write hf:NAME"):

@@ -167,13 +167,13 @@ def test_what_no_file_can_ask_for_is_refused(model_folder, text_file):
 
 def test_data_that_differ_are_named(model_folder, text_file, monkeypatch):
     path = captured(model_folder, text_file)
-    monkeypatch.setattr(
-        workflow, "_repeated", lambda *given, real=workflow._repeated: changed(*real(*given))
-    )
+    real = workflow.capture_stimulus
 
-    def changed(stimulus, options):
-        return stimulus, options.changed(intervention=Intervention(cut_sink=((1, 0),)))
+    def other(model, stimulus, path, options, **given):
+        cut = options.changed(intervention=Intervention(cut_sink=((1, 0),)))
+        return real(model, stimulus, path, cut, **given)
 
+    monkeypatch.setattr(workflow, "capture_stimulus", other)
     found = repeated(path)
     assert found.part == "normalizer, layer 1"
     assert found.in_words().startswith(
@@ -203,7 +203,7 @@ def test_options_are_recorded_in_full(model_folder, text_file):
         "revision": None,
         "trust_remote_code": False,
     }
-    options = CaptureOptions(position0="zero", batch_tokens=2048)
+    options = CaptureOptions(position0="zero", residual_layers=(0, 1, 2), batch_tokens=2048)
     assert CaptureOptions.from_description(recorded["capture"]) == options
 
 
