@@ -10,6 +10,9 @@ from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
 from posprobe.store.layout import (
+    BAND_DATA_SETS,
+    BANDED,
+    BANDS,
     ATTENTION_GAIN,
     ATTRIBUTES,
     DATA_SETS,
@@ -27,6 +30,9 @@ from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
 
 __all__ = [
+    "BANDED",
+    "BANDS",
+    "BAND_DATA_SETS",
     "ATTENTION_GAIN",
     "ATTRIBUTES",
     "DATA_SETS",

@@ -203,6 +203,11 @@ class ActivationStore:
         return tuple(self.header.config.get(LEARNED_SINKS, ()))
 
     @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands of rotation by which scores are split; none where they are not."""
+        return self.header.bands
+
+    @property
     def origin(self) -> dict[str, Any] | None:
         """What is known of a model that was in memory; None if it was loaded by its name."""
         return self.header.config.get(ORIGIN)
