@@ -4,8 +4,10 @@ effects        holds the effects and computes their variances, as pure functions
 reading        reads the effects of a layer from a stored file
 variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
+bands          splits effects and variances by band of rotation
 """
 
+from posprobe.channels.bands import KEYS, BandEffects, band_effects, decompose_bands, why_no_bands
 from posprobe.channels.decomposition import MAX_UNITS, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
 from posprobe.channels.reading import (
@@ -19,19 +21,24 @@ from posprobe.channels.reading import (
 from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = [
+    "KEYS",
     "MAX_UNITS",
     "REQUIRED",
+    "BandEffects",
     "ChannelEffects",
     "Decomposition",
     "Variances",
+    "band_effects",
     "channel_effects",
     "cut_heads",
     "decompose",
+    "decompose_bands",
     "early_limit",
     "gather_variances",
     "position_covariance",
     "score_shift",
     "shares",
     "variance_table",
+    "why_no_bands",
     "why_not_split",
 ]

@@ -10,6 +10,7 @@ the query at 0, rotated by i.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -149,14 +150,12 @@ def find_bands(model: ObservableModel, length: int, n_bands: int) -> Bands:
         )
     names = [
         f"turns > {edges[0]}",
-        *(f"turns {low} to {high}" for high, low in zip(edges, edges[1:], strict=False)),
+        *(f"turns {low} to {high}" for high, low in itertools.pairwise(edges)),
         f"turns < {edges[-1]}",
         UNROTATED,
     ]
     kept = n_bands + any(bands[n_bands] for bands in layers)
-    return Bands(
-        tuple(names[:kept]), tuple(tuple(map(tuple, bands[:kept])) for bands in layers)
-    )
+    return Bands(tuple(names[:kept]), tuple(tuple(map(tuple, bands[:kept])) for bands in layers))
 
 
 class _Queries(Observer):
@@ -260,9 +259,7 @@ def prove_bands(model: ObservableModel, bands: Bands, change: Intervention) -> N
     def emit(name: str, layer: int, tensor: Tensor) -> None:
         seen[name, layer] = tensor
 
-    observation = Observation(
-        window, (1, window), (own,), window, bands=bands.dimensions
-    )
+    observation = Observation(window, (1, window), (own,), window, bands=bands.dimensions)
     try:
         model.run(tokens, Observer(emit, observation, change))
     except ModelError as error:

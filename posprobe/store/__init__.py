@@ -10,11 +10,11 @@ from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
 from posprobe.store.layout import (
+    ATTENTION_GAIN,
+    ATTRIBUTES,
     BAND_DATA_SETS,
     BANDED,
     BANDS,
-    ATTENTION_GAIN,
-    ATTRIBUTES,
     DATA_SETS,
     KEPT_AT_POSITION0,
     LEARNED_SINKS,
@@ -30,11 +30,11 @@ from posprobe.store.shards import ShardFolder, missing_parts, write_shard
 from posprobe.store.writer import StoreWriter
 
 __all__ = [
+    "ATTENTION_GAIN",
+    "ATTRIBUTES",
     "BANDED",
     "BANDS",
     "BAND_DATA_SETS",
-    "ATTENTION_GAIN",
-    "ATTRIBUTES",
     "DATA_SETS",
     "KEPT_AT_POSITION0",
     "LEARNED_SINKS",

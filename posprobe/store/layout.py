@@ -489,15 +489,15 @@ def _check_quantities(header: Header) -> None:
             )
         if name in BAND_DATA_SETS and header.version < BANDED:
             raise StoreError(
-                f"attribute 'quantities' has '{name}', which version {header.version} of the format "
-                f"does not have: write version {BANDED}"
+                f"attribute 'quantities' has '{name}', which version {header.version} of the "
+                f"format does not have: write version {BANDED}"
             )
         if 0 in header.shape(name):
             axes = [axis for axis in DATA_SETS[name].axes if header.sizes[axis] == 0]
             raise StoreError(
                 f"attribute 'quantities' has '{name}', an axis of which has length 0 "
-                f"({', '.join(axes)}): give its offsets, prefixes, window, bands or residual_layers, "
-                "or leave it out"
+                f"({', '.join(axes)}): give its offsets, prefixes, window, bands or "
+                "residual_layers, or leave it out"
             )
 
 
