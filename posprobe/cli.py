@@ -522,6 +522,18 @@ def audit(
     metavar="HEADS",
     help="Hide key 0 from heads: all, layer:head,..., or a .json file of [layer, head].",
 )
+@click.option(
+    "--bands",
+    type=int,
+    metavar="N",
+    help="Also record scores by N bands of rotation, 2 to 4 (shifted design).  [default: none]",
+)
+@click.option(
+    "--zero-band",
+    type=Numbers(),
+    default=(),
+    help="Leave bands out of all scores, numbered from 0 for the fastest.",
+)
 @click.option("--n", type=int, default=40, show_default=True, help="Sequences or windows.")
 @click.option(
     "--first-item",

@@ -20,7 +20,14 @@ from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads, sink_table
 from posprobe.analysis.steps import Found, Step, given, is_split, titled
-from posprobe.channels import SPLIT, Decomposition, decompose, shares
+from posprobe.channels import (
+    SPLIT,
+    Decomposition,
+    decompose,
+    decompose_bands,
+    shares,
+    why_no_bands,
+)
 from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
@@ -153,6 +160,10 @@ def _overall(result: Decomposition, level: float) -> dict[str, Interval]:
     return {name: whole.interval(name, level) for name in SPLIT} | parts
 
 
+def _bands(files: Files, inference: Inference) -> Found:
+    return Found({"bands": decompose_bands(given(files.shifted), inference=inference)})
+
+
 def _layer_0(files: Files, inference: Inference) -> Found:
     table, intervals = layer_0_table(given(files.shifted), inference)
     return Found({"layer_0": table}, intervals)
@@ -184,6 +195,10 @@ def _has_channels(files: Files, *, role: str) -> bool:
     return is_split(getattr(files, role))
 
 
+def _has_bands(files: Files) -> bool:
+    return files.shifted is not None and why_no_bands(files.shifted) is None
+
+
 def _has_residual(files: Files) -> bool:
     return files.natural is not None and "residual" in files.natural.header.quantities
 
@@ -204,6 +219,7 @@ STEPS = (
         )
         for design in ("shifted", "natural")
     ),
+    Step("bands of rotation", _has_bands, _bands),
     Step("layer 0", partial(_has_channels, role="shifted"), _layer_0),
     Step("fingerprint", lambda files: files.shifted is not None, _fingerprint),
     Step(

@@ -52,6 +52,11 @@ class CaptureOptions:
     batch_tokens : int or None, default=None
         Largest number of tokens per forward pass; a pass has at least one sequence. None means
         2,048, or on a GPU as many as fit into half of its free memory. The file records the number.
+    bands : int or None, default=None
+        Number of bands of rotation, from 2 to 4, by which scores are recorded too; only in the
+        shifted design. See `posprobe.models.bands.find_bands`. None records no bands.
+    zero_band : tuple of int, default=()
+        Bands that are left out of all scores, numbered from 0 for the fastest.
     past_training : bool, default=False
         Whether sequences may be longer than the model was made for, or than the length to which a
         variant extends that by scaling the rotary embedding. The file records the model's length.
@@ -59,7 +64,8 @@ class CaptureOptions:
     Raises
     ------
     StimulusError
-        If a quantity is unknown, or the offsets are not distinct whole numbers from 0 on.
+        If a quantity is unknown, the offsets are not distinct whole numbers from 0 on, or bands
+        are to be zeroed but none are defined.
 
     Examples
     --------
@@ -77,6 +83,8 @@ class CaptureOptions:
     position0: str = "native"
     intervention: Intervention = NO_INTERVENTION
     batch_tokens: int | None = None
+    bands: int | None = None
+    zero_band: tuple[int, ...] = ()
     past_training: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +96,10 @@ class CaptureOptions:
         wrong = [d for d in self.offsets if not isinstance(d, int) or d < 0]
         if wrong or len(set(self.offsets)) < len(self.offsets):
             raise StimulusError(f"offsets {self.offsets} must be different whole numbers of tokens")
+        if self.zero_band and self.bands is None:
+            raise StimulusError(
+                f"zero_band names bands {self.zero_band} of a number that is not given; give bands"
+            )
 
     def changed(self, **fields: Any) -> CaptureOptions:
         """Return a copy of the options with some fields changed.

@@ -15,10 +15,22 @@ from posprobe.captures.position0 import check_treatment, kept_at_position0, repl
 from posprobe.captures.rounding import measure_rounding
 from posprobe.captures.selection import parse_layers, parse_positions
 from posprobe.errors import PosprobeWarning, StimulusError, StoreError
-from posprobe.models import BLOCK, Intervention, ObservableModel, Observation, own_position
+from posprobe.models import (
+    BLOCK,
+    Bands,
+    Intervention,
+    ObservableModel,
+    Observation,
+    find_bands,
+    own_position,
+    prove_bands,
+)
 from posprobe.stimuli import Stimulus
 from posprobe.store import (
     ATTENTION_GAIN,
+    BAND_DATA_SETS,
+    BANDED,
+    BANDS,
     KEPT_AT_POSITION0,
     LEARNED_SINKS,
     ORIGIN,
@@ -41,7 +53,8 @@ __all__ = [
 
 BATCH_TOKENS = 2048
 ALONE = 64  # first tokens that are run together in one pass, each without its sequence
-REMASKED = {"remasked_normalizer", "remasked_body"}
+REMASKED = {"remasked_normalizer", "remasked_body", "band_normalizer"}
+BY_OFFSET = {"offset_score", "band_offset_score"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,14 +165,21 @@ def plan_capture(
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
     change.check_heads(model.n_layers, model.n_heads)
+    bands = _bands(model, stimulus, options.bands)
+    if bands is not None:
+        change = change.combined(bands.zeroing(options.zero_band))
+        prove_bands(model, bands, change)
     drawn, stimulus = stimulus, replace_token(model, stimulus, options.position0)
     _check_repeats(drawn)
     own = _measured(model, stimulus, options.position0) if known is None else _noted(known)
-    header = _header(model, stimulus, change, options, {*options.quantities, *consumed}, own)
+    computed = {*options.quantities, *consumed} | (set() if bands is None else {*BAND_DATA_SETS})
+    header = _header(model, stimulus, change, options, computed, own)
+    if bands is not None:
+        header = _with_bands(header, bands)
     observation = Observation(
         n_queries=stimulus.n_queries,
         offsets=header.offsets,
-        prefixes=stimulus.prefixes if REMASKED & {*options.quantities, *consumed} else (),
+        prefixes=stimulus.prefixes if REMASKED & computed else (),
         window=stimulus.window,
         first_is_apart=stimulus.design != "repeated"
         or stimulus.bos_token is not None
@@ -172,10 +192,34 @@ def plan_capture(
         else known.rounding,
         options={"model": model.loading, "capture": _resolved(options, header).describe()},
     )
+    if bands is not None:  # whose rounding is not measured
+        observation = dataclasses.replace(observation, bands=bands.dimensions)
     firsts = dataclasses.replace(
         stimulus, tokens=stimulus.tokens[:, :1], lengths=np.ones_like(stimulus.lengths)
     )
     return CapturePlan(stimulus, header, observation, change, options.position0, firsts)
+
+
+def _bands(model: ObservableModel, stimulus: Stimulus, n_bands: int | None) -> Bands | None:
+    """Return the bands of rotation by which scores are split, or None if they are not."""
+    if n_bands is None:
+        return None
+    if stimulus.design != "shifted":
+        raise StimulusError(
+            f"bands are recorded in the shifted design only, not in {stimulus.design}; choose "
+            "design shifted or leave the bands out"
+        )
+    return find_bands(model, stimulus.tokens.shape[1], n_bands)
+
+
+def _with_bands(header: Header, bands: Bands) -> Header:
+    """Return the header of a file that also has scores by band."""
+    return dataclasses.replace(
+        header,
+        quantities=(*header.quantities, *BAND_DATA_SETS),
+        config={**header.config, BANDS: bands.describe()},
+        version=BANDED,
+    )
 
 
 def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
@@ -254,7 +298,7 @@ def _header(
         layer_window=tuple(windows),
         prefixes=stimulus.prefixes,
         window=stimulus.window,
-        offsets=options.offsets if "offset_score" in computed else (),
+        offsets=options.offsets if BY_OFFSET & computed else (),
         residual_layers=_layers(options.residual_layers, model),
         residual_queries=_queries(options.residual_positions, stimulus),
         dtype=options.dtype,

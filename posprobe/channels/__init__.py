@@ -5,8 +5,10 @@ reading        reads the effects of a layer from a stored file
 variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
 planning       says how many items a wanted width needs
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
+bands          splits effects and variances by band of rotation
 """
 
+from posprobe.channels.bands import KEYS, BandEffects, band_effects, decompose_bands, why_no_bands
 from posprobe.channels.decomposition import MAX_UNITS, SPLIT, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
 from posprobe.channels.planning import LEAST_ITEMS, overall_variances, plan_items, simulate_items
@@ -21,16 +23,20 @@ from posprobe.channels.reading import (
 from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = [
+    "KEYS",
     "LEAST_ITEMS",
     "MAX_UNITS",
     "REQUIRED",
     "SPLIT",
+    "BandEffects",
     "ChannelEffects",
     "Decomposition",
     "Variances",
+    "band_effects",
     "channel_effects",
     "cut_heads",
     "decompose",
+    "decompose_bands",
     "early_limit",
     "gather_variances",
     "overall_variances",
@@ -40,5 +46,6 @@ __all__ = [
     "shares",
     "simulate_items",
     "variance_table",
+    "why_no_bands",
     "why_not_split",
 ]

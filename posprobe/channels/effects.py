@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from posprobe.errors import DesignError
 from posprobe.intervals import Array
 
-__all__ = ["Array", "ChannelEffects", "position_covariance"]
+__all__ = ["Array", "ChannelEffects", "pair_products", "position_covariance"]
 
 
 def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Array:
@@ -83,6 +83,35 @@ def position_covariance(x: Array, y: Array, weights: Array | None = None) -> Arr
     pairs = rows.sum(1) ** 2 - (rows**2).sum(1)
     value = (sums.sum(1) - same) / (n_positions * pairs.reshape(-1, *[1] * (x.ndim - 2)))
     return value[0] if weights is None else value
+
+
+def pair_products(x: Array, y: Array) -> Array:
+    r"""Multiply two effects of every pair of items, averaged over positions and offsets.
+
+    .. math:: k_{nm} = \frac{1}{2 P} \left(\langle x_n, y_m \rangle
+        + \langle x_m, y_n \rangle\right), \qquad n \ne m
+
+    with effects centred over positions; `position_covariance` averages these over all pairs.
+
+    Parameters
+    ----------
+    x, y : ndarray of shape (N, P, H, D)
+        The two effects.
+
+    Returns
+    -------
+    ndarray of shape (H, N, N)
+        In the unit of x times that of y. The diagonal is 0.
+    """
+    n_items, n_positions, n_heads, n_offsets = x.shape
+    size = n_positions * n_offsets
+    x, y = (
+        np.moveaxis(part - part.mean(1, keepdims=True), 2, 0).reshape(n_heads, n_items, size)
+        for part in (x, y)
+    )
+    product = x @ y.swapaxes(1, 2) / size
+    product[:, range(n_items), range(n_items)] = 0
+    return (product + product.swapaxes(1, 2)) / 2
 
 
 @dataclass(frozen=True)
@@ -177,38 +206,24 @@ class ChannelEffects:
         return {k: v[0] for k, v in means.items()} if weights is None else means
 
     def products(self) -> dict[str, Array]:
-        r"""Multiply the effects of every pair of items, averaged over positions and offsets.
-
-        .. math:: k_{nm} = \frac{1}{2 P} \left(\langle x_n, y_m \rangle
-            + \langle x_m, y_n \rangle\right), \qquad n \ne m
-
-        with effects centred over positions; `position_covariance` averages these over all pairs.
+        """Multiply the effects of every pair of items by `pair_products`.
 
         Returns
         -------
         dict of str to ndarray of shape (H, N, N)
             V_T, V_M, V_R, C_MR and V_S, in squared nats. The diagonal is 0.
         """
-        size = self.total.shape[1] * self.total.shape[3]
-        total, mask, residual, sink = (
-            np.moveaxis(part - part.mean(1, keepdims=True), 2, 0).reshape(
-                part.shape[2], self.n_items, size
-            )
-            for part in (self.total, self.mask, self.residual, self.sink)
-        )
-        pairs = {
-            "V_T": (total, total),
-            "V_M": (mask, mask),
-            "V_R": (residual, residual),
-            "C_MR": (mask, residual),
-            "V_S": (sink, sink),
+        return {name: pair_products(x, y) for name, (x, y) in self._pairs().items()}
+
+    def _pairs(self) -> dict[str, tuple[Array, Array]]:
+        """The two effects of which each variance is the covariance."""
+        return {
+            "V_T": (self.total, self.total),
+            "V_M": (self.mask, self.mask),
+            "V_R": (self.residual, self.residual),
+            "C_MR": (self.mask, self.residual),
+            "V_S": (self.sink, self.sink),
         }
-        products = {}
-        for name, (x, y) in pairs.items():
-            product = x @ y.swapaxes(1, 2) / size
-            product[:, range(self.n_items), range(self.n_items)] = 0
-            products[name] = (product + product.swapaxes(1, 2)) / 2
-        return products
 
     def variances(self, weights: Array | None = None) -> dict[str, Array]:
         """Estimate V_T, V_M, V_R, C_MR and V_S of each head, averaged over offsets.
@@ -223,11 +238,7 @@ class ChannelEffects:
         dict of str to ndarray of shape (H,), or (B, H) with weights
             In squared nats.
         """
-        pairs = {
-            "V_T": (self.total, self.total),
-            "V_M": (self.mask, self.mask),
-            "V_R": (self.residual, self.residual),
-            "C_MR": (self.mask, self.residual),
-            "V_S": (self.sink, self.sink),
+        return {
+            name: position_covariance(x, y, weights).mean(-1)
+            for name, (x, y) in self._pairs().items()
         }
-        return {k: position_covariance(x, y, weights).mean(-1) for k, (x, y) in pairs.items()}

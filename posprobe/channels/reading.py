@@ -11,7 +11,20 @@ from posprobe.channels.effects import Array, ChannelEffects
 from posprobe.errors import DesignError
 from posprobe.store import ActivationStore
 
-__all__ = ["channel_effects", "cut_heads", "early_limit", "score_shift", "why_not_split"]
+__all__ = [
+    "by_item",
+    "channel_effects",
+    "cut_heads",
+    "early_limit",
+    "item_blocks",
+    "kept_offsets",
+    "late_rows",
+    "local_mean",
+    "own_rows",
+    "score_shift",
+    "sink_is_seen",
+    "why_not_split",
+]
 
 # Number of items read at once, so the scores of a whole layer are never in memory together.
 BLOCK_ITEMS = 64
@@ -148,14 +161,9 @@ def channel_effects(
     reason = why_not_split(store)
     if reason is not None:
         raise DesignError(f"{store.path.name} {reason}")
-    n_items = store.n_items
-    pooled = max_units is not None and n_items > max_units
-    if max_units is not None and n_items > max_units:
-        edges = [unit * n_items // max_units for unit in range(max_units + 1)]
-    else:
-        edges = [*range(0, n_items, BLOCK_ITEMS), n_items]
+    pooled = max_units is not None and store.n_items > max_units
     blocks = []
-    for items in map(slice, edges[:-1], edges[1:]):
+    for items in item_blocks(store.n_items, max_units):
         block = _effects_of(store, layer, items, without_sink, same_rows)
         blocks.append(block.mean() if pooled else block)
     total, mask, residual, sink = (
@@ -208,7 +216,7 @@ def score_shift(store: ActivationStore, layer: int) -> Array:
     found = []
     for start in range(0, store.n_items, BLOCK_ITEMS):
         items = slice(start, start + BLOCK_ITEMS)
-        scores = _by_item(store, "offset_score", layer, items)[:, :, row, :, offset]  # pairs first
+        scores = by_item(store, "offset_score", layer, items)[:, :, row, :, offset]  # pairs first
         spread = scores[:, :, -1].std((0, 2))
         moved = np.abs(scores - scores[:, :, -1:]).max((0, 2, 3))
         found.append(moved / np.where(spread > 0, spread, 1.0))
@@ -220,22 +228,16 @@ def _effects_of(
 ) -> ChannelEffects:
     """Compute the effects of some items, in the order of their numbers."""
     normalizer, sink_score, offset_score = (
-        _by_item(store, name, layer, items) for name in REQUIRED[:3]
+        by_item(store, name, layer, items) for name in REQUIRED[:3]
     )
-    remasked, body = (_late_rows(store, name, layer, items) for name in REQUIRED[3:])
-    seen = _sink_is_seen(store, layer)
+    remasked, body = (late_rows(store, name, layer, items) for name in REQUIRED[3:])
+    seen = sink_is_seen(store, layer)
     if without_sink:
         normalizer, remasked, seen = _own_body(store, layer, items), body, np.zeros_like(seen)
-    limit = store.layer_window[layer] or np.inf
-    kept = [d for d, offset in enumerate(store.offsets) if offset < min(limit, store.window)]
-    if not kept:
-        raise DesignError(
-            f"layer {layer}: none of the offsets {store.offsets} is below "
-            f"{min(limit, store.window)}, the window; capture with smaller offsets"
-        )
-    local_mean = _local_mean(offset_score[..., kept], np.asarray(store.offsets)[kept])
-    relative_sink = sink_score - local_mean
-    moved_sink = np.logaddexp(body, local_mean[:, -1:] + relative_sink)
+    kept = kept_offsets(store, layer)
+    local = local_mean(offset_score[..., kept], np.asarray(store.offsets)[kept])
+    relative_sink = sink_score - local
+    moved_sink = np.logaddexp(body, local[:, -1:] + relative_sink)
     sink_part = np.where(seen, -(moved_sink - remasked), 0.0)
     mask_part = -(remasked - remasked[:, -1:])
     parts: dict[str, list[Array]] = {"total": [], "mask": [], "sink": []}
@@ -250,14 +252,35 @@ def _effects_of(
     return ChannelEffects(np.asarray(store.prefixes), total, mask, total - mask, sink, offsets)
 
 
-def _local_mean(offset_score: Array, offsets: NDArray[np.int64]) -> Array:
+def kept_offsets(store: ActivationStore, layer: int) -> list[int]:
+    """Return which offsets of a file have a key inside the window that the layer sees."""
+    limit = min(store.layer_window[layer] or np.inf, store.window)
+    kept = [d for d, offset in enumerate(store.offsets) if offset < limit]
+    if not kept:
+        raise DesignError(
+            f"layer {layer}: none of the offsets {store.offsets} is below {limit}, the window; "
+            "capture with smaller offsets"
+        )
+    return kept
+
+
+def item_blocks(n_items: int, max_units: int | None) -> list[slice]:
+    """Cut items into blocks to read at once: those of `max_units` units, if there are more."""
+    if max_units is not None and n_items > max_units:
+        edges = [unit * n_items // max_units for unit in range(max_units + 1)]
+    else:
+        edges = [*range(0, n_items, BLOCK_ITEMS), n_items]
+    return [*map(slice, edges[:-1], edges[1:])]
+
+
+def local_mean(offset_score: Array, offsets: NDArray[np.int64]) -> Array:
     """Average scores over the offsets whose key lies in the window: (item, prefix, row, head)."""
     inside = offsets <= np.arange(offset_score.shape[2])[:, None]
     share = inside / np.maximum(inside.sum(1, keepdims=True), 1)
     return (np.nan_to_num(offset_score) * share[None, None, :, None]).sum(-1)
 
 
-def _by_item(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
+def by_item(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
     """Read the rows of the window at every position, as float64 (item, prefix, row, head, ...)."""
     values = store.read(quantity, layer)
     if store.design == "shifted":
@@ -271,7 +294,7 @@ def _by_item(store: ActivationStore, quantity: str, layer: int, items: slice) ->
     return np.stack(bands, 1).astype(float)
 
 
-def _late_rows(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
+def late_rows(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
     """Read a re-masked quantity of the late rows, as float64 (item, prefix, row, head)."""
     values = store.read(quantity, layer)
     if store.design == "shifted":
@@ -280,26 +303,28 @@ def _late_rows(store: ActivationStore, quantity: str, layer: int, items: slice) 
     return values[items].astype(float)
 
 
-def _sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
+def sink_is_seen(store: ActivationStore, layer: int) -> NDArray[np.bool_]:
     """Return whether each head sees key 0 at each position: (prefix, row, head)."""
     limit = store.layer_window[layer] or np.inf
     shown = np.add.outer(store.prefixes, np.arange(store.window)) < limit
     return shown[:, :, None] & ~cut_heads(store, layer)
 
 
-def _own_body(store: ActivationStore, layer: int, items: slice) -> Array:
-    """Read each row's normalizer without key 0, as float64 (item, prefix, row, head).
-
-    Every row keeps the mask of its own position.
-    """
-    if store.design != "shifted":
-        raise DesignError(
-            f"{store.path.name} is of design {store.design!r}, whose normalizers without key 0 are "
-            "kept for late rows only; capture it with --design shifted"
-        )
-    values = store.read("remasked_body", layer)
+def own_rows(store: ActivationStore, quantity: str, layer: int, items: slice) -> Array:
+    """Read a re-masked quantity under each row's own mask, as float64 (item, prefix, row, ...)."""
+    values = store.read(quantity, layer)
     own = np.searchsorted(store.prefixes, store.prefix_length)
     order = np.lexsort((store.prefix_length, store.item)).reshape(-1, len(store.prefixes))
     rows = order[items].ravel()
     values = values[rows, own[rows]]
     return values.reshape(-1, len(store.prefixes), *values.shape[1:]).astype(float)
+
+
+def _own_body(store: ActivationStore, layer: int, items: slice) -> Array:
+    """Read each row's normalizer without key 0, under its own mask."""
+    if store.design != "shifted":
+        raise DesignError(
+            f"{store.path.name} is of design {store.design!r}, whose normalizers without key 0 are "
+            "kept for late rows only; capture it with --design shifted"
+        )
+    return own_rows(store, "remasked_body", layer, items)

@@ -29,7 +29,9 @@ from posprobe.intervals import (
 __all__ = [
     "Variances",
     "adjusted_p",
+    "check_items",
     "gather_variances",
+    "paired_weights",
     "resampled",
     "shares",
     "variance_columns",
@@ -268,17 +270,26 @@ def gather_variances(
     n = 0
     for layer in effects:
         n = layer.n_items
-        if n < 3:
-            raise DesignError(
-                f"intervals of position effects need at least 3 items, not {n}; "
-                "capture with a larger --n"
-            )
+        check_items(n)
         for name, products in layer.products().items():
             parts[name].append(products)
-    weights = np.empty((0, n)) if inference is None else inference.weights(n)
-    # A sample in which all draws are the same item has no pair of different items.
-    weights = weights[(weights > 0).sum(1) > 1]
+    weights = np.empty((0, n)) if inference is None else paired_weights(inference, n)
     return Variances({name: np.stack(each) for name, each in parts.items()}, weights)
+
+
+def check_items(n: int) -> None:
+    """Refuse too few items: the jackknife leaves one out, and the variances need two."""
+    if n < 3:
+        raise DesignError(
+            f"intervals of position effects need at least 3 items, not {n}; capture with a larger "
+            "--n"
+        )
+
+
+def paired_weights(inference: Inference, n: int) -> Array:
+    """Return those bootstrap samples of n items that have a pair of different items."""
+    weights = inference.weights(n)
+    return weights[(weights > 0).sum(1) > 1]
 
 
 def shares(variances: Variances, layer: int, head: int, level: float) -> dict[str, Interval]:

@@ -15,10 +15,12 @@ proofs, variant_proofs         proof that the observed attention is the model's 
 passes                         one pass at a time, whatever else the process does
 observable                     the model itself
 third_channel                  whether scores themselves change with position
+bands, band_scores             which dimensions turn how often, and scores by band
 exact                          a pass again in float64, block by block
 """
 
 from posprobe.models.attention import BLOCK
+from posprobe.models.bands import MOST_BANDS, Bands, find_bands, prove_bands
 from posprobe.models.bundled import PACKAGED, list_zoo
 from posprobe.models.entry import ModelSource, load_model
 from posprobe.models.exact import Seen, computed_and_exact
@@ -32,9 +34,11 @@ from posprobe.models.variants import VARIANTS, Variant, parse_variant
 
 __all__ = [
     "BLOCK",
+    "MOST_BANDS",
     "NO_INTERVENTION",
     "PACKAGED",
     "VARIANTS",
+    "Bands",
     "Intervention",
     "ModelSource",
     "ObservableModel",
@@ -43,10 +47,12 @@ __all__ = [
     "Seen",
     "Variant",
     "computed_and_exact",
+    "find_bands",
     "list_zoo",
     "load_model",
     "own_position",
     "parse_heads",
     "parse_variant",
     "plain_torch",
+    "prove_bands",
 ]

@@ -36,6 +36,8 @@ class Intervention:
         longer sum to 1 but to exp(z - c), so the row sums themselves then carry position.
     temperature : tuple of (layer, factor), default=()
         Factors on all scores of a layer, used to prove that a layer's scores move the logits.
+    zero_dimensions : tuple of (layer, dimensions), default=()
+        Dimensions of the heads of a layer, from 0 on, that are left out of all of its scores.
     """
 
     causal: bool = True
@@ -43,6 +45,7 @@ class Intervention:
     cut_sink: tuple[tuple[int, int], ...] | Literal["all"] | None = None
     fixed_denominator: tuple[tuple[int, int, float], ...] = ()
     temperature: tuple[tuple[int, float], ...] = ()
+    zero_dimensions: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def combined(self, other: Intervention) -> Intervention:
         """Combine this change with another one.
@@ -65,6 +68,7 @@ class Intervention:
             cut_sink=other.cut_sink or self.cut_sink,
             fixed_denominator=self.fixed_denominator + other.fixed_denominator,
             temperature=self.temperature + other.temperature,
+            zero_dimensions=self.zero_dimensions + other.zero_dimensions,
         )
 
     def visibility(self, native: Visibility) -> Visibility:
@@ -89,6 +93,26 @@ class Intervention:
         if isinstance(self.cut_sink, str):
             return list(range(n_heads))
         return [head for at, head in self.cut_sink if at == layer]
+
+    def without_dimensions(self, layer: int, query: Tensor) -> Tensor:
+        """Leave the dimensions of `layer` that are zeroed out of its queries, hence of its scores.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        query : Tensor, shape (batch, head, query, d)
+            Queries of the layer.
+
+        Returns
+        -------
+        Tensor, shape (batch, head, query, d)
+            The queries themselves if nothing is zeroed.
+        """
+        zeroed = sorted({d for at, dims in self.zero_dimensions if at == layer for d in dims})
+        if not zeroed:
+            return query
+        return query.index_fill(-1, torch.tensor(zeroed, device=query.device), 0.0)
 
     def row_sums(self, layer: int, normalizer: Tensor) -> Tensor | None:
         """Return the sums of the attention rows of `layer`.
@@ -141,8 +165,12 @@ class Intervention:
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields as plain values for JSON; `from_description` reads them back."""
-        return json.loads(json.dumps(asdict(self)))
+        """Return the fields as plain values for JSON; `from_description` reads them back.
+
+        `zero_dimensions` is left out where it is empty, as in files that do not know it.
+        """
+        values = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in values.items() if name != "zero_dimensions" or value}
 
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> Intervention:

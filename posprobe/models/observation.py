@@ -15,6 +15,7 @@ from torch import Tensor
 
 from posprobe.errors import ModelError
 from posprobe.models.attention import Scoring, Visibility, attend
+from posprobe.models.band_scores import observe_bands
 from posprobe.models.interventions import NO_INTERVENTION, Intervention
 from posprobe.models.scores import Observation, observe_scores
 
@@ -199,6 +200,7 @@ def observed_attention(
     visibility = change.visibility(attention_mask)
     cut = change.heads_without_sink(layer, query.shape[1])
     own_scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query = change.without_dimensions(layer, query)
     query, tempered_scaling = observer.tempered(layer, query, own_scaling)
     scoring = Scoring(tempered_scaling, softcap, s_aux)
     output, normalizer = _attend_with_cut(query, key, value, visibility, scoring, cut)
@@ -213,6 +215,9 @@ def observed_attention(
         gain = observer.gains[layer] if observer.gains else None
         written = _sink_value(module, value, query.shape[1])
         seen["sink_value"] = written if gain is None else written * abs(gain)
+        if observer.observation.bands:
+            bands = observer.observation.bands[layer]
+            seen |= observe_bands(query, key, visibility, observer.observation, scoring, cut, bands)
         for name, tensor in seen.items():
             observer.emit(name, layer, tensor)
     return observer.output(module, output).transpose(1, 2).contiguous(), None

@@ -17,6 +17,7 @@ __all__ = [
     "STANDARD_ROPE",
     "Rotation",
     "differing_rotation",
+    "follows_length",
     "rotary_modules",
     "rotations",
     "rotations_under",
@@ -161,7 +162,7 @@ def differing_rotation(model: torch.nn.Module, config: Any) -> float:
     float
         The largest relative difference of any pair's frequency; 0 where none exceeds `ROUNDING`.
     """
-    if any(DYNAMIC & set(_types(module)) for module in rotary_modules(model)):
+    if follows_length(model):
         return 0.0
     try:
         expected = rotations_under(model, config)
@@ -174,6 +175,11 @@ def differing_rotation(model: torch.nn.Module, config: Any) -> float:
             gaps = np.abs(here - there) / np.abs(there)
             largest = max(largest, float(gaps.max(initial=0.0)))
     return float(f"{largest:.2g}") if largest > ROUNDING else 0.0
+
+
+def follows_length(model: torch.nn.Module) -> bool:
+    """Whether some frequencies of a model change with the length of the sequence."""
+    return any(DYNAMIC & set(_types(module)) for module in rotary_modules(model))
 
 
 def _types(module: torch.nn.Module) -> list[str]:

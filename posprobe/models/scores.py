@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from posprobe.models.attention import Scoring, Visibility
 
-__all__ = ["Observation", "observe_scores"]
+__all__ = ["Observation", "fixed_scores", "observe_scores", "remasked"]
 
 # Scores at offsets up to NEAR come from one product per block of NEAR_BLOCK queries.
 NEAR = 8
@@ -39,6 +39,9 @@ class Observation:
     first_is_apart : bool, default=True
         Whether key 0 has a token of its own, which every early query sees. If it is false, all
         tokens are the same, and the next nearest key takes the place of key 0.
+    bands : tuple of tuple of tuple of int, default=()
+        Dimensions of each band of each layer, in order (layer, band, dimension). By default nothing
+        is split by band.
     """
 
     n_queries: int
@@ -46,6 +49,7 @@ class Observation:
     prefixes: tuple[int, ...] = ()
     window: int = 0
     first_is_apart: bool = True
+    bands: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
 
 def observe_scores(
@@ -85,16 +89,26 @@ def observe_scores(
         (batch, prefix, row, head), NaN behind prefixes that are longer than the rows' own.
     """
     first = query.shape[2] - observation.n_queries
+    seen = {"normalizer": normalizer[:, :, first:].transpose(1, 2)}
+    seen |= fixed_scores(query, key, observation, scoring)
+    if observation.prefixes:
+        seen |= remasked(query, key, visibility, observation, scoring, cut)
+    return seen
+
+
+def fixed_scores(
+    query: Tensor, key: Tensor, observation: Observation, scoring: Scoring
+) -> dict[str, Tensor]:
+    """Compute ``sink_score`` and ``offset_score`` as in `observe_scores`."""
+    first = query.shape[2] - observation.n_queries
     rows = query[:, :, first:]
     near = [offset for offset in observation.offsets if offset <= NEAR]
     far = [offset for offset in observation.offsets if offset > NEAR]
     sink, by_offset = _near_scores(rows, key, first, near, scoring)
     by_offset |= {offset: _far_scores(rows, key, first, offset, scoring) for offset in far}
-    seen = {"normalizer": normalizer[:, :, first:].transpose(1, 2), "sink_score": sink}
+    seen = {"sink_score": sink}
     if observation.offsets:
         seen["offset_score"] = torch.stack([by_offset[o] for o in observation.offsets], -1)
-    if observation.prefixes:
-        seen |= _remasked(query, key, visibility, observation, scoring, cut)
     return seen
 
 
@@ -232,7 +246,7 @@ def _late_scores(
     return _LateScores(own_prefix, reach, low, near, sink)
 
 
-def _remasked(
+def remasked(
     query: Tensor,
     key: Tensor,
     visibility: Visibility,

@@ -10,6 +10,7 @@ from posprobe.figures import one_design
 from posprobe.report.words import bounds, number, percent, removed, with_interval
 
 __all__ = [
+    "bands",
     "channels",
     "conditions",
     "cut_sink",
@@ -96,6 +97,22 @@ def channels(analysis: Analysis) -> str:
             f"{low:.1f} to {high:.1f} times as large."
         )
     return text
+
+
+def bands(analysis: Analysis) -> str:
+    """Which bands carry the residual channel, and what of the mask channel is counting."""
+    table = analysis.tables["bands"]
+    table = table[table["layer"] == "all"]
+    sentences = []
+    for channel, name in (("R", "residual channel"), ("M", "mask channel")):
+        rows = table[table["channel"] == channel]
+        parts = ", ".join(f"{row['band']}: {_share(row)}" for _, row in rows.iterrows())
+        sentences.append(f"Shares of the {name} by band of rotation, over all layers: {parts}")
+    return ". ".join(sentences) + "."
+
+
+def _share(row: pd.Series) -> str:
+    return "undefined" if row["status"] != "ok" else with_interval(row, "share")
 
 
 def heads(analysis: Analysis) -> str:

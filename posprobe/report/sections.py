@@ -178,6 +178,24 @@ SECTIONS = (
         missing=SCORES,
     ),
     Section(
+        name="bands",
+        title="Which frequencies carry position?",
+        needs="bands",
+        figures=(),
+        finding=findings.bands,
+        estimand="The part of a band in V_R: the covariance over positions of R by band and R. A "
+        "score is a sum over bands of rotation, which are named by the turns that their pairs of "
+        "dimensions make over the longest sequence; a normalizer is the sum of their Shapley "
+        "values and of the logarithm of the number of keys. Likewise for T, M and S.",
+        unit=ITEM,
+        interval="{level}. Parts: studentised bootstrap of items. Shares: Fieller on jackknife "
+        "pseudo-values; undefined where the channel's variance is not distinguishable from 0.",
+        n=_shifted,
+        note="Parts add up to the channel. A negative part works against the others. "
+        "tables/bands.csv has T, M, R and S for every layer.",
+        missing="a shifted capture with bands (posprobe capture MODEL --design shifted --bands 3)",
+    ),
+    Section(
         name="probes",
         title="Can position be read off a layer?",
         needs="probes",

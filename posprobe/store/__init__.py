@@ -13,6 +13,9 @@ from posprobe.store.joined import JoinedStore, open_stores, why_apart
 from posprobe.store.layout import (
     ATTENTION_GAIN,
     ATTRIBUTES,
+    BAND_DATA_SETS,
+    BANDED,
+    BANDS,
     DATA_SETS,
     KEPT_AT_POSITION0,
     LEARNED_SINKS,
@@ -30,6 +33,9 @@ from posprobe.store.writer import StoreWriter
 __all__ = [
     "ATTENTION_GAIN",
     "ATTRIBUTES",
+    "BANDED",
+    "BANDS",
+    "BAND_DATA_SETS",
     "DATA_SETS",
     "KEPT_AT_POSITION0",
     "LEARNED_SINKS",

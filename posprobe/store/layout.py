@@ -34,6 +34,9 @@ from posprobe.store.schema import (
 __all__ = [
     "ATTENTION_GAIN",
     "ATTRIBUTES",
+    "BANDED",
+    "BANDS",
+    "BAND_DATA_SETS",
     "DATA_SETS",
     "FORMAT",
     "KEPT_AT_POSITION0",
@@ -49,7 +52,9 @@ __all__ = [
 
 FORMAT = "posprobe"
 VERSION = 2
-READABLE = (1, VERSION)
+# The version of files with scores by band of rotation; others need no newer reader than before.
+BANDED = 3
+READABLE = (1, VERSION, BANDED)
 # Key in a header's configuration that says how scores themselves change with position.
 OWN_POSITION = "posprobe_own_position"
 # The layers whose denominators have a learned logit.
@@ -58,6 +63,8 @@ LEARNED_SINKS = "posprobe_learned_sinks"
 ATTENTION_GAIN = "posprobe_attention_gain"
 # What stays in the stream at position 0 if its embedding is zero, relative to what was there.
 KEPT_AT_POSITION0 = "posprobe_kept_at_position0"
+# The bands of rotation by which scores are split, and how many dimensions each has.
+BANDS = "posprobe_bands"
 # What is known of a model that was in memory; without this key, one was loaded by its name.
 ORIGIN = "posprobe_origin"
 _LAYER_AXES = ("L", "L+1", "R")
@@ -77,7 +84,8 @@ class DataSet:
     axes : tuple of str
         Symbols of the axes, outermost first: L layers, L+1 layers and the last block's output,
         R kept residual layers, S sequences, T tokens, Q stored queries, K queries whose residual
-        stream is stored, H heads, D offsets, P prefixes, W window rows, d width, G digests.
+        stream is stored, H heads, D offsets, P prefixes, W window rows, d width, G digests, B bands
+        of rotation, B+1 bands and the number of keys.
     dtype : str
         Little-endian NumPy type; ``"float"`` is the header's ``dtype`` (float32 or float16).
     unit : str
@@ -137,6 +145,25 @@ DATA_SETS: dict[str, DataSet] = {
     "remasked_body": DataSet(
         ("L", "S", "P", "W", "H"), "<f4", "nats", "the same without key 0", nan=True
     ),
+    "band_sink_score": DataSet(
+        ("L", "S", "Q", "H", "B"), "<f4", "nats", "part of each band of rotation in `sink_score`"
+    ),
+    "band_offset_score": DataSet(
+        ("L", "S", "Q", "H", "D", "B"),
+        "<f4",
+        "nats",
+        "part of each band of rotation in `offset_score`; NaN where there is no such key",
+        nan=True,
+    ),
+    "band_normalizer": DataSet(
+        ("L", "S", "P", "W", "H", "B+1"),
+        "<f4",
+        "nats",
+        "Shapley value of each band in `remasked_normalizer`, and last the normalizer of scores "
+        "that are all 0; NaN as there, and at all prefixes but its own in a sequence that is not "
+        "behind the last",
+        nan=True,
+    ),
     "sink_value": DataSet(
         ("L", "S", "H"),
         "<f4",
@@ -158,6 +185,7 @@ DATA_SETS: dict[str, DataSet] = {
     ),
 }
 _ACTIVATIONS = tuple(name for name, quantity in DATA_SETS.items() if quantity.by_layer)
+BAND_DATA_SETS = ("band_sink_score", "band_offset_score", "band_normalizer")
 _INDEX = tuple(name for name, quantity in DATA_SETS.items() if quantity.axes[:1] == ("S",))
 
 
@@ -285,9 +313,16 @@ class Header:
             "P": len(self.prefixes),
             "W": self.window,
             "d": self.width,
+            "B": len(self.bands),
+            "B+1": len(self.bands) + 1,
         }
         layers = sum(sizes[DATA_SETS[name].axes[0]] for name in self.quantities)
         return sizes | {"G": 1 + len(_INDEX) + layers}
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands of rotation by which scores are split; none where they are not."""
+        return tuple(self.config.get(BANDS, {}).get("names", ()))
 
     @property
     def index(self) -> tuple[str, ...]:
@@ -455,12 +490,17 @@ def _check_quantities(header: Header) -> None:
                 f"attribute 'quantities' has {name!r}, which is unknown: choose from "
                 f"{', '.join(_ACTIVATIONS)}"
             )
+        if name in BAND_DATA_SETS and header.version < BANDED:
+            raise StoreError(
+                f"attribute 'quantities' has '{name}', which version {header.version} of the "
+                f"format does not have: write version {BANDED}"
+            )
         if 0 in header.shape(name):
             axes = [axis for axis in DATA_SETS[name].axes if header.sizes[axis] == 0]
             raise StoreError(
                 f"attribute 'quantities' has '{name}', an axis of which has length 0 "
-                f"({', '.join(axes)}): give its offsets, prefixes, window or residual_layers, or "
-                "leave it out"
+                f"({', '.join(axes)}): give its offsets, prefixes, window, bands or "
+                "residual_layers, or leave it out"
             )
 
 

@@ -21,6 +21,7 @@ from posprobe.store.files import refusing
 from posprobe.store.hdf5 import Place, locate, open_complete
 from posprobe.store.layout import (
     ATTENTION_GAIN,
+    BANDS,
     DATA_SETS,
     KEPT_AT_POSITION0,
     LEARNED_SINKS,
@@ -200,6 +201,17 @@ class ActivationStore:
     def learned_sinks(self) -> tuple[int, ...]:
         """Layers whose denominators have a learned logit: rows over real keys do not sum to 1."""
         return tuple(self.header.config.get(LEARNED_SINKS, ()))
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands of rotation by which scores are split; none where they are not."""
+        return self.header.bands
+
+    @property
+    def band_dimensions(self) -> tuple[tuple[int, ...], ...]:
+        """Number of a head's dimensions in each band, by layer; none where there are no bands."""
+        counts = self.header.config.get(BANDS, {}).get("dimensions", ())
+        return tuple(map(tuple, counts))
 
     @property
     def origin(self) -> dict[str, Any] | None:

@@ -92,6 +92,10 @@ def _whole(value: Any, low: int = 0) -> bool:
     return whole and int(value) >= low
 
 
+def _are_whole(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_whole, value))
+
+
 def _number(value: Any) -> bool:
     real = isinstance(value, int | float) and not isinstance(value, bool)
     return real and math.isfinite(value)
@@ -117,6 +121,8 @@ _OWN_POSITION = _shape(
     lambda v: isinstance(v, Mapping) and _whole(v.get("layer")) and _number(v.get("change")),
 )
 
+NAMES = _list(_STRING)
+_COUNT = _shape("a count", _whole)
 OBJECT = _object(
     {
         "rope_parameters": lambda n, v: None if v is None else _ROPE(n, v),
@@ -126,13 +132,12 @@ OBJECT = _object(
         "posprobe_attention_gain": _list(
             _shape("a number or null", lambda v: v is None or _number(v))
         ),
+        "posprobe_bands": _object({"names": NAMES, "dimensions": _list(_list(_COUNT))}),
         "posprobe_origin": _object({"adapters": _list(_STRING)}),
         "posprobe_kept_at_position0": _shape("a number", _number),
     }
 )
 STRINGS = _object({}, _STRING)
-NAMES = _list(_STRING)
-_COUNT = _shape("a count", _whole)
 TEXT = _object(
     {
         "sha256": _STRING,
@@ -185,6 +190,7 @@ _INTERVENTION = _object(
             _shape("[layer, head, number]", lambda v: _of_head(v, _whole, _number))
         ),
         "temperature": _list(_shape("[layer, factor]", lambda v: _of_head(v, _number))),
+        "zero_dimensions": _list(_shape("[layer, dimensions]", lambda v: _of_head(v, _are_whole))),
     }
 )
 INTERVENTIONS = _list(_INTERVENTION)

@@ -22,6 +22,8 @@ _AXES = {
     "P": "prefix",
     "W": "row",
     "d": "coordinate",
+    "B": "band",
+    "B+1": "band",
 }
 
 
@@ -217,16 +219,17 @@ def _absent(
     sequences: slice,
 ) -> np.ndarray:
     """Return where a quantity does not exist, in a shape that broadcasts to the values."""
-    if quantity == "offset_score":  # the key would lie before position 0
+    if quantity in ("offset_score", "band_offset_score"):  # the key would lie before position 0
         query = arrays["query_start"][sequences, np.newaxis] + np.arange(header.n_queries)
-        return (query[..., np.newaxis] < np.array(header.offsets))[:, :, np.newaxis]
+        absent = (query[..., np.newaxis] < np.array(header.offsets))[:, :, np.newaxis]
+        return absent[..., np.newaxis] if quantity == "band_offset_score" else absent
     if quantity == "sink_value":  # all of it is NaN if the output projection is not known
         return np.isnan(values).all() & np.ones((1, 1), bool)
     own = (arrays["tokens"][sequences] >= 0).sum(axis=1) - header.window
     beyond = np.array(header.prefixes) > own[:, np.newaxis]
     early = own[:, np.newaxis] < header.prefixes[-1]  # a writer may leave these out
-    left_out = early & np.isnan(values[sequences]).all(axis=(2, 3))
-    return (beyond | left_out)[..., np.newaxis, np.newaxis]
+    left_out = early & np.isnan(values[sequences]).all(axis=tuple(range(2, values.ndim)))
+    return (beyond | left_out)[(..., *[np.newaxis] * (values.ndim - 2))]
 
 
 def _place(header: Header, quantity: str, where: tuple[int, ...]) -> str:

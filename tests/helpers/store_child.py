@@ -14,10 +14,14 @@ import h5py
 import numpy as np
 
 from posprobe.store import Header, StoreWriter
-from posprobe.store.layout import DATA_SETS
+from posprobe.store.layout import BAND_DATA_SETS, DATA_SETS
 
 N_SEQUENCES, BATCH = 11, 2
-ACTIVATIONS = tuple(name for name, quantity in DATA_SETS.items() if quantity.by_layer)
+ACTIVATIONS = tuple(
+    name
+    for name, quantity in DATA_SETS.items()
+    if quantity.by_layer and name not in BAND_DATA_SETS  # those of version 2
+)
 
 
 def header(**changes):

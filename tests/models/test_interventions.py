@@ -23,6 +23,7 @@ interventions = st.builds(
     cut_sink=st.none() | st.just("all") | st.lists(st.tuples(number, number)).map(tuple),
     fixed_denominator=st.lists(st.tuples(number, number, constant)).map(tuple),
     temperature=st.lists(st.tuples(number, constant)).map(tuple),
+    zero_dimensions=st.lists(st.tuples(number, st.lists(number).map(tuple))).map(tuple),
 )
 
 
@@ -38,6 +39,10 @@ def test_a_file_names_its_intervention(tmp_path):
     capture_stimulus(child.model(), child.stimulus(), path, intervention=change, progress=False)
     (values,) = ActivationStore(path).header.interventions
     assert Intervention.from_description(values) == change
+
+
+def test_what_older_files_do_not_know_is_not_written_where_it_is_empty():
+    assert "zero_dimensions" not in Intervention(window=9).describe()
 
 
 def test_an_older_file_reads_as_no_more_than_it_names():

@@ -198,7 +198,7 @@ def remake(name, **keywords):
 REFUSED = {
     "other format": (set_attribute("format", "anndata"), "not a posprobe file .* 'anndata'"),
     "no format": (drop_attribute("format"), "not a posprobe file .* is None"),
-    "version": (set_attribute("version", 3), "has format version 3, this release reads 1 and 2"),
+    "version": (set_attribute("version", 4), "version 4, this release reads 1 and 2 and 3"),
     "incomplete": (lambda file: file["complete"].__setitem__((), 0), "incomplete: .*--resume"),
     "no flag": (delete("complete"), "incomplete: .*--resume"),
     "missing": (delete("residual"), r"'/residual' is missing, expected float32 \(2, 11, 5, 8\)"),
