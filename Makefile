@@ -6,6 +6,7 @@
 # make vulnerabilities asks PyPI which pinned versions have known ones, with pip-audit
 # make docs    builds the site in build/site, warnings and broken links being errors
 # make linkcheck asks every address outside the site (needs a network)
+# make dist    builds the wheel and the source distribution in build/dist
 # make reports reruns the analyses into out/anew and says what differs from the committed reports
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -27,7 +28,7 @@ BOUNDS := build/$(RESOLUTION)
 SOURCES := posprobe tests $(wildcard benchmarks analyses docs/*.py \
 	$(addprefix docs/,_extensions captures examples packaging))
 
-.PHONY: audit test check slow coverage planted docs linkcheck benchmarks reports bounds \
+.PHONY: audit test check slow coverage planted docs linkcheck dist benchmarks reports bounds \
 	vulnerabilities setup clean
 
 audit: $(STAMP)
@@ -58,6 +59,9 @@ docs: $(STAMP_DOCS)
 
 linkcheck: $(STAMP_DOCS)
 	$(SPHINX) -b linkcheck docs build/linkcheck
+
+dist: $(STAMP)
+	$(BIN)/python docs/packaging/build.py build/dist
 
 benchmarks: $(STAMP)
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done

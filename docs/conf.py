@@ -32,7 +32,7 @@ extensions = [
     "names",
     "repository",
 ]
-exclude_patterns = ["_build", "examples", "packaging", "captures/README.md", "gallery/**.py"]
+exclude_patterns = ["_build", "examples", "packaging", "captures"]
 templates_path = ["_templates"]
 nitpicky = True
 
@@ -66,6 +66,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
 }
 
+copybutton_prompt_text = "$ "
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "posprobe"

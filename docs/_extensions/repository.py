@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()((?:\.\./|examples/)[^)\s#]+)((?:#[^)\s]*)?\))")
+LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()((?:\.\./|examples/|packaging/)[^)\s#]+)((?:#[^)\s]*)?\))")
 
 
 def address(target, source):
