@@ -66,6 +66,8 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
 }
 
+# The repository has no public home yet; reports are checked as files of the site.
+linkcheck_ignore = [source_address, r"^reports/"]
 copybutton_prompt_text = "$ "
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"

@@ -198,7 +198,7 @@ def test_workflow_calls_make_test_on_every_python_that_the_package_names():
     assert "make test PYTHON=python" in [step.get("run") for step in job["steps"]]
 
 
-@pytest.mark.parametrize("name", ["bounds", "security"])
+@pytest.mark.parametrize("name", ["bounds", "docs", "security"])
 def test_workflow_calls_a_target_of_the_makefile(name):
     workflow = read_yaml(f".github/workflows/{name}.yml")
     assert "schedule" in workflow["on"]
