@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ __all__ = ["export", "to_pandas", "to_xarray"]
 
 Read = Callable[..., np.ndarray]
 VECTORS = "d"  # the axis that stays within one cell of a table
-POSITIONS = {"Q": "position", "K": "position"}
+QUERIES = ("Q", "K")  # axes that count from `query_start`
 INSTALL = "pip install 'posprobe[notebook]'"
 
 
@@ -41,7 +41,7 @@ def _checked(header: Header, quantities: Sequence[str] | str | None) -> tuple[st
     return chosen
 
 
-def _values(header: Header, read: Read, name: str, layers: Sequence[int] | None) -> np.ndarray:
+def _values(read: Read, name: str, layers: Sequence[int] | None) -> np.ndarray:
     """A quantity as it is stored, of all layers or of some, (layer, sequence, ...)."""
     if layers is None:
         return read(name)
@@ -79,7 +79,7 @@ def to_xarray(
             coordinates[dimension.name] = (dimension.name, values, described)
         described = {"long_name": DATA_SETS[name].meaning, "units": DATA_SETS[name].unit}
         dimensions = tuple(AXES[axis].name for axis in along)
-        variables[name] = (dimensions, _values(header, read, name, kept), described)
+        variables[name] = (dimensions, _values(read, name, kept), described)
     whole = xarray.Dataset(variables, coordinates, header.attributes())
     return whole.set_coords([name for name in header.index if name != "tokens"])
 
@@ -91,12 +91,10 @@ def to_pandas(
     layers: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Return a table; see `ActivationStore.to_pandas`."""
-    sequences = pd.DataFrame(
-        {"sequence": range(header.n_sequences)}
-        | {name: np.array(read(name)) for name in header.index if name != "tokens"}
-    )
     if quantities is None:
-        return sequences.assign(tokens=(np.array(read("tokens")) >= 0).sum(1))
+        index = {name: read(name) for name in header.index}
+        index["tokens"] = (index["tokens"] >= 0).sum(1)
+        return pd.DataFrame({"sequence": np.arange(header.n_sequences)} | index)
     chosen = _checked(header, quantities)
     axes = DATA_SETS[chosen[0]].axes
     if other := [name for name in chosen if DATA_SETS[name].axes != axes]:
@@ -106,19 +104,18 @@ def to_pandas(
         )
     along = _along(header, chosen[0], layers)
     along.pop(VECTORS, None)
-    keys = pd.MultiIndex.from_product([*along.values()], names=[AXES[axis].name for axis in along])
-    table = keys.to_frame(index=False)
-    row = table["sequence"].to_numpy()
-    table.insert(table.columns.get_loc("sequence") + 1, "item", sequences["item"].to_numpy()[row])
-    for axis in {*POSITIONS} & {*along}:
-        query = AXES[axis].name
-        start = sequences["query_start"].to_numpy()[row]
-        table.insert(table.columns.get_loc(query) + 1, POSITIONS[axis], start + table[query])
+    keys = np.meshgrid(*along.values(), indexing="ij")
+    columns: dict[str, Any] = {}
+    for axis, key in zip(along, keys, strict=True):
+        columns[AXES[axis].name] = key.ravel()
+        if axis == "S":
+            columns["item"] = read("item")[key.ravel()]
+        if axis in QUERIES:
+            columns["position"] = read("query_start")[columns["sequence"]] + key.ravel()
     for name in chosen:
-        values = _values(header, read, name, layers)
-        flat = values.reshape(len(table), -1)
-        table[name] = list(flat.astype("<f4")) if axes[-1] == VECTORS else flat[:, 0]
-    return table
+        flat = _values(read, name, layers).reshape(keys[0].size, -1)
+        columns[name] = list(flat.astype("<f4")) if axes[-1] == VECTORS else flat[:, 0]
+    return pd.DataFrame(columns)
 
 
 def export(
@@ -150,7 +147,7 @@ def _write_tensors(
     from safetensors.numpy import save_file
 
     tensors = {
-        name: np.ascontiguousarray(_values(header, read, name, layers if name in chosen else None))
+        name: np.ascontiguousarray(_values(read, name, layers if name in chosen else None))
         for name in (*header.index, *chosen)
     }
     attributes = {name: str(value) for name, value in header.attributes().items()}

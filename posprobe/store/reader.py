@@ -445,8 +445,8 @@ class ActivationStore:
         quantities : sequence of str, str or None
             Names of activation data sets (None: all in the file).
         layers : sequence of int or None
-            Layers to take (None: all). What is chosen is read into memory; `xarray.open_dataset(path,
-            engine="h5netcdf")` leaves it on disk.
+            Layers to take (None: all). What is chosen is read into memory, which
+            ``xarray.open_dataset(path, engine="h5netcdf")`` does not do.
 
         Returns
         -------
