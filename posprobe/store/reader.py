@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from posprobe.errors import StoreError
+from posprobe.errors import StoreError, as_html, fact_table
+from posprobe.store.axes import AXES
 from posprobe.store.digests import begin_digest, extended
 from posprobe.store.exchange import export, to_pandas, to_xarray
 from posprobe.store.files import refusing
@@ -550,6 +551,31 @@ class ActivationStore:
             f"ActivationStore({str(self.path)!r}: {self.model}, {self.design}, "
             f"{self.n_sequences} sequences, {self.n_layers} layers)"
         )
+
+    def _repr_html_(self) -> str:
+        header, stimulus = self.header, self.header.stimulus
+        facts = {
+            "model": f"{self.model}, {self.n_layers} layers of {self.n_heads} heads",
+            "stimulus": f"{self.design}, {self.n_items} items in {self.n_sequences} sequences of "
+            f"up to {self.length} tokens",
+            "text": stimulus.get("corpus", ""),
+            "position 0": f"BOS policy {stimulus.get('bos', 'unknown')}, embedding "
+            f"{header.position0_treatment}",
+            "variant": header.variant,
+            "compute type": self.compute_type,
+            "seed": header.seed,
+        }
+        data = pd.DataFrame(
+            {
+                "data set": name,
+                "axes": ", ".join(AXES[axis].name for axis in DATA_SETS[name].axes),
+                "shape": header.shape(name),
+                "unit": DATA_SETS[name].unit,
+                "meaning": DATA_SETS[name].meaning,
+            }
+            for name in header.quantities
+        )
+        return as_html(f"ActivationStore {self.path}", {"": fact_table(facts), "data": data})
 
     def _place(self, quantity: str, layer: int | None) -> Place:
         if quantity not in self._places:
