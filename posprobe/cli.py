@@ -803,6 +803,33 @@ def _digests(summary: dict[str, Any]) -> str:
 
 
 @main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File to write: .safetensors (arrays) or .parquet (a table of quantities of equal axes).",
+)
+@click.option(
+    "--quantities", metavar="NAME,...", help="Data sets, as `inspect` lists them.  [default: all]"
+)
+@click.option("--layers", type=Numbers(), help="Layers.  [default: all]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def export(
+    file: Path,
+    output: Path,
+    quantities: str | None,
+    layers: tuple[int, ...] | None,
+    overwrite: bool,
+) -> None:
+    """Write chosen data of a captured FILE for other tools: no model, no torch."""
+    names = None if quantities is None else [name.strip() for name in quantities.split(",")]
+    with posprobe.ActivationStore(file) as store:
+        _print_path(store.export(output, names, layers, overwrite=overwrite))
+
+
+@main.command()
 @JSON
 def models(as_json: bool) -> None:
     """List the bundled models and the variants."""

@@ -1,4 +1,4 @@
-"""What posprobe tells its user: errors, ways out, and how far it has come.
+"""What posprobe tells its user: errors, ways out, how far it has come, and what an object is.
 
 The message of an error says what was wrong, with which name, and what to do next.
 """
@@ -6,6 +6,7 @@ The message of an error says what was wrong, with which name, and what to do nex
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import logging
 import multiprocessing.resource_tracker
@@ -14,11 +15,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     from tqdm import tqdm
 
 __all__ = [
@@ -30,6 +32,9 @@ __all__ = [
     "StimulusError",
     "Stopped",
     "StoreError",
+    "Telling",
+    "as_html",
+    "fact_table",
     "missing_package",
     "noting",
     "progress_bar",
@@ -40,6 +45,7 @@ __all__ = [
 ]
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+ROWS = 12  # of each table of an object in a notebook
 EVERY = 30.0  # seconds between two lines about progress in a log
 WITH_MODELS = ("torch", "transformers", "accelerate", "gguf")  # the extra `models`
 LINE = "{desc} {n_fmt} of {total_fmt} {unit}s ({percentage:.0f}%), {elapsed} gone, {remaining} left"
@@ -268,3 +274,80 @@ def progress_bar(shown: bool, **options: Any) -> tqdm:
         return tqdm(**options)
     slow = {"mininterval": EVERY, "maxinterval": EVERY, "bar_format": LINE}
     return tqdm(file=_Log(), **options | slow)
+
+
+class Telling:
+    """Gives an object a telling ``repr``, and a page for notebooks.
+
+    A class says what it tells in `_line`, and in `_tables` what a notebook shows below.
+    """
+
+    def _line(self) -> str:
+        raise NotImplementedError
+
+    def _tables(self) -> Mapping[str, pd.DataFrame]:
+        return {}
+
+    def __repr__(self) -> str:
+        """Name of the class and what matters most, in one line."""
+        return shown(f"<{type(self).__name__}: {self._line()}>")
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self._tables())
+
+
+def as_html(line: str, tables: Mapping[str, pd.DataFrame]) -> str:
+    """Return a line and tables below it as HTML, with everything escaped.
+
+    Parameters
+    ----------
+    line : str
+        The line.
+    tables : mapping of str to pandas.DataFrame
+        Tables by their captions. No more than 12 rows of each are shown, and empty ones are not.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> as_html("<b>", {"n < 3": pd.DataFrame({"x": ["<i>"]})}).count("&lt;")
+    3
+    """
+    parts = [f"<p><code>{_escaped(line)}</code></p>"]
+    parts += [_table(caption, table) for caption, table in tables.items() if len(table)]
+    return f'<div class="posprobe">{"".join(parts)}</div>'
+
+
+def fact_table(facts: Mapping[str, Any]) -> pd.DataFrame:
+    """Return facts as a table with a name and a value in each row."""
+    import pandas as pd  # which takes longer to import than all of this module
+
+    return pd.DataFrame({"": facts.keys(), " ": [str(value) for value in facts.values()]})
+
+
+def _escaped(value: Any) -> str:
+    return html.escape(shown(str(value)))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.3g}"
+    return "" if value is None else _escaped(value)
+
+
+def _table(caption: str, table: pd.DataFrame) -> str:
+    head = "".join(f"<th>{_escaped(name)}</th>" for name in table.columns)
+    rows = (
+        "".join(f"<td>{_cell(value)}</td>" for value in row)
+        for row in table.head(ROWS).itertuples(index=False)
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    left = len(table) - ROWS
+    more = f" (first {ROWS} of {len(table)} rows)" if left > 0 else ""
+    return (
+        f"<table><caption>{_escaped(caption + more)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )

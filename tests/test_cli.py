@@ -18,6 +18,7 @@ import pytest
 import study_child as child
 import synthetic
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 
 import posprobe
 from posprobe.cli import main
@@ -110,6 +111,7 @@ def test_every_command_has_help():
         "compare",
         "rerun",
         "inspect",
+        "export",
         "models",
         "texts",
         "selfcheck",
@@ -440,6 +442,18 @@ def test_values_of_a_file_are_checked_as_those_of_the_command_line(config, said,
     found = invoke("audit", "org/model", "--config", path)
     assert found.exit_code == 2
     assert said in found.stderr
+
+
+def test_export_writes_what_was_chosen(captured, tmp_path):
+    path = tmp_path / "a.safetensors"
+    arguments = ["export", captured, "-o", path, "--quantities", "normalizer, sink_score"]
+    found = invoke(*arguments, "--layers", 1)
+    assert (found.exit_code, found.stdout) == (0, f"{path}\n"), found.output
+    with ActivationStore(captured) as store:
+        expected = store.read("normalizer", 1)[np.newaxis]
+    np.testing.assert_array_equal(load_file(path)["normalizer"], expected)
+    refused(invoke(*arguments), "a.safetensors exists")
+    refused(invoke(*arguments, "--overwrite", "--layers", 9), "layer 9 of 'normalizer' is not in")
 
 
 def test_rerun_repeats_a_capture_and_says_so(captured, text_file, tmp_path, monkeypatch):

@@ -28,14 +28,15 @@ from posprobe.channels import (
     shares,
     why_no_bands,
 )
+from posprobe.errors import Telling
 from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
 __all__ = ["Analysis", "analyze_files", "possible_steps"]
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Telling):
     """The result of `analyze_files`.
 
     Attributes
@@ -54,6 +55,10 @@ class Analysis:
     tables: dict[str, pd.DataFrame]
     intervals: dict[str, Interval]
     inference: Inference = Inference()
+
+    def _line(self) -> str:
+        files = ", ".join(store.path.name for store in self.files.all())
+        return f"{files}; tables {', '.join(self.tables)}"
 
     @property
     def level(self) -> float:

@@ -29,14 +29,14 @@ from posprobe.architectures.marginal import (
 from posprobe.architectures.optimum import SAME_DEVIANCE, search
 from posprobe.architectures.satterthwaite import Inference, infer
 from posprobe.architectures.tables import plain_table
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Array, Interval, check_resamples
 
 __all__ = ["MixedFit", "fit_parts", "likelihood_ratio"]
 
 
-@dataclass(frozen=True)
-class MixedFit:
+@dataclass(frozen=True, repr=False)
+class MixedFit(Telling):
     """A fitted linear mixed model, with a status.
 
     Attributes
@@ -66,6 +66,13 @@ class MixedFit:
     theta: Array | None = None
     inference: Inference | None = None
     deviances: tuple[float, ...] = ()
+
+    def _line(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{self.method} of {self.fixed_part}, {self.status}{why}"
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {"fixed effects": self.fixed()} if self.usable else {}
 
     @property
     def usable(self) -> bool:

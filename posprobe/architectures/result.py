@@ -10,7 +10,7 @@ from posprobe.architectures.contrasts import RESPONSES, Contrast, adjust
 from posprobe.architectures.mixed_fit import MixedFit
 from posprobe.architectures.summaries import ModelSummary
 from posprobe.architectures.two_stage import FTest, welch_f
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Interval
 
 __all__ = ["ArchitectureComparison", "ContrastResult", "adjust_secondary"]
@@ -45,8 +45,8 @@ class ContrastResult:
     mixed: Interval | None
 
 
-@dataclass(frozen=True)
-class ArchitectureComparison:
+@dataclass(frozen=True, repr=False)
+class ArchitectureComparison(Telling):
     """The result of `compare_architectures`.
 
     Attributes
@@ -97,6 +97,12 @@ class ArchitectureComparison:
     mixed: MixedFit | None
     mixed_tests: tuple[FTest, ...]
     notes: tuple[str, ...]
+
+    def _line(self) -> str:
+        return self.sentence()
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {part: self.table(part) for part in ("estimates", "tests", "contrasts")}
 
     def table(self, part: str = "estimates") -> pd.DataFrame:
         """Return one part of the result as a tidy table.

@@ -41,7 +41,7 @@ from posprobe.channels.reading import (
     why_not_split,
 )
 from posprobe.channels.variances import Variances, check_items, paired_weights
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Inference, fieller_ratio, studentized_means
 from posprobe.store import BAND_DATA_SETS, ActivationStore
 
@@ -54,8 +54,8 @@ TOLERANCE = 1e-4  # of sums over bands, relative to the largest score or normali
 _Effects = dict[str, Array]
 
 
-@dataclass(frozen=True)
-class BandEffects:
+@dataclass(frozen=True, repr=False)
+class BandEffects(Telling):
     """Effects of position on the log attention weights of one layer, by band of rotation.
 
     Attributes
@@ -72,6 +72,14 @@ class BandEffects:
     positions: NDArray[np.int64]
     names: tuple[str, ...]
     effects: dict[str, Array]
+
+    def _line(self) -> str:
+        total = self.effects["T"]
+        return (
+            f"T, M, R and S (nats) of {len(total)} items at positions "
+            f"{', '.join(map(str, self.positions))}; {total.shape[2]} heads, bands "
+            f"{', '.join(self.names)}"
+        )
 
 
 def why_no_bands(store: ActivationStore) -> str | None:

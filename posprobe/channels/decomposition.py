@@ -18,7 +18,7 @@ from posprobe.channels.variances import (
     variance_columns,
     variance_table,
 )
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Array, Inference, studentized_means
 from posprobe.store import ActivationStore
 
@@ -29,8 +29,8 @@ SPLIT = ("V_T", "V_M", "V_R", "C_MR")
 EFFECTS = {"T": "total", "M": "mask", "R": "residual"}
 
 
-@dataclass(frozen=True)
-class Decomposition:
+@dataclass(frozen=True, repr=False)
+class Decomposition(Telling):
     """The result of `decompose`: the position effects of one file, split into two channels.
 
     Attributes
@@ -59,6 +59,24 @@ class Decomposition:
     positions: pd.DataFrame
     variances: Variances
     by_offset: pd.DataFrame | None = None
+
+    def _line(self) -> str:
+        row = self.overall.iloc[0]
+        sizes = ", ".join(f"{name} {row[name]:.3g}" for name in ("V_T", "V_M", "V_R"))
+        return (
+            f"{self.variances.n_items} items, {len(self.by_layer)} layers; {sizes} nats^2, "
+            f"channels {row['relation']}"
+        )
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        named = ["V_T", "V_M", "V_R", "C_MR", "share_mask", "share_residual"]
+        limits = [f"{name}{end}" for name in ("V_M", "V_R") for end in ("", "_low", "_high")]
+        return {
+            "overall: mean over layers and heads (nats^2; shares without unit)": self.overall[
+                [*named, "relation"]
+            ],
+            "by_layer: mean over heads (nats^2)": self.by_layer[["layer", *limits, "relation"]],
+        }
 
 
 def decompose(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Array
 
 __all__ = ["Array", "ChannelEffects", "pair_products", "position_covariance"]
@@ -114,8 +114,8 @@ def pair_products(x: Array, y: Array) -> Array:
     return (product + product.swapaxes(1, 2)) / 2
 
 
-@dataclass(frozen=True)
-class ChannelEffects:
+@dataclass(frozen=True, repr=False)
+class ChannelEffects(Telling):
     """Effects of position on the log attention weights of one layer.
 
     There are N items, P positions, H heads and D offsets.
@@ -144,6 +144,13 @@ class ChannelEffects:
     def n_items(self) -> int:
         """The number N of resampling units."""
         return len(self.total)
+
+    def _line(self) -> str:
+        return (
+            f"T, M, R and S (nats) of {self.n_items} items at positions "
+            f"{', '.join(map(str, self.positions))}; {self.total.shape[2]} heads, offsets "
+            f"{', '.join(map(str, self.offsets))}"
+        )
 
     def up_to(self, position: int) -> ChannelEffects:
         """Keep the positions up to this one, in tokens, and the reference."""

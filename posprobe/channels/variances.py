@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.channels.effects import ChannelEffects
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import (
     STUDENTIZED,
     Array,
@@ -43,8 +43,8 @@ BLOCK = 2**20  # numbers in one block of resampled sums
 ROUNDING = 1e-13
 
 
-@dataclass(frozen=True)
-class Variances:
+@dataclass(frozen=True, repr=False)
+class Variances(Telling):
     r"""Variances of position effects and what their intervals need, for L layers of H heads.
 
     Every variance, and every mean or difference of variances, is a mean over pairs of different
@@ -72,6 +72,13 @@ class Variances:
 
     products: dict[str, Array]
     weights: Array
+
+    def _line(self) -> str:
+        layers, heads = next(iter(self.products.values())).shape[:2]
+        return (
+            f"{', '.join(self.products)} (nats^2) of {self.n_items} items, {layers} layers of "
+            f"{heads} heads, {len(self.weights)} bootstrap samples"
+        )
 
     @property
     def n_items(self) -> int:

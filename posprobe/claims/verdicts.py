@@ -7,7 +7,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+import pandas as pd
+
 from posprobe.channels import why_not_split
+from posprobe.errors import Telling, fact_table
 from posprobe.intervals import Interval
 from posprobe.store import ActivationStore
 
@@ -39,8 +42,8 @@ NEGLIGIBLE_R2 = 0.02
 SMALLEST = {"nats^2": 1e-4, "1": 0.05, "R2": NEGLIGIBLE_R2}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Claim(Telling):
     """One sentence of the study, tested.
 
     Attributes
@@ -104,6 +107,26 @@ class Claim:
     condition: dict[str, Any] | None = None
     scope: str = ""
     conditions: tuple[dict[str, Any], ...] = ()
+
+    def _line(self) -> str:
+        return f"{self.id}, {self.verdict_adjusted}{self._number()}"
+
+    def _number(self) -> str:
+        if self.estimate is None:
+            return ""
+        limits = "" if self.ci_low is None else f" [{self.ci_low:.3g}, {self.ci_high:.3g}]"
+        return f", {self.estimate:.3g}{limits} {self.unit}".rstrip()
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        facts = {
+            "verdict": self.verdict,
+            "adjusted for the family": f"{self.verdict_adjusted} {self.p_note}".strip(),
+            "p, adjusted p": f"{self.p_value}, {self.p_adjusted}",
+            "n": self.n,
+            "protocol": self.protocol,
+            "scope": self.scope,
+        }
+        return {self.statement: fact_table({k: v for k, v in facts.items() if v not in (None, "")})}
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, for JSON: no NaN and no infinity."""

@@ -27,6 +27,7 @@ from posprobe.architectures import (
 from posprobe.channels import Variances, channel_effects, gather_variances, shares, variance_table
 from posprobe.comparison.lineup import Lineup, Member
 from posprobe.comparison.sinks import checks_by_file, replacement_by_member, sinks_by_member
+from posprobe.errors import Telling
 from posprobe.intervals import Array, Inference, Interval, fieller_ratio
 
 __all__ = ["PRIMARY_VALUE", "RELATIVE", "VALUES", "Comparison", "compare_lineup", "share_rows"]
@@ -43,8 +44,8 @@ VALUES = {
 CHANNELS = ("V_T", "V_M", "V_R", "C_MR")
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Telling):
     """What a comparison of several models found.
 
     Attributes
@@ -68,6 +69,14 @@ class Comparison:
     contrasts: dict[str, tuple[ContrastResult, ...]]
     inference: Inference
     intervals: dict[tuple[str, str], Interval]
+
+    def _line(self) -> str:
+        return f"tables {', '.join(self.tables)}"
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {
+            name: self.tables[name] for name in ("architectures", "tests") if name in self.tables
+        }
 
     @property
     def level(self) -> float:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from math import floor, isfinite, isnan, log10, nan
 from typing import TYPE_CHECKING, Any
 
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, as_html, fact_table
 from posprobe.intervals.checks import check_level
 
 if TYPE_CHECKING:
@@ -83,6 +83,15 @@ class Interval:
                 f"the limits of {self.estimand!r} are [{self.low}, {self.high}]: they must be "
                 "finite and in order; give None for both where the interval is unbounded"
             )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "estimand": self.estimand,
+            "level": f"{100 * self.level:g}%",
+            "method": self.how,
+            "n": self.n,
+        }
+        return as_html(str(self), {"": fact_table(facts)})
 
     @property
     def unbounded(self) -> bool:

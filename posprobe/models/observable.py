@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from posprobe.errors import ModelError
+from posprobe.errors import ModelError, as_html, fact_table
 from posprobe.models.decoders import (
     check_state,
     check_weights,
@@ -183,6 +183,22 @@ class ObservableModel:
             f"<ObservableModel {self.name}: {type(self.model).__name__}, {self.n_layers} layers of "
             f"{self.n_heads} heads, {dtype}{variant}, position 0: {self._position0()}>"
         )
+
+    def _repr_html_(self) -> str:
+        windows = {window for window in self.layer_windows if window is not None}
+        facts = {
+            "class": type(self.model).__name__,
+            "layers": f"{self.n_layers} of {self.n_heads} heads, width {self.width}",
+            "type": str(coarsest_dtype(self.model)).removeprefix("torch."),
+            "device": self.model.device,
+            "variant": self.variant,
+            "quantization": self.quantization,
+            "positions": self.max_length,
+            "sliding windows": ", ".join(map(str, sorted(windows))) or "none",
+            "position 0": self._position0(),
+            "in memory": ", ".join(f"{k} {v}" for k, v in self.origin.items()) or "no",
+        }
+        return as_html(f"ObservableModel {self.name}", {"": fact_table(facts)})
 
     def _position0(self) -> str:
         """What the tokenizer puts at position 0, in words."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from posprobe.errors import StimulusError
+from posprobe.errors import StimulusError, Telling
 from posprobe.stimuli.text import Text
 
 __all__ = ["Corpus", "Tokens"]
@@ -19,8 +19,8 @@ SEPARATOR = "\n\n"  # between documents that are joined
 NOTHING = np.empty(0, dtype=np.int32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Corpus(Telling):
     """Token ids of a text, without special tokens.
 
     Attributes
@@ -48,6 +48,10 @@ class Corpus:
     name: str = ""
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shuffled: bool = False
+
+    def _line(self) -> str:
+        tokens = sum(map(len, self.documents))
+        return f"{self.name or 'no name'}, {tokens:,} tokens, documents: {len(self.documents)}"
 
     @classmethod
     def of_text(cls, text: Text, encode: Callable[[str], ArrayLike]) -> Corpus:

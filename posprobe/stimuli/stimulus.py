@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from posprobe.errors import StimulusError
+from posprobe.errors import StimulusError, Telling
 from posprobe.stimuli.corpus import Corpus, Tokens
 from posprobe.stimuli.designs import PAD, iid, natural, repeated, shifted
 
@@ -43,8 +43,8 @@ LARGEST_SEED = 2**63 - 1  # of what a file can hold
 LAST_ITEM = 2**31 - 1  # likewise
 
 
-@dataclass(frozen=True, eq=False)
-class Stimulus:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stimulus(Telling):
     """Sequences of tokens with the plan by which they were drawn.
 
     S sequences of up to T tokens belong to N items. In the shifted design an item is the content of
@@ -122,6 +122,14 @@ class Stimulus:
     def first_token(self) -> Tokens:
         """The token that is really at position 0 of each sequence, (S,) int32."""
         return self.tokens[:, 0].copy()
+
+    def _line(self) -> str:
+        begins = "no BOS" if self.bos_token is None else f"BOS {self.bos_token}"
+        return (
+            f"{self.design}, {self.n_items} items in {len(self.tokens)} sequences of up to "
+            f"{self.tokens.shape[1]} tokens, {begins}, seed {self.seed}, from "
+            f"{self.corpus or 'tokens without a name'}"
+        )
 
     @property
     def n_items(self) -> int:

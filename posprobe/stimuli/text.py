@@ -7,15 +7,15 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from posprobe.errors import StimulusError
+from posprobe.errors import StimulusError, Telling
 
 __all__ = ["UNNAMED", "Text", "join_texts", "make_text"]
 
 UNNAMED = "a text without a name"
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Text(Telling):
     r"""What stimuli are drawn from.
 
     Attributes
@@ -54,6 +54,9 @@ class Text:
     notes: tuple[str, ...] = ()
     limit: int | None = None
     shuffled: bool = False
+
+    def _line(self) -> str:
+        return f"{self.name}, {self.characters:,} characters, documents: {len(self.documents)}"
 
     @property
     def digest(self) -> str:

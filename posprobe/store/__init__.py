@@ -6,6 +6,7 @@ HDF5's own metadata, so a process that is killed at any moment leaves a file tha
 The format is described in ``docs/format.md``, whose tables come from `posprobe.store.layout`.
 """
 
+from posprobe.store.axes import AXES
 from posprobe.store.background import BackgroundWriter
 from posprobe.store.files import RESUME
 from posprobe.store.held import HeldStore
@@ -33,6 +34,7 @@ from posprobe.store.writer import StoreWriter
 __all__ = [
     "ATTENTION_GAIN",
     "ATTRIBUTES",
+    "AXES",
     "BANDED",
     "BANDS",
     "BAND_DATA_SETS",

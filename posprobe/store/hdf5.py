@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from posprobe.errors import StoreError
+from posprobe.store.axes import AXES
 from posprobe.store.digests import header_digest
 from posprobe.store.files import LOCKING, RESUME, partial_path, refusing, without_locks
 from posprobe.store.layout import (
@@ -29,7 +30,7 @@ from posprobe.store.layout import (
     difference,
 )
 
-__all__ = ["Place", "compare", "create_file", "locate", "open_complete"]
+__all__ = ["Place", "check_coordinates", "compare", "create_file", "locate", "open_complete"]
 
 # Metadata of version 1.8 have checksums, and lack the "open for writing" mark that a killed process
 # would leave behind.
@@ -118,6 +119,7 @@ def _lay_out(target: io.FileIO, header: Header, index: Mapping[str, np.ndarray])
         for name in header.datasets():
             _allocate(file, name, header.shape(name), header.stored_dtype(name))
             _describe(file[name], DATA_SETS[name])
+        _name_axes(file, header)
         file["complete"][...] = 0
         for name, array in index.items():
             file[name][...] = array
@@ -130,13 +132,27 @@ def _describe(dataset: h5py.Dataset, quantity: DataSet) -> None:
     _write_attribute(dataset, "axes", ", ".join(quantity.axes))
 
 
+def _name_axes(file: h5py.File, header: Header) -> None:
+    """Write the coordinates of each axis as a dimension scale, and attach them where they apply."""
+    for symbol, values in header.coordinates().items():
+        axis = AXES[symbol]
+        _allocate(file, axis.name, values.shape, values.dtype)
+        scale = file[axis.name]
+        scale[...] = values
+        _write_attribute(scale, "long_name", axis.meaning)
+        _write_attribute(scale, "units", axis.unit)
+        scale.make_scale(axis.name)
+    for name in header.datasets():
+        for dimension, symbol in zip(file[name].dims, DATA_SETS[name].axes, strict=True):
+            dimension.attach_scale(file[AXES[symbol].name])
+            dimension.label = AXES[symbol].name
+
+
 def _write_attribute(
     owner: h5py.File | h5py.Dataset, name: str, value: str | int | tuple[int, ...]
 ) -> None:
-    if isinstance(value, str):  # of fixed length, since checksums do not cover variable lengths
-        text = value.encode()
-        dtype = h5py.string_dtype("utf-8", max(1, len(text)))
-        owner.attrs.create(name, np.array(text, f"S{dtype.itemsize}"), dtype=dtype)
+    if isinstance(value, str):  # of variable length, which other tools read as text
+        owner.attrs.create(name, value, dtype=h5py.string_dtype("utf-8"))
     else:
         owner.attrs.create(name, value, dtype="<i8")
 
@@ -300,6 +316,24 @@ def _place(path: Path, file: h5py.File, name: str, header: Header) -> Place:
             "run h5repack -l CONTI -f NONE on it"
         )
     return Place(offset, shape, dtype)
+
+
+def check_coordinates(path: Path, header: Header) -> None:
+    """Refuse coordinates of axes that are not those of the header; a file may have none.
+
+    Raises
+    ------
+    StoreError
+        If some differ; the message names the first.
+    """
+    with open_hdf5(path) as file:
+        for symbol, expected in header.coordinates().items():
+            name = AXES[symbol].name
+            if name in file and not np.array_equal(file[name][()], expected):
+                raise StoreError(
+                    f"{path}: data set '/{name}' is not the axis that the attributes describe: "
+                    "copy the file again, or capture again"
+                )
 
 
 def compare(path: Path, header: Header, index: Mapping[str, np.ndarray]) -> None:

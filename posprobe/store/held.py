@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from posprobe.errors import StoreError
+from posprobe.errors import StoreError, as_html
 from posprobe.store.layout import DATA_SETS, Header
 from posprobe.store.reader import ActivationStore
 
@@ -155,6 +155,15 @@ class HeldStore(ActivationStore):
 
     def close(self) -> None:
         """Do nothing; the arrays stay in memory."""
+
+    def __repr__(self) -> str:
+        """Return what is held, before and after a capture."""
+        if not self._arrays:
+            return f"HeldStore(nothing yet, for {', '.join(sorted(self.quantities))})"
+        return super().__repr__()
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() if self._arrays else as_html(repr(self), {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the store with all of its arrays."""

@@ -18,7 +18,7 @@ from posprobe.store.repeats import repeated_items, repeats_in_words
 __all__ = ["JoinedStore", "open_stores", "why_apart"]
 
 # What may differ between captures of other items of the same stimulus.
-OF_FILE = ("n_sequences", "rounding", "versions", "batch_tokens", "version")
+OF_FILE = ("n_sequences", "rounding", "versions", "batch_tokens", "options", "version")
 OF_ITEMS = {
     "stimulus": (
         *("n_items", "n_sequences", "first_item"),

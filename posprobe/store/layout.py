@@ -319,6 +319,21 @@ class Header:
         layers = sum(sizes[DATA_SETS[name].axes[0]] for name in self.quantities)
         return sizes | {"G": 1 + len(_INDEX) + layers}
 
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """Return the coordinates along each axis that the file's data sets have, by its symbol."""
+        numbered = {
+            "R": self.residual_layers,
+            "K": self.residual_queries,
+            "D": self.offsets,
+            "P": self.prefixes,
+        }
+        used = {axis for name in self.datasets() for axis in DATA_SETS[name].axes}
+        return {
+            axis: np.array(numbered.get(axis) or range(size), "<i4")
+            for axis, size in self.sizes.items()
+            if axis in used
+        }
+
     @property
     def bands(self) -> tuple[str, ...]:
         """Names of the bands of rotation by which scores are split; none where they are not."""

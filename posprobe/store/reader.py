@@ -8,17 +8,20 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from posprobe.errors import StoreError
+from posprobe.errors import StoreError, as_html, fact_table
+from posprobe.store.axes import AXES
 from posprobe.store.digests import begin_digest, extended
+from posprobe.store.exchange import export, to_pandas, to_xarray
 from posprobe.store.files import refusing
-from posprobe.store.hdf5 import Place, locate, open_complete
+from posprobe.store.hdf5 import Place, check_coordinates, locate, open_complete
 from posprobe.store.layout import (
     ATTENTION_GAIN,
     BANDS,
@@ -31,6 +34,9 @@ from posprobe.store.layout import (
 )
 from posprobe.store.repeats import repeated_items, repeats_in_words
 from posprobe.store.values import check_index, check_stored, is_finite
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = ["ActivationStore"]
 
@@ -386,9 +392,10 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            If a data set is not what was written, or not finite; the message names the first and
-            its layer.
+            If a data set is not what was written, or not finite, or if the coordinates of an axis
+            are not those of the attributes; the message names the first and its layer.
         """
+        check_coordinates(self.path, self.header)
         self._unchecked = set(self._row)
         for quantity, layer in self._row:
             self._check(quantity, layer)
@@ -429,6 +436,99 @@ class ActivationStore:
             "rows": rows,
         }
 
+    def to_xarray(
+        self, quantities: Sequence[str] | str | None = None, layers: Sequence[int] | None = None
+    ) -> xarray.Dataset:
+        """Return quantities as an xarray Dataset with named axes, coordinates, units and meanings.
+
+        Parameters
+        ----------
+        quantities : sequence of str, str or None
+            Names of activation data sets (None: all in the file).
+        layers : sequence of int or None
+            Layers to take (None: all). What is chosen is read into memory, which
+            ``xarray.open_dataset(path, engine="h5netcdf")`` does not do.
+
+        Returns
+        -------
+        xarray.Dataset
+            Item, prefix length and start of the queries are coordinates along `sequence`; the
+            attributes are those of the file.
+
+        Raises
+        ------
+        StoreError
+            If the file lacks a quantity or a layer, or xarray is not installed.
+
+        Examples
+        --------
+        ::
+
+            data = store.to_xarray(["normalizer", "sink_score"])
+            attention = np.exp(data.sink_score - data.normalizer)    # to key 0
+            attention.mean(["sequence", "query"]).plot(x="head", y="layer")
+        """
+        return to_xarray(self.header, self.read, quantities, layers)
+
+    def to_pandas(
+        self, quantities: Sequence[str] | str | None = None, layers: Sequence[int] | None = None
+    ) -> pd.DataFrame:
+        """Return quantities as a table with one row for each number, or the table of sequences.
+
+        Parameters
+        ----------
+        quantities : sequence of str, str or None
+            Names of activation data sets that have the same axes. None: no activations, but one
+            row for each sequence.
+        layers : sequence of int or None
+            Layers to take (None: all).
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns are the axes, `item`, the absolute `position` of the query, and the quantities.
+            A vector of the residual stream is one cell.
+
+        Raises
+        ------
+        StoreError
+            If the file lacks a quantity or a layer, or the axes of two quantities differ.
+        """
+        return to_pandas(self.header, self.read, quantities, layers)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        quantities: Sequence[str] | str | None = None,
+        layers: Sequence[int] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write chosen quantities to a safetensors or a Parquet file.
+
+        Parameters
+        ----------
+        path : str or Path
+            ``.safetensors`` holds the arrays as they are stored, those that index the sequences,
+            and the attributes as metadata. ``.parquet`` holds the table of `to_pandas`.
+        quantities : sequence of str, str or None
+            Names of activation data sets (None: all in the file).
+        layers : sequence of int or None
+            Layers to take (None: all). The data must fit into memory.
+        overwrite : bool
+            Whether to replace an existing file.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        StoreError
+            As in `to_pandas`; if the file exists or cannot be written; or without pyarrow.
+        """
+        return export(self.header, self.read, Path(path), quantities, layers, overwrite=overwrite)
+
     def close(self) -> None:
         """Read no more; arrays that were read stay valid."""
         self._closed = True
@@ -451,6 +551,31 @@ class ActivationStore:
             f"ActivationStore({str(self.path)!r}: {self.model}, {self.design}, "
             f"{self.n_sequences} sequences, {self.n_layers} layers)"
         )
+
+    def _repr_html_(self) -> str:
+        header, stimulus = self.header, self.header.stimulus
+        facts = {
+            "model": f"{self.model}, {self.n_layers} layers of {self.n_heads} heads",
+            "stimulus": f"{self.design}, {self.n_items} items in {self.n_sequences} sequences of "
+            f"up to {self.length} tokens",
+            "text": stimulus.get("corpus", ""),
+            "position 0": f"BOS policy {stimulus.get('bos', 'unknown')}, embedding "
+            f"{header.position0_treatment}",
+            "variant": header.variant,
+            "compute type": self.compute_type,
+            "seed": header.seed,
+        }
+        data = pd.DataFrame(
+            {
+                "data set": name,
+                "axes": ", ".join(AXES[axis].name for axis in DATA_SETS[name].axes),
+                "shape": header.shape(name),
+                "unit": DATA_SETS[name].unit,
+                "meaning": DATA_SETS[name].meaning,
+            }
+            for name in header.quantities
+        )
+        return as_html(f"ActivationStore {self.path}", {"": fact_table(facts), "data": data})
 
     def _place(self, quantity: str, layer: int | None) -> Place:
         if quantity not in self._places:

@@ -222,6 +222,8 @@ OPTIONS = _object(
                 "position0": _STRING,
                 "intervention": _INTERVENTION,
                 "batch_tokens": _COUNT,
+                "bands": _shape("a count or null", lambda v: v is None or _whole(v)),
+                "zero_band": _list(_COUNT),
                 "past_training": _TRUE_OR_FALSE,
             }
         ),

@@ -16,7 +16,7 @@ from posprobe.analysis import condition_of, measurable, sort_files
 from posprobe.architectures import Contrast, default_contrasts, plan_models
 from posprobe.channels import overall_variances, plan_items
 from posprobe.comparison import VALUES, compare_lineup, line_up
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Goal, Inference
 from posprobe.store import ActivationStore, open_stores
 
@@ -28,8 +28,8 @@ LEAST_TEXTS = 3
 PRECISION = 0.1
 
 
-@dataclass(frozen=True)
-class SizePlan:
+@dataclass(frozen=True, repr=False)
+class SizePlan(Telling):
     """How many units one number needs.
 
     Attributes
@@ -58,6 +58,16 @@ class SizePlan:
     goal: Goal
     needed: dict[str, int | None]
     table: pd.DataFrame
+
+    def _line(self) -> str:
+        wanted = ", ".join(
+            f"{count or 'more than were simulated'} for {goal}"
+            for goal, count in self.needed.items()
+        )
+        return f"{self.unit} of {self.what}: {wanted}; measured on {self.n}"
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {f"studies of n {self.unit}": self.table}
 
     def sentences(self) -> str:
         """Say what is needed, a line for each goal."""

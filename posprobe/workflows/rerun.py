@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import filecmp
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,10 @@ def _repeated(
         prefixes=known.get("prefixes"),
         bos=known["bos"],
         seed=store.header.seed,
+        first_item=known.get("first_item", 0),
         past_training=options.past_training,
     )
+    stimulus = replace(stimulus, precision=known.get("precision", {}))
     later = slice(1, None)  # the file has what a treatment puts at position 0
     if not np.array_equal(stimulus.tokens[:, later], store.tokens[:, later]):
         raise StoreError(

@@ -7,7 +7,7 @@ import store_child as child
 from store_files import INDEX, write_all
 
 from posprobe.errors import StoreError
-from posprobe.store import ActivationStore, StoreWriter
+from posprobe.store import AXES, ActivationStore, StoreWriter
 from posprobe.store.layout import ATTRIBUTES, DATA_SETS
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
@@ -74,3 +74,12 @@ def test_the_document_lists_every_attribute():
     expected = [f"| `{name}` | {kind} | {text} |" for name, (kind, text) in ATTRIBUTES.items()]
     text = FORMAT.read_text(encoding="utf-8").partition("## Root attributes")[2]
     assert table(text.partition("\n## ")[0].splitlines()) == table(expected)
+
+
+def test_the_document_lists_every_axis():
+    text = FORMAT.read_text(encoding="utf-8").partition("## Axes")[2].partition("\n## ")[0]
+    found = {key: row.split(" | ") for key, row in table(text.splitlines()).items()}
+    assert {key: (r[1].strip("`"), r[3], r[4].strip(" |")) for key, r in found.items()} == {
+        key: tuple(axis) for key, axis in AXES.items()
+    }
+    assert {axis for q in DATA_SETS.values() for axis in q.axes} == set(AXES)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from store_files import HEADER, INDEX, datasets, digests, edit
 
 from posprobe.errors import StoreError
-from posprobe.store import ActivationStore, Header, StoreWriter
-from posprobe.store.layout import ATTRIBUTES
+from posprobe.store import AXES, ActivationStore, Header, StoreWriter
+from posprobe.store.layout import ATTRIBUTES, DATA_SETS
 
 # What was written is what is read
 
@@ -36,10 +36,66 @@ def test_every_data_set_reads_back(complete):
 
 def test_h5py_reads_the_same_without_posprobe(complete):
     with h5py.File(complete) as file, ActivationStore(complete) as store:
-        assert set(file) == set(HEADER.datasets())
+        axes = {AXES[axis].name for axis in HEADER.coordinates()}
+        assert set(file) == set(HEADER.datasets()) | axes
         assert set(file.attrs) == set(ATTRIBUTES)
-        for name in file:
+        for name in HEADER.datasets():
             np.testing.assert_array_equal(file[name][...], store.read(name))
+
+
+def test_every_axis_has_a_name_and_coordinates_in_hdf5(complete):
+    expected = {AXES[axis].name: values for axis, values in HEADER.coordinates().items()}
+    assert expected["residual_layer"].tolist() == [0, 2]
+    assert expected["offset"].tolist() == [1, 4]
+    with h5py.File(complete) as file:
+        for name, values in expected.items():
+            assert file[name].is_scale
+            np.testing.assert_array_equal(file[name][()], values)
+        for name in HEADER.datasets():
+            names = [AXES[axis].name for axis in DATA_SETS[name].axes]
+            assert [d.label for d in file[name].dims] == names
+            assert [list(d.keys()) for d in file[name].dims] == [[each] for each in names]
+            described = file[name].attrs
+            assert described["units"] == DATA_SETS[name].unit
+            assert described["long_name"] == DATA_SETS[name].meaning
+        assert all(isinstance(file.attrs[name], str) for name in ("format", "model", "config"))
+
+
+def test_xarray_opens_a_file_with_the_names_of_its_axes(complete):
+    xarray = pytest.importorskip("xarray")
+    with xarray.open_dataset(complete, engine="h5netcdf") as data, ActivationStore(complete) as own:
+        assert data.residual.dims == ("residual_layer", "sequence", "residual_query", "dimension")
+        np.testing.assert_array_equal(data.residual.sel(residual_layer=2), own.residual(2))
+        assert data.attrs["model"] == "tiny"
+        assert data.normalizer.units == "nats"
+
+
+def test_verify_compares_the_axes_with_the_attributes(copy):
+    ActivationStore(copy).verify()
+    edit(copy, lambda file: file["offset"].__setitem__(1, 5))
+    with pytest.raises(StoreError, match="data set '/offset' is not the axis that the attributes"):
+        ActivationStore(copy).verify()
+
+    def without(file):
+        for name in HEADER.datasets():
+            for dimension in file[name].dims:
+                for scale in list(dimension.values()):
+                    dimension.detach_scale(scale)
+        for axis in HEADER.coordinates():
+            del file[AXES[axis].name]
+
+    edit(copy, without)
+    assert ActivationStore(copy).verify() > 0  # a writer need not write them
+
+
+def test_text_of_fixed_length_is_read_too(copy):
+    def fix(file):
+        for name, value in file.attrs.items():
+            if isinstance(value, str):
+                file.attrs[name] = np.bytes_(value.encode())
+
+    edit(copy, fix)
+    assert ActivationStore(copy).header.attributes() == HEADER.attributes()
 
 
 def test_arrays_outlive_the_store_and_the_file(complete, tmp_path):
@@ -125,7 +181,7 @@ def test_summary_adds_up(complete):
     summary = ActivationStore(complete).summary()
     assert [row["name"] for row in summary["rows"]] == list(HEADER.datasets())
     assert summary["bytes"] == complete.stat().st_size
-    assert 0 < summary["bytes"] - sum(row["bytes"] for row in summary["rows"]) < 20_000
+    assert 0 < summary["bytes"] - sum(row["bytes"] for row in summary["rows"]) < 40_000
     assert summary["attributes"]["model"] == "tiny"
     for row in summary["rows"]:
         assert len(row["shape"]) == len(row["axes"].split(", ")) or row["name"] == "complete"

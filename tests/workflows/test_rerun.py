@@ -62,12 +62,13 @@ def repeated(path, target="b.h5", **options):
         {},
         {"design": "shifted", "bos": "force", "position0": "mean", "seed": 5},
         {"design": "shifted", "position0": "content", "window": 8, "prefixes": (1, 40)},
+        {"design": "shifted", "first_item": 4},
         {"design": "iid", "batch_tokens": 48, "dtype": "float16", "offsets": (0, 3)},
         {"residual_layers": "1,last", "residual_positions": (0, 4), "quantities": ("residual",)},
         {"residual_layers": tuple(np.arange(2)), "residual_positions": "all/16"},
         {"intervention": Intervention(cut_sink=((0, 1),), fixed_denominator=((1, 0, 2.5),))},
     ],
-    ids=["default", "mean", "content", "iid", "some", "numbers", "changed"],
+    ids=["default", "mean", "content", "more", "iid", "some", "numbers", "changed"],
 )
 def test_a_repeated_capture_has_the_same_bytes(options, model_folder, text_file):
     found = repeated(captured(model_folder, text_file, **options))

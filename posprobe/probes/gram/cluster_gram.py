@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from posprobe.errors import DesignError, StoreError
+from posprobe.errors import DesignError, StoreError, Telling
 from posprobe.intervals import Array
 from posprobe.probes.gram.rows import (
     Block,
@@ -37,8 +37,8 @@ _FORMAT = "posprobe.ClusterGram"
 _VERSION = 1
 
 
-@dataclass(frozen=True, eq=False)
-class ClusterGram:
+@dataclass(frozen=True, eq=False, repr=False)
+class ClusterGram(Telling):
     r"""Gram matrices :math:`[X, 1, y]^\top [X, 1, y]` of S sequences with p features and t targets.
 
     Build one with :meth:`from_arrays` or :meth:`from_blocks`. Sequences are sorted by their labels,
@@ -70,6 +70,12 @@ class ClusterGram:
     groups: NDArray[Any]
     shift: Array
     n_targets: int
+
+    def _line(self) -> str:
+        return (
+            f"{len(self)} sequences, {self.n_features} features, {self.n_targets} targets, "
+            f"{int(self.n_rows.sum())} rows, {self.grams.nbytes / 2**20:.3g} MiB"
+        )
 
     @classmethod
     def from_arrays(
