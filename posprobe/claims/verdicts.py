@@ -249,8 +249,6 @@ def found(interval: Interval, unit: str, floor: float = 0.0) -> Judged:
         return small._replace(verdict="negligible")
     if 0 < interval.estimate <= floor:
         return Judged("inconclusive", None, "no larger than its rounding")
-    if 0 < interval.estimate <= floor:
-        return Judged("inconclusive", None, "no larger than its rounding")
     return above(interval, floor if interval.estimate > 0 else 0.0)
 
 
