@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import posprobe
 
 store = posprobe.ActivationStore("../captures/shifted.h5")
-print(store)
+print(store.header.model, store.design, store.n_items, "windows behind", store.prefixes, "tokens")
 
 # %%
 # The file has ten windows of text, each behind a prefix of 1, 12 and 48 tokens. The words of a window are the same

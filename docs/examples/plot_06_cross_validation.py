@@ -6,6 +6,8 @@ In a search or a cross-validation, ``groups`` reach the probe's inner folds only
 one sequence are on both sides of a fold, and its score is too good.
 """
 
+import matplotlib.pyplot as plt
+import numpy as np
 import sklearn
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
 
@@ -28,3 +30,7 @@ print("sequences that the chosen probe saw:", search.best_estimator_.n_sequences
 # %%
 # The last line is how you see that routing works: 40 sequences, as in the file. A number of rows there would mean that
 # each row counted as a sequence.
+
+fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+ax.bar(np.arange(1, 5), scores["test_score"], color="#0072b2")
+ax.set(xlabel="outer fold", ylabel="R2", xticks=range(1, 5))

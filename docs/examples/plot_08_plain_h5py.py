@@ -8,6 +8,7 @@ A capture is plain HDF5, so any program can read it. This page uses h5py alone.
 import json
 
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 
 file = h5py.File("../captures/shifted.h5")
@@ -15,9 +16,9 @@ for name, data in file.items():
     print(f"{name:20} {data.dtype!s:8} {data.shape}")
 
 # %%
-# Root attributes say what the file is. Text has a fixed length, and structured values are JSON.
+# Root attributes say what the file is. Structured values are JSON. Each data set says what it means.
 
-print(file.attrs["format"].decode(), file.attrs["version"], "of", file.attrs["model"].decode())
+print(file.attrs["format"], file.attrs["version"], "of", file.attrs["model"])
 print(json.loads(file.attrs["stimulus"])["corpus"])
 
 # %%
@@ -40,4 +41,14 @@ prefix = file["prefix_length"][:]
 log_weight = s - z
 early, late = log_weight[prefix == 1], log_weight[prefix == 48]
 print("T, nats, by head:", (early - late).mean(axis=(0, 1)).round(3))
+
+# %%
+# And all of them, layer by layer.
+
+fig, ax = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+log_weights = file["offset_score"][..., 0] - file["normalizer"][:]
+effects = (log_weights[:, prefix == 1] - log_weights[:, prefix == 48]).mean(axis=(1, 2))
+picture = ax.imshow(effects, cmap="RdBu_r", vmin=-1, vmax=1)
+ax.set(xlabel="head", ylabel="layer", xticks=range(4), yticks=range(4))
+fig.colorbar(picture, label="T (nats)")
 file.close()

@@ -5,12 +5,15 @@ Capture a model, interrupt it, and go on
 From a model to a file. A capture that is killed can be resumed, and gives the same bytes as one that was not.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 import posprobe
 
-folder = Path(tempfile.mkdtemp())
+os.chdir(tempfile.mkdtemp())
 model = posprobe.load_model("zoo/rope-0")
 print(model)
 
@@ -19,8 +22,8 @@ print(model)
 # and runs them through it.
 
 design = {"n": 12, "length": 48, "window": 16, "batch_tokens": 96, "text": "french"}
-whole = posprobe.capture(model, folder / "whole.h5", progress=False, **design)
-print(whole, f"{(folder / 'whole.h5').stat().st_size / 1e6:.1f} MB")
+whole = posprobe.capture(model, "whole.h5", progress=False, **design)
+print(whole.header.n_sequences, "sequences,", Path("whole.h5").stat().st_size, "bytes")
 
 
 # %%
@@ -43,12 +46,21 @@ class Interrupts:
 
 
 try:
-    posprobe.capture(model, folder / "cut.h5", progress=False, consumers=[Interrupts()], **design)
+    posprobe.capture(model, "cut.h5", progress=False, consumers=[Interrupts()], **design)
 except KeyboardInterrupt as stopped:
-    print("interrupted:", *stopped.__notes__)
-print([path.name for path in sorted(folder.iterdir())])
+    print("interrupted:", stopped.__notes__[0].replace(f"{os.getcwd()}/", ""))
+print(sorted(os.listdir()))
 
 # %%
 
-resumed = posprobe.capture(model, folder / "cut.h5", progress=False, resume=True, **design)
-print("same bytes:", (folder / "cut.h5").read_bytes() == (folder / "whole.h5").read_bytes())
+resumed = posprobe.capture(model, "cut.h5", progress=False, resume=True, **design)
+print("same bytes:", Path("cut.h5").read_bytes() == Path("whole.h5").read_bytes())
+
+# %%
+# What is in it: most of a file is the residual stream, which ``residual_layers`` and ``residual_positions`` restrict.
+
+sizes = {row["name"]: row["bytes"] / 1e3 for row in whole.summary()["rows"] if "bytes" in row}
+fig, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+ax.barh(list(sizes), list(sizes.values()), color="#d55e00")
+ax.set_xlabel("kB")
+ax.invert_yaxis()

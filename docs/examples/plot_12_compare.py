@@ -9,6 +9,7 @@ window by window, which says what attention does and tests no architecture.
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 import posprobe
@@ -29,4 +30,15 @@ sorted(path.name for path in page.parent.iterdir())
 # bootstrap weights for the same windows.
 
 differences = pd.read_csv(page.parent / "tables" / "differences.csv")
-differences.head(8)
+means = differences.query("response == 'intercept'").set_index("value")
+means[["contrast", "estimate", "low", "high"]].round(4)
+
+# %%
+# The size of each difference, with 95% limits over windows.
+
+chosen = means.loc[["V_T", "V_M", "V_R"]]
+errors = (chosen["estimate"] - chosen["low"], chosen["high"] - chosen["estimate"])
+fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
+ax.errorbar(chosen["estimate"], chosen.index, xerr=errors, fmt="o", color="black")
+ax.axvline(0, color="grey", linewidth=0.8)
+ax.set_xlabel("window(24) less standard (squared nats)")

@@ -8,6 +8,8 @@ The residual stream is most of a file. A consumer sees it as it is computed, and
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 import posprobe
 from posprobe.probes import GramAccumulator
 
@@ -29,6 +31,9 @@ print(f"file: {(folder / 'tokens.h5').stat().st_size / 1e3:.0f} kB")
 # %%
 # One pass gave the sufficient statistics of five folds at three layers.
 
-for layer, gram in grams.grams.items():
-    probe = posprobe.PositionProbe().fit_gram(gram)
-    print(f"layer {layer}: R2 {probe.r2_:.2f}")
+scores = {layer: posprobe.PositionProbe().fit_gram(gram).r2_ for layer, gram in grams.grams.items()}
+print({layer: round(score, 2) for layer, score in scores.items()})
+
+fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+ax.bar(list(scores), list(scores.values()), color="#d55e00")
+ax.set(xlabel="layer", ylabel="R2 of the residual stream", xticks=list(scores))

@@ -10,6 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 import posprobe
@@ -24,7 +25,11 @@ sorted(path.name for path in folder.iterdir())
 # its interval, its protocol and its verdict.
 
 claims = pd.DataFrame(json.loads((folder / "claims.json").read_text()))
-claims["verdict"].value_counts()
+verdicts = claims["verdict"].value_counts()
+fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+ax.barh(verdicts.index, verdicts, color="#0072b2")
+ax.set_xlabel("claims")
+ax.invert_yaxis()
 
 # %%
 

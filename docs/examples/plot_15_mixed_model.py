@@ -6,6 +6,7 @@ Layers of one model are no independent draws of its architecture: models are. ``
 values by model and layer, tests summaries of models, and fits a mixed model as well.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -33,7 +34,12 @@ result.table("tests").round(4)
 # %%
 # Means of architectures have intervals over models, so they are about the next model.
 
-result.table("estimates").round(3)
+fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+for architecture, mean in result.means.items():
+    own = [model.intercept for model in result.models if model.architecture == architecture]
+    ax.plot(own, [architecture] * len(own), "o", color="grey", alpha=0.6)
+    ax.plot([mean.low, mean.high], [architecture] * 2, color="#009e73", linewidth=3)
+ax.set_xlabel("value at mean depth: models, and 95% limits over models")
 
 # %%
 # Any other mixed model has a formula, as in lme4. Tests have Satterthwaite's degrees of freedom.

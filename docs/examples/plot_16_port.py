@@ -9,6 +9,7 @@ interface of transformers, as in most models. This page ports a small random GPT
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -74,4 +75,10 @@ print(model)
 
 path = Path(tempfile.mkdtemp()) / "ported.h5"
 store = posprobe.capture(model, path, design="shifted", n=8, length=48, window=16, progress=False)
-posprobe.decompose(store).overall[["V_T", "V_M", "V_R", "relation"]]
+layers = posprobe.decompose(store).by_layer
+
+fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+ax.bar(layers["layer"] - 0.2, layers["V_M"], 0.35, color="#0072b2", label="mask")
+ax.bar(layers["layer"] + 0.2, layers["V_R"], 0.35, color="#d55e00", label="residual stream")
+ax.set(xlabel="layer", ylabel="variance (squared nats)", xticks=range(len(layers)), yscale="log")
+ax.legend()
