@@ -13,7 +13,7 @@ import numpy as np
 
 file = h5py.File("../captures/shifted.h5")
 for name, data in file.items():
-    print(f"{name:20} {data.dtype!s:8} {data.shape}")
+    print(f"{name:20} {data.dtype!s:8} {data.shape!s:20} {data.attrs.get('long_name', '')[:60]}")
 
 # %%
 # Root attributes say what the file is. Structured values are JSON. Each data set says what it means.
