@@ -10,20 +10,21 @@ the tokenizer has it (a token of the text). Three bands, by the turns that a pai
 tokens: more than 4, 1/4 to 4, and less than 1/4. `ntk(8)` makes the base 8.6e5 (the 10^6 of later
 models), `yarn(8)` divides the slow frequencies by 8.
 
-Split. The part of a band in V_R is the covariance over positions of R by band and R; parts add up to
-V_R exactly. Scores are sums over bands; a normalizer is the sum of the bands' Shapley values and of
-the logarithm of the number of keys. docs/mechanism.md has the equations.
+Split. The part of a band in V_R is the covariance over positions of R by band and R; parts add up
+to V_R exactly. Scores are sums over bands; a normalizer is the sum of the bands' Shapley values and
+of the logarithm of the number of keys. docs/mechanism.md has the equations.
 
-Intervention. Each band is left out of all scores of all layers, in the forward pass. Control: as many
-pairs of each layer, drawn at random from all, are left out. Measured again: V_R, V_M, and
-the loss on the tokens of the window behind the longest prefix.
+Intervention. Each band is left out of all scores of all layers, in the forward pass. Control: as
+many pairs of each layer, drawn at random from all, are left out. Measured again: V_R, V_M, and the
+loss on the tokens of the window behind the longest prefix.
 
-Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band is needed if
-the interval of the V_R that is left without it excludes 1 and does not overlap that of the control.
-Intervals are at 95%, over items, and not adjusted for the number of bands and variants.
+Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band is needed
+if the interval of the V_R that is left without it excludes 1 and does not overlap that of the
+control. Intervals are at 95%, over items, and not adjusted for the number of bands and variants.
 
-Run it with ``python analyses/04_mechanism.py``. The report goes to ``analyses/reports/04_mechanism``,
-captured files to ``out/04_mechanism``; interrupted, it goes on where it was.
+Run it with ``python analyses/04_mechanism.py``. The report goes to
+``analyses/reports/04_mechanism``, captured files to ``out/04_mechanism``; interrupted, it goes on
+where it was.
 """
 
 from __future__ import annotations
