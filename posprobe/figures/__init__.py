@@ -13,14 +13,27 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
-from posprobe.figures import architectures, channels, conditions, interventions, position0, probes
+from posprobe.figures import (
+    architectures,
+    bands,
+    channels,
+    conditions,
+    interventions,
+    position0,
+    probes,
+)
 from posprobe.figures.channels import NEGATIVE_SHARE
 from posprobe.figures.style import STYLE, Panel, Tables, one_design
 
 __all__ = ["COMPARISON_PANELS", "NEGATIVE_SHARE", "PANELS", "draw", "one_design", "to_svg"]
 
 PANELS: dict[str, Panel] = (
-    channels.PANELS | probes.PANELS | position0.PANELS | interventions.PANELS | conditions.PANELS
+    channels.PANELS
+    | bands.PANELS
+    | probes.PANELS
+    | position0.PANELS
+    | interventions.PANELS
+    | conditions.PANELS
 )
 COMPARISON_PANELS: dict[str, Panel] = architectures.PANELS
 UNUSED_IDS = re.compile(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"')

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from posprobe.errors import ModelError
 from posprobe.models.attention import Scoring, Visibility
-from posprobe.models.scores import Observation, fixed_scores, remasked
+from posprobe.models.scores import LateScores, Observation, fixed_scores, late_scores, remasked
 
 __all__ = ["observe_bands"]
 
@@ -69,24 +69,35 @@ def observe_bands(
             f"scores are capped at {scoring.softcap:g} nats, so they are no sums over bands of "
             "rotation; leave the bands out"
         )
-    parts = [fixed_scores(_only(query, dims), key, observation, scoring) for dims in bands]
+    queries = [_only(query, dims) for dims in bands]
+    parts = [fixed_scores(each, key, observation, scoring) for each in queries]
     seen = {f"band_{name}": torch.stack([part[name] for part in parts], -1) for name in parts[0]}
     if observation.prefixes:
-        own = query.shape[2] - observation.window
-        late = own >= observation.prefixes[-1]
-        kept = observation.prefixes if late else (own,)
+        rows = [
+            late_scores(each, key, visibility, observation.window, scoring)
+            for each in (torch.zeros_like(query), *queries)
+        ]
+        late = rows[0].own_prefix >= observation.prefixes[-1]
+        kept = observation.prefixes if late else (rows[0].own_prefix,)
         part = dataclasses.replace(observation, prefixes=kept)
-        values = []
-        for subset in range(2 ** len(bands)):
-            dims = [d for b, each in enumerate(bands) if subset >> b & 1 for d in each]
-            row = remasked(_only(query, dims), key, visibility, part, scoring, cut)
-            values.append(row["remasked_normalizer"])
+        values = [
+            remasked(row, visibility, part, scoring, cut)["remasked_normalizer"]
+            for row in _coalitions(rows[0], rows[1:])
+        ]
         split = torch.stack([*_shapley(values, len(bands)), values[0]], -1)
-        seen["band_normalizer"] = split if late else _at(split, own, observation.prefixes)
+        seen["band_normalizer"] = split if late else _at(split, kept[0], observation.prefixes)
     return seen
 
 
-def _only(query: Tensor, dims: list[int] | tuple[int, ...]) -> Tensor:
+def _coalitions(empty: LateScores, bands: list[LateScores]) -> list[LateScores]:
+    """Scores with some of the bands only, for each set of bands, by its bits."""
+    found = [empty]
+    for band in bands:
+        found += [row.plus(band) for row in found]
+    return found
+
+
+def _only(query: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Set all dimensions of queries (..., d) but these to zero."""
     kept = torch.zeros(query.shape[-1], dtype=query.dtype, device=query.device)
     kept[list(dims)] = 1

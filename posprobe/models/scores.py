@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from posprobe.models.attention import Scoring, Visibility
 
-__all__ = ["Observation", "fixed_scores", "observe_scores", "remasked"]
+__all__ = ["LateScores", "Observation", "fixed_scores", "late_scores", "observe_scores", "remasked"]
 
 # Scores at offsets up to NEAR come from one product per block of NEAR_BLOCK queries.
 NEAR = 8
@@ -92,7 +92,8 @@ def observe_scores(
     seen = {"normalizer": normalizer[:, :, first:].transpose(1, 2)}
     seen |= fixed_scores(query, key, observation, scoring)
     if observation.prefixes:
-        seen |= remasked(query, key, visibility, observation, scoring, cut)
+        late = late_scores(query, key, visibility, observation.window, scoring)
+        seen |= remasked(late, visibility, observation, scoring, cut)
     return seen
 
 
@@ -203,7 +204,7 @@ def _far_scores(rows: Tensor, key: Tensor, first: int, offset: int, scoring: Sco
 
 
 @dataclass(frozen=True)
-class _LateScores:
+class LateScores:
     """Scores of the last rows, whose mask will be reduced to that of an earlier position.
 
     Attributes
@@ -226,10 +227,14 @@ class _LateScores:
     near: Tensor
     sink: Tensor
 
+    def plus(self, other: LateScores) -> LateScores:
+        """Add the scores of the same rows that other dimensions of the heads give."""
+        return replace(self, near=self.near + other.near, sink=self.sink + other.sink)
 
-def _late_scores(
+
+def late_scores(
     query: Tensor, key: Tensor, visibility: Visibility, n_rows: int, scoring: Scoring
-) -> _LateScores:
+) -> LateScores:
     """Compute the scores of the last `n_rows` rows under their own mask."""
     n_keys = key.shape[2]
     own_prefix = n_keys - n_rows
@@ -243,12 +248,11 @@ def _late_scores(
     index = torch.arange(n_keys, device=query.device)
     hidden = ~visibility.mask(index[own_prefix:], index[masked:])  # (row, key)
     near[..., masked - low :].masked_fill_(hidden, -torch.inf)
-    return _LateScores(own_prefix, reach, low, near, sink)
+    return LateScores(own_prefix, reach, low, near, sink)
 
 
 def remasked(
-    query: Tensor,
-    key: Tensor,
+    late: LateScores,
     visibility: Visibility,
     observation: Observation,
     scoring: Scoring,
@@ -261,10 +265,9 @@ def remasked(
     The results have shape (batch, prefix, row, head) and are NaN for prefixes longer than the rows'
     own.
     """
-    late = _late_scores(query, key, visibility, observation.window, scoring)
     shown = {p: p if visibility.causal else late.own_prefix for p in observation.prefixes}
     nearest = _sums_of_nearest(late, shown.values())
-    heads = torch.tensor(cut, dtype=torch.long, device=query.device)
+    heads = torch.tensor(cut, dtype=torch.long, device=late.sink.device)
     unknown = torch.full_like(late.sink, torch.nan)
     whole, body = [], []  # per prefix: (batch, head, row)
     for prefix in observation.prefixes:
@@ -278,7 +281,7 @@ def remasked(
     return {"remasked_normalizer": _by_prefix(whole), "remasked_body": _by_prefix(body)}
 
 
-def _sums_of_nearest(late: _LateScores, prefixes: Iterable[int]) -> dict[int, Tensor]:
+def _sums_of_nearest(late: LateScores, prefixes: Iterable[int]) -> dict[int, Tensor]:
     """Compute the log-sum-exp over the nearest keys of each row, by prefix: (batch, head, row).
 
     Behind a prefix of p tokens, row r sees its p + r nearest keys, itself included, and key 0,
@@ -296,7 +299,7 @@ def _sums_of_nearest(late: _LateScores, prefixes: Iterable[int]) -> dict[int, Te
     return sums
 
 
-def _key_0(late: _LateScores, prefix: int, apart: bool) -> Tensor:
+def _key_0(late: LateScores, prefix: int, apart: bool) -> Tensor:
     """Return the scores that take the place of those with key 0 behind a prefix.
 
     Row r would see key 0 at distance prefix + r. So the score is that with key 0 itself, or, if key

@@ -181,7 +181,7 @@ SECTIONS = (
         name="bands",
         title="Which frequencies carry position?",
         needs="bands",
-        figures=(),
+        figures=("bands",),
         finding=findings.bands,
         estimand="The part of a band in V_R: the covariance over positions of R by band and R. A "
         "score is a sum over bands of rotation, which are named by the turns that their pairs of "

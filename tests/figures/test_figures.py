@@ -187,6 +187,15 @@ def tables():
         "condition_replacement": pd.DataFrame(
             [dict(condition="BOS at position 0", fraction_removed=0.5, low=0.3, high=0.7)]
         ),
+        "bands": with_limits(
+            [
+                {"layer": layer, "channel": c, "band": band, "share": share, "status": status}
+                for layer in ("all", 0)
+                for c, status in (("T", "undefined"), ("M", "ok"), ("R", "ok"), ("S", "ok"))
+                for band, share in (("turns > 4", 0.2), ("turns < 4", 0.8))
+            ],
+            "share",
+        ),
         "mask_probes": with_limits(
             [{"layer": k, "r2_native": 0.6, "r2_masked": 0.1} for k in LAYERS],
             "r2_native", "r2_masked",
@@ -379,6 +388,12 @@ def test_without_a_mask_lengths_differ_and_v_r_is_not_drawn(tables):
     found = lines(drawn("mask_layers", tables))
     assert {"native", "window of 9 tokens"} <= set(found)
     assert "no causal mask" not in found
+
+
+def test_shares_of_bands_are_those_over_all_layers_where_they_are_defined(tables):
+    found = lines(drawn("bands", tables))
+    np.testing.assert_allclose(found["residual"].get_xdata(), [0.2, 0.8])
+    assert len(found["net effect"].get_xdata()) == 0
 
 
 # --- SVG ---

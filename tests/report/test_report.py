@@ -51,10 +51,22 @@ def analysis(stores):
     found.tables["cut_sink"] = cut_sink()
     found.tables.update(masks())
     found.tables.update(conditions())
+    found.tables["bands"] = bands()
     found.tables["fixed_forward"] = pd.DataFrame(
         [dict(layers="0", positions="all", fraction_removed=0.4, low=0.1, high=0.6, caveat="Mind.")]
     )
     return found
+
+
+def bands():
+    rows = [
+        dict(layer=layer, channel=channel, band=band, share=share, status=status)
+        | dict(share_low=share - 0.125, share_high=share + 0.125)
+        for layer in ("all", 0)
+        for channel, status in (("T", "ok"), ("M", "undefined"), ("R", "ok"), ("S", "ok"))
+        for band, share in (("turns > 1", 0.25), ("turns < 1", 0.75))
+    ]
+    return pd.DataFrame(rows)
 
 
 def conditions():
@@ -493,6 +505,13 @@ def test_texts_are_named_as_they_were_given(tmp_path):
     )
     said = "--text 'a b.txt' --text hf:org/name:test --text-field body --text-characters 5000"
     assert commands(Analysis(Files(natural=store), {}, {}))[0].endswith(said)
+
+
+def test_shares_of_bands_are_said_with_their_intervals_or_as_undefined(analysis):
+    section = next(section for section in SECTIONS if section.name == "bands")
+    text = section.finding(analysis)
+    assert "residual channel by band of rotation, over all layers: turns > 1: 0.25 (0.12 to" in text
+    assert "mask channel by band of rotation, over all layers: turns > 1: undefined, turns" in text
 
 
 # --- what is missing ---

@@ -1,0 +1,142 @@
+"""README.md and the figure of the report: the finding first, then a table for each question."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from posprobe.figures import to_svg
+from posprobe.report.words import number, with_interval
+
+WIDTH = 120
+CHANNELS = {"T": "net effect", "M": "mask channel", "R": "residual channel", "S": "sink's part"}
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#858585")
+
+
+def write_page(report: Path) -> str:
+    """Write README.md and the figure from the tables of the report."""
+    bands, channels, zeroed = (
+        pd.read_csv(report / "tables" / f"{name}.csv") for name in ("bands", "channels", "zeroed")
+    )
+    overall = bands[bands["layer"] == "all"]
+    sections = [
+        "# Which frequencies carry position",
+        "",
+        *findings(overall, zeroed),
+        "",
+        "Intervals are at 95%, over items, not adjusted for their number. The protocol is at the "
+        "top of `analyses/04_mechanism.py`, which writes this page; the equations are in "
+        "[docs/mechanism.md](../../../docs/mechanism.md).",
+        "",
+        *shares(overall, channels),
+        *without(zeroed),
+        "![Shares of the channels by band](figures/bands.svg)",
+    ]
+    page = "\n".join(map(_wrapped, sections)) + "\n"
+    (report / "README.md").write_text(page, encoding="utf-8")
+    (report / "figures").mkdir(exist_ok=True)
+    svg = to_svg(draw_shares(overall), "bands")
+    (report / "figures" / "bands.svg").write_text(svg, encoding="utf-8")
+    return page
+
+
+def findings(overall: pd.DataFrame, zeroed: pd.DataFrame) -> list[str]:
+    """One verdict for each claim."""
+    lines = []
+    for variant, rows in overall[overall["channel"] == "R"].groupby("variant", sort=False):
+        top = rows.loc[rows["share"].idxmax()]
+        verdict = "supported" if top["share_low"] > 0.5 else "undecided"
+        lines.append(
+            f"- **One band carries the residual channel, {variant}: {verdict}.** The band "
+            f"{top['band']} has {_share(top)} of V_R."
+        )
+    lines.extend(_needed(band, rows) for band, rows in zeroed.groupby("band", sort=False))
+    return lines
+
+
+def _needed(band: object, rows: pd.DataFrame) -> str:
+    """Whether V_R without a band differs from 1 and from every control."""
+    own, control = rows.iloc[0], rows.iloc[1:]
+    less = own["V_R_left_high"] < min(1.0, control["V_R_left_low"].min())
+    more = own["V_R_left_low"] > max(1.0, control["V_R_left_high"].max())
+    verdict = "supported" if less else "contradicted: V_R grows" if more else "undecided"
+    drawn = "; ".join(with_interval(row, "V_R_left") for _, row in control.iterrows())
+    return (
+        f"- **The band {band} is needed for the residual channel: {verdict}.** Without it "
+        f"V_R is {with_interval(own, 'V_R_left')} times what it was; without as many random pairs "
+        f"{drawn}. The loss rises by {with_interval(own, 'loss')} nats per token, from "
+        f"{own['native_loss']:.2f}; with random pairs by "
+        f"{'; '.join(with_interval(row, 'loss') for _, row in control.iterrows())}."
+    )
+
+
+def shares(overall: pd.DataFrame, channels: pd.DataFrame) -> list[str]:
+    """The share of every band in every channel, under every variant."""
+    lines = ["## Shares of the bands", ""]
+    variants = list(channels["variant"])
+    lines += [
+        "| channel | band | " + " | ".join(variants) + " |",
+        "|---" * (2 + len(variants)) + "|",
+    ]
+    for channel, what in CHANNELS.items():
+        cells = [number(float(channels.loc[channels["variant"] == v, f"V_{channel}"].iloc[0]))
+                 for v in variants]  # fmt: skip
+        lines.append(f"| {what} | V_{channel}, nats² | " + " | ".join(cells) + " |")
+        rows = overall[overall["channel"] == channel]
+        for band in rows["band"].unique():
+            cells = [_share(rows[(rows["band"] == band) & (rows["variant"] == v)].iloc[0])
+                     for v in variants]  # fmt: skip
+            lines.append(f"| {what} | {band} | " + " | ".join(cells) + " |")
+    size = overall[overall["channel"] == "R"].groupby(["variant", "band"], sort=False)
+    counts = ", ".join(f"{v}, {b}: {n:.0f}" for (v, b), n in size["dimensions"].first().items())
+    return [*lines, "", f"Dimensions of a head (of 64) in each band: {counts}.", ""]
+
+
+def without(zeroed: pd.DataFrame) -> list[str]:
+    """What is left without each band, and without as many random pairs."""
+    lines = ["## Without a band", ""]
+    lines += [
+        "| left out | V_R left | V_M left | loss gained |",
+        "|---|---|---|---|",
+    ]
+    for _, row in zeroed.iterrows():
+        what = row["band"] if row["zeroed"] == "band" else f"as many pairs, {row['zeroed']}"
+        cells = [with_interval(row, name) for name in ("V_R_left", "V_M_left", "loss")]
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def draw_shares(overall: pd.DataFrame) -> Figure:
+    """Shares of every band with intervals: a panel for each channel, a colour for each band."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(CHANNELS), sharey=False)
+    variants = list(overall["variant"].unique())
+    for ax, (channel, what) in zip(panels, CHANNELS.items(), strict=True):
+        rows = overall[overall["channel"] == channel]
+        for k, band in enumerate(overall["band"].unique()):
+            part = rows[rows["band"] == band].set_index("variant").reindex(variants)
+            places = [v + 0.15 * (k - 1.5) for v in range(len(variants))]
+            ax.plot(places, part["share"], "o", color=COLOURS[k % 4], ms=4, label=band)
+            ax.vlines(places, part["share_low"], part["share_high"], color=COLOURS[k % 4])
+        ax.axhline(0, color="black", lw=0.7)
+        ax.set_xticks(range(len(variants)), variants, fontsize=8)
+        ax.set_title(f"{what} ({channel})", fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("share of the variance")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _share(row: pd.Series) -> str:
+    return "undefined" if row["status"] != "ok" else with_interval(row, "share")
+
+
+def _wrapped(line: str) -> str:
+    """Fill a paragraph or an item; tables, headings and images stay as they are."""
+    if line[:1] in ("|", "#", "!", ""):
+        return line
+    return textwrap.fill(line, WIDTH, subsequent_indent="  " * line.startswith("- "),
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
