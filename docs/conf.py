@@ -74,6 +74,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "posprobe"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_sidebars = {"install": []}  # it has no pages below it
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {

@@ -5,7 +5,6 @@ Capture a model, interrupt it, and go on
 From a model to a file. A capture that is killed can be resumed, and gives the same bytes as one that was not.
 """
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import matplotlib.pyplot as plt
 
 import posprobe
 
-os.chdir(tempfile.mkdtemp())
+folder = Path(tempfile.mkdtemp())
 model = posprobe.load_model("zoo/rope-0")
 print(model)
 
@@ -22,8 +21,8 @@ print(model)
 # and runs them through it.
 
 design = {"n": 12, "length": 48, "window": 16, "batch_tokens": 96, "text": "french"}
-whole = posprobe.capture(model, "whole.h5", progress=False, **design)
-print(whole.header.n_sequences, "sequences,", Path("whole.h5").stat().st_size, "bytes")
+whole = posprobe.capture(model, folder / "whole.h5", progress=False, **design)
+print(whole.header.n_sequences, "sequences,", (folder / "whole.h5").stat().st_size, "bytes")
 
 
 # %%
@@ -46,15 +45,15 @@ class Interrupts:
 
 
 try:
-    posprobe.capture(model, "cut.h5", progress=False, consumers=[Interrupts()], **design)
+    posprobe.capture(model, folder / "cut.h5", progress=False, consumers=[Interrupts()], **design)
 except KeyboardInterrupt as stopped:
-    print("interrupted:", stopped.__notes__[0].replace(f"{os.getcwd()}/", ""))
-print(sorted(os.listdir()))
+    print("interrupted:", stopped.__notes__[0].replace(f"{folder}/", ""))
+print(sorted(path.name for path in folder.iterdir()))
 
 # %%
 
-resumed = posprobe.capture(model, "cut.h5", progress=False, resume=True, **design)
-print("same bytes:", Path("cut.h5").read_bytes() == Path("whole.h5").read_bytes())
+resumed = posprobe.capture(model, folder / "cut.h5", progress=False, resume=True, **design)
+print("same bytes:", (folder / "cut.h5").read_bytes() == (folder / "whole.h5").read_bytes())
 
 # %%
 # What is in it: most of a file is the residual stream, which ``residual_layers`` and ``residual_positions`` restrict.
