@@ -446,8 +446,8 @@ def main(verbose: bool) -> None:
     "--precision",
     type=Precision(),
     metavar="[NAME=]NUMBER",
-    help="Capture windows, planned from a pilot, until half of the interval of V_R (or of V_M, V_T "
-    "or C_MR: V_M=0.1) is this part of its estimate.",
+    help="Add windows to the first ones until half of the interval of V_R (or of V_M, V_T or C_MR: "
+    "V_M=0.1) is at most this part of its estimate.",
 )
 @click.option(
     "--max-items",

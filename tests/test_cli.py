@@ -26,6 +26,7 @@ from posprobe.errors import StoreError
 from posprobe.models import ObservableModel
 from posprobe.store import ActivationStore
 from posprobe.workflows import analyze as analyze_workflow
+from posprobe.workflows import audit as audit_workflow
 from posprobe.workflows import selfcheck
 from posprobe.workflows.rerun import Rerun
 
@@ -287,6 +288,22 @@ def test_plan_prints_what_is_needed_and_a_table(tmp_path):
     (as_json,) = json.loads(invoke("plan", path, "--precision", 0.6, "--json").stdout)
     assert as_json["unit"] == "items"
     refused(invoke("plan", path, "--precision", 0), "precision=0.0 must be above 0")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("0.2", 0.2), ("V_M=0.1", ("V_M", 0.1)), ("V_M=x", None), ("", None)]
+)
+def test_a_precision_is_a_number_with_or_without_a_name(given, expected, monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(
+        audit_workflow, "audit", lambda *_, **options: asked.update(options) or tmp_path
+    )
+    found = invoke("audit", "model", "--precision", given, "--max-items", 99)
+    if expected is None:
+        assert found.exit_code == 2
+        assert "is not a number such as 0.1, or V_M=0.1" in found.stderr
+    else:
+        assert (asked["precision"], asked["max_items"]) == (expected, 99)
 
 
 def test_control_characters_in_a_path_are_not_printed(tmp_path):

@@ -76,7 +76,7 @@ def shifted_design(store: ActivationStore) -> str:
 
 
 def planned_items(store: ActivationStore) -> str:
-    """Say how the number of windows was planned, in one sentence; nothing if it was not.
+    """Say up to which precision windows were captured, in one sentence; nothing if none was asked.
 
     Parameters
     ----------
@@ -90,12 +90,11 @@ def planned_items(store: ActivationStore) -> str:
     asked = store.header.stimulus.get("precision")
     if not asked:
         return ""
-    ended = f", the most that --max-items and the text allow ({asked['most']})"
+    ended = f", or to the most that --max-items and the text allow ({asked['most']})"
     return (
-        f"The number of windows was planned once from a pilot of the first {asked['pilot']}, so "
-        f"that half of the interval of {asked['quantity']} is at most {asked['target']:g} of its "
-        f"estimate in {100 * asked['assurance']:g}% of studies"
-        f"{ended * (store.n_items >= asked['most'])}."
+        f"Windows were added to a pilot of {asked['pilot']} until half of the interval of "
+        f"{asked['quantity']} is at most {asked['target']:g} of its estimate"
+        f"{ended * (store.n_items >= asked['most'] - 1)}."
     )
 
 

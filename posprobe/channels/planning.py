@@ -10,7 +10,7 @@ import pandas as pd
 from posprobe.channels.reading import channel_effects
 from posprobe.channels.variances import Variances, gather_variances, resampled
 from posprobe.errors import DesignError
-from posprobe.intervals import Goal, Studies, plan_size, studentized_limits
+from posprobe.intervals import Goal, Inference, Studies, plan_size, studentized_limits
 from posprobe.store import ActivationStore
 
 __all__ = ["LEAST_ITEMS", "overall_variances", "plan_items", "simulate_items"]
@@ -18,6 +18,7 @@ __all__ = ["LEAST_ITEMS", "overall_variances", "plan_items", "simulate_items"]
 LEAST_ITEMS = 8  # fewer have Student's limits
 RESAMPLES = 400  # bootstrap samples of each simulated study
 REPETITIONS = 400
+SHRINKAGE = 2.5  # N times the share of a width that resampling from N items loses
 MOST = 64  # times as many items as were measured
 
 
@@ -32,8 +33,11 @@ def simulate_items(
 ) -> Studies:
     """Simulate studies of n items, drawn with replacement from measured ones.
 
-    Every study gets its own studentised bootstrap interval. Two copies of one item are no pair, in
-    the estimate as in the interval, so nothing of an item's own noise enters.
+    Each study has a population of its own, in which the N measured items have random shares
+    (Dirichlet), so that what the pilot does not know enters; n items are drawn from it, and get a
+    studentised bootstrap interval. Two copies of one item are no pair, in the estimate as in the
+    interval, so nothing of an item's own noise enters. Both this and drawing from N items only make
+    widths too small by 2.5/N of them, which is put back.
 
     Parameters
     ----------
@@ -56,41 +60,47 @@ def simulate_items(
         In squared nats.
     """
     products = variances.products[name].reshape(1, *variances.products[name].shape[-2:])
-    chances = np.full(variances.n_items, 1 / variances.n_items)
+    wider = 1 + SHRINKAGE / variances.n_items
     found = np.empty((repetitions, 3))
     for row in found:
-        own = rng.multinomial(n, chances)
+        own = rng.multinomial(n, rng.dirichlet(np.ones(variances.n_items)))
         draws = rng.multinomial(n, own / n, size=RESAMPLES)
         weights = np.vstack([own, draws]).astype(float)
         weights = weights[(weights > 0).sum(1) > 1]  # a single item has no pairs
         values, errors = (part[:, 0] for part in resampled(products, weights))
         limits = studentized_limits(values[1:], errors[1:], values[0], errors[0], n=n, level=level)
-        row[:] = values[0], *limits
+        row[:] = values[0], *(values[0] + wider * (limit - values[0]) for limit in limits)
     return Studies(*found.T)
 
 
-def overall_variances(store: ActivationStore) -> Variances:
+def overall_variances(
+    store: ActivationStore, inference: Inference | None = None, *, max_units: int | None = None
+) -> Variances:
     """Compute variances averaged over layers and heads, one layer in memory at a time.
 
     Parameters
     ----------
     store : ActivationStore
         A capture with all scores.
+    inference : Inference or None
+        As in `gather_variances`.
+    max_units : int or None
+        As in `channel_effects`.
 
     Returns
     -------
     Variances
-        A single cell, without bootstrap samples.
+        A single cell.
 
     Raises
     ------
     DesignError
         As in `posprobe.channels.channel_effects` and `gather_variances`.
     """
-    layers = [
-        gather_variances([channel_effects(store, layer)]).mean((0, 1))
-        for layer in range(store.n_layers)
-    ]
+    effects = (
+        channel_effects(store, layer, max_units=max_units) for layer in range(store.n_layers)
+    )
+    layers = [gather_variances([layer], inference).mean((0, 1)) for layer in effects]
     return Variances.side_by_side(layers).mean((1,))
 
 
@@ -99,8 +109,6 @@ def plan_items(
     name: str,
     goal: Goal,
     *,
-    least: int = LEAST_ITEMS,
-    largest: int | None = None,
     repetitions: int = REPETITIONS,
     seed: int = 0,
 ) -> tuple[dict[str, int | None], pd.DataFrame]:
@@ -114,9 +122,6 @@ def plan_items(
         The variance.
     goal : Goal
         What is wanted.
-    least, largest : int
-        Smallest and largest number of items that is simulated, by default 8 and 64 times those
-        measured.
     repetitions : int
         Studies of each size.
     seed : int
@@ -125,7 +130,7 @@ def plan_items(
     Returns
     -------
     needed : dict of str to (int or None)
-        Items for ``"precision"`` and ``"power"``; None means more than `largest`.
+        Items for ``"precision"`` and ``"power"``; None means more than 64 times those measured.
     table : pandas.DataFrame
         One row for each simulated number of items.
 
@@ -142,5 +147,4 @@ def plan_items(
         simulate_items, variances, name, level=goal.level, repetitions=repetitions,
         rng=np.random.default_rng(seed),
     )  # fmt: skip
-    most = MOST * variances.n_items if largest is None else largest
-    return plan_size(simulate, goal, least=least, largest=most)
+    return plan_size(simulate, goal, least=LEAST_ITEMS, largest=MOST * variances.n_items)

@@ -10,7 +10,7 @@ so all statistics share the same draws. The functions are
 - `mean_interval`: Student's t interval of a mean, with one number per cluster;
 - `jackknife_interval`: a t interval from leave-one-out values;
 - `fieller_ratio`, `log_ratio_bootstrap_t`: intervals of a ratio of two paired means;
-- `plan_size`: the number of units that a wanted width or power needs;
+- `plan_size`, `next_size`: the number of units that a wanted width or power needs;
 - `max_t`, `benjamini_hochberg`, `holm`: adjustments for many statistics at once.
 
 An `Interval` holds an estimate, its limits, its estimand and the number of units. `Inference` holds
@@ -22,7 +22,7 @@ from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import LEAST_RESAMPLES, check_resamples
 from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
-from posprobe.intervals.planning import Goal, Studies, plan_size
+from posprobe.intervals.planning import Goal, Studies, next_size, plan_size
 from posprobe.intervals.processes import in_processes
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
@@ -65,6 +65,7 @@ __all__ = [
     "log_ratio_bootstrap_t",
     "max_t",
     "mean_interval",
+    "next_size",
     "plan_size",
     "pseudo_values",
     "standard_error",

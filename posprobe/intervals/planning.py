@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from posprobe.errors import DesignError
 from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import check_level
+from posprobe.intervals.interval import Interval
 
-__all__ = ["Goal", "Studies", "plan_size"]
+__all__ = ["Goal", "Studies", "next_size", "plan_size"]
 
 STEP = np.sqrt(2)  # factor between sizes that are simulated
 LARGEST = 100_000
@@ -102,6 +103,42 @@ class Studies:
             "reached": float(np.mean(self.precision <= goal.precision)),
             "power": float(np.mean(side)),
         }
+
+
+def next_size(interval: Interval, precision: float, largest: int) -> int:
+    """How many units to have next, on the way to a precision.
+
+    The width of an interval goes with the square root of the number of its units, so n units become
+    n times the square of the precision that they have over the wanted one, and at most twice n.
+
+    Parameters
+    ----------
+    interval : Interval
+        Of the n units so far.
+    precision : float
+        Wanted: half of the width over the size of the estimate.
+    largest : int
+        Units that there can be.
+
+    Returns
+    -------
+    int
+        n itself if the precision is reached; else at least n + 2, up to `largest`.
+
+    Examples
+    --------
+    >>> from posprobe.intervals import Interval, next_size
+    >>> found = Interval(2.0, 1.7, 2.3, 0.95, "t", "mean", 40)
+    >>> next_size(found, 0.15, 512), next_size(found, 0.12, 512), next_size(found, 0.01, 64)
+    (40, 63, 64)
+    """
+    if interval.low is None or interval.high is None or not interval.estimate:
+        return min(largest, 2 * interval.n)
+    ratio = (interval.high - interval.low) / 2 / abs(interval.estimate) / precision
+    if ratio <= 1:
+        return interval.n
+    wanted = max(interval.n + 2, int(np.ceil(interval.n * min(ratio**2, 2.0))))
+    return min(largest, wanted)
 
 
 def plan_size(

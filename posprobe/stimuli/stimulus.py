@@ -89,7 +89,7 @@ class Stimulus(Telling):
     text : mapping
         What is known of that text: digest, documents, how many of them were joined, ...
     precision : mapping
-        What the number of items was planned for, if it was: see `posprobe.audit`.
+        The precision that items were captured for, if one was asked: see `posprobe.audit`.
 
     Examples
     --------

@@ -161,7 +161,6 @@ PRECISION = _object(
         "target": _ABOVE_0,
         "pilot": _COUNT,
         "most": _COUNT,
-        "assurance": _ABOVE_0,
     }
 )
 STIMULUS = _object(

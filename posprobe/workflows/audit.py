@@ -18,9 +18,9 @@ from posprobe.analysis import (
     strongest,
 )
 from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
-from posprobe.channels import LEAST_ITEMS, overall_variances, plan_items, why_not_split
+from posprobe.channels import LEAST_ITEMS, MAX_UNITS, overall_variances, why_not_split
 from posprobe.errors import DesignError, noting, progress_bar
-from posprobe.intervals import Goal, Inference
+from posprobe.intervals import Goal, Inference, Interval, next_size
 from posprobe.models import Intervention, ModelSource, ObservableModel, load_model
 from posprobe.report import output_folder
 from posprobe.stimuli import (
@@ -31,7 +31,7 @@ from posprobe.stimuli import (
     make_stimulus,
     read_text,
 )
-from posprobe.store import ActivationStore
+from posprobe.store import ActivationStore, open_stores
 from posprobe.workflows.analyze import analyze
 
 __all__ = ["REPLACEMENTS", "audit"]
@@ -54,7 +54,7 @@ MAX_ITEMS = 512
 class Plan:
     """One capture of an audit; text and length are those of the main condition if None.
 
-    `precision` is what its number of items was planned for, as in `Stimulus`.
+    `precision` is what its items were captured for, as in `Stimulus`.
     """
 
     file: str
@@ -192,10 +192,10 @@ def audit(
     precision : float, (str, float) or None
         Wanted half width of an interval, over its estimate: of V_R, or of the named variance, as in
         ``("V_M", 0.1)``; in the shifted design of the main condition. Its first windows are then a
-        pilot, from which the number that four studies in five need is planned once, as by
-        `posprobe.plan`, and captured. The report says what was planned, and what was reached.
+        pilot, and more are captured, each time as many as the width so far suggests, until the
+        precision is reached. The report says what was asked for and what was reached.
     max_items : int
-        Windows that such a plan may not exceed. The length of the text may set a lower limit.
+        Windows at which this ends. The length of the text may set a lower limit.
     inference : Inference
         How intervals are made; its seed also draws the stimuli.
     progress : bool
@@ -228,7 +228,7 @@ def audit(
         capturing = _Capturing(model, made, main, size, inference.seed, progress)
         elsewhere = _condition_plans(model, size, main, conditions)
         paths = capturing.run(_plans(model, size, replacements, asked) + elsewhere)
-        paths += capturing.run(_more_items(made, size, asked, inference.level))
+        paths += _more_items(capturing, asked, inference)
         if full:
             paths += capturing.run(_full_plans(model, made, size, replacements))
         return analyze(paths, made, inference=inference, progress=progress)
@@ -237,49 +237,27 @@ def audit(
 def _asked(
     precision: float | tuple[str, float] | None, max_items: int, size: Size, main: Corpus, seed: int
 ) -> dict[str, Any]:
-    """What the number of windows is to be planned for, as files record it; empty if nothing is."""
+    """The precision up to which windows are captured, as files record it; empty if none is."""
     if precision is None:
         return {}
     quantity, target = precision if isinstance(precision, tuple) else (PLANNED[0], precision)
     if quantity not in PLANNED:
         raise DesignError(f"precision of {quantity!r} is unknown: use one of {', '.join(PLANNED)}")
-    goal, pilot = Goal(target), N_SHIFTED if size.n is None else size.n
+    target = Goal(target).precision
+    pilot = N_SHIFTED if size.n is None else size.n
     if not LEAST_ITEMS <= pilot <= max_items:
         raise DesignError(
-            f"n={pilot} windows cannot be the pilot of a plan: give at least {LEAST_ITEMS}, and at "
-            f"most max_items={max_items}"
+            f"n={pilot} windows cannot begin a search for a precision: give at least "
+            f"{LEAST_ITEMS}, and at most max_items={max_items}"
         )
     corpus = main.shuffle(seed) if main.shuffled else main
     room = corpus.chunks(size.length - 1) - 1  # a window and the prefixes of the item before it
     return {
         "quantity": quantity,
-        "target": goal.precision,
-        "assurance": goal.assurance,
+        "target": target,
         "pilot": pilot,
         "most": max(pilot, min(max_items, room)),
     }
-
-
-def _more_items(folder: Path, size: Size, asked: Mapping[str, Any], level: float) -> list[Plan]:
-    """The capture of the windows that a pilot lacks, planned once from the pilot alone."""
-    if not asked:
-        return []
-    with ActivationStore(folder / "shifted.h5") as pilot:
-        if why_not_split(pilot):
-            return []
-        goal = Goal(asked["target"], assurance=asked["assurance"], level=level)
-        bounds = {"least": asked["pilot"], "largest": asked["most"]}
-        needed, _ = plan_items(overall_variances(pilot), asked["quantity"], goal, **bounds)
-    wanted = min(asked["most"], needed["precision"] or asked["most"])
-    more = min(max(wanted - asked["pilot"], 2), asked["most"] - asked["pilot"])
-    if wanted <= asked["pilot"] or more < 2:
-        return []
-    return [
-        Plan(
-            "shifted_more.h5", "shifted", more, size.bos, size.options,
-            first_item=asked["pilot"], precision=asked,
-        )
-    ]  # fmt: skip
 
 
 def _plans(
@@ -467,3 +445,32 @@ class _Capturing:
             first_item=plan.first_item,
         )
         return dataclasses.replace(drawn, precision=plan.precision)
+
+
+def _more_items(
+    capturing: _Capturing, asked: Mapping[str, Any], inference: Inference
+) -> list[Path]:
+    """Capture windows behind those of the pilot, until the precision is reached or cannot be."""
+    paths = [capturing.folder / "shifted.h5"]
+    while asked:
+        (store,) = open_stores(paths)
+        with store:
+            if why_not_split(store):
+                break
+            have, interval = store.n_items, _interval(store, asked["quantity"], inference)
+        wanted = next_size(interval, asked["target"], asked["most"])
+        if wanted - have < 2:
+            break
+        more = Plan(
+            f"shifted_more_{len(paths)}.h5", "shifted", wanted - have, capturing.size.bos,
+            capturing.size.options, first_item=have, precision=asked,
+        )  # fmt: skip
+        paths += capturing.run([more])
+    return paths[1:]
+
+
+def _interval(store: ActivationStore, quantity: str, inference: Inference) -> Interval:
+    """The interval of a variance as the report will show it, on the number of windows."""
+    variances = overall_variances(store, inference, max_units=MAX_UNITS)
+    found = variances.interval(quantity, inference.level)
+    return dataclasses.replace(found, n=store.n_items)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Goal, Studies, plan_size
+from posprobe.intervals import Goal, Interval, Studies, next_size, plan_size
 
 
 def means(mean=1.0, repetitions=20_000):
@@ -67,3 +67,25 @@ def test_an_unbounded_interval_has_no_precision():
 def test_a_goal_out_of_range_is_refused(fields, message):
     with pytest.raises(DesignError, match=message):
         Goal(**fields)
+
+
+def of(n, half, estimate=1.0):
+    low, high = (None, None) if half is None else (estimate - half, estimate + half)
+    return Interval(estimate, low, high, 0.95, "t", "mean", n)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (of(32, 0.0999), 32),  # reached
+        (of(32, 0.11), 39),  # by the square root
+        (of(32, 0.1001), 34),  # two at least, which a capture needs
+        (of(32, 5.0), 64),  # twice at most, since the width itself is not well known
+        (of(32, None), 64),
+        (of(32, 0.1, estimate=0.0), 64),
+        (of(90, 5.0), 100),
+        (of(32, 0.12, estimate=-1.0), 47),
+    ],
+)
+def test_the_next_size_follows_the_width(interval, expected):
+    assert next_size(interval, 0.1, 100) == expected

@@ -17,13 +17,12 @@ from numpy.testing import assert_allclose
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from posprobe.channels import overall_variances, plan_items
+from posprobe.channels import decompose
 from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
-from posprobe.intervals import Goal
 from posprobe.models import load_model
 from posprobe.report import study_page
 from posprobe.report.words import VERDICTS
-from posprobe.store import ActivationStore
+from posprobe.store import ActivationStore, JoinedStore, open_stores
 from posprobe.workflows import analyze as analyze_module
 from posprobe.workflows import audit as study
 from posprobe.workflows.analyze import analyze
@@ -397,51 +396,57 @@ def test_in_full_key_0_is_hidden_and_denominators_are_fixed(model_folder, text, 
 # --- a wanted precision
 
 
+PRECISE = child.SIZES | dict(n=8, max_items=60)
+
+
 @pytest.fixture(scope="module")
 def precise(model_folder, tmp_path_factory):
-    """An audit whose windows were planned from a pilot of eight."""
+    """An audit that began with a pilot of eight windows."""
     folder = tmp_path_factory.mktemp("precise") / "out"
-    audit(model_folder, folder, text=child.make_text(6000), precision=("V_T", 0.5), **PRECISE)
+    audit(model_folder, folder, text=child.make_text(6000), precision=("V_T", 0.12), **PRECISE)
     return folder
 
 
-PRECISE = child.SIZES | dict(n=8, max_items=40)
+def half_width(claim):
+    return (claim["ci_high"] - claim["ci_low"]) / 2 / abs(claim["estimate"])
 
 
-def test_windows_are_planned_once_from_the_pilot_and_the_report_says_so(precise):
-    pilot, more = (ActivationStore(precise / f"{name}.h5") for name in ("shifted", "shifted_more"))
-    assert pilot.n_items == 8
-    assert np.unique(more.item)[0] == 8
-    goal = Goal(0.5)
-    needed = plan_items(overall_variances(pilot), "V_T", goal, least=8, largest=40)[0]["precision"]
-    total = pilot.n_items + more.n_items
-    assert total == (needed or 40) > 8
-    claims = {one["id"]: one for one in json.loads((precise / "claims.json").read_text())}
-    claim = claims["position_in_attention"]
-    assert claim["n"] == total
-    assert (
-        "planned once from a pilot of the first 8, so that half of the interval of V_T is at "
-        in (claim["protocol"])
-    )
-    half = (claim["ci_high"] - claim["ci_low"]) / 2 / abs(claim["estimate"])
-    assert f"Half of its interval is {half:.3g} of its estimate." in claim["protocol"]
-    assert "Half of its" not in claims["mask_channel"]["protocol"]
+def test_windows_are_added_until_the_precision_is_reached_and_the_report_says_so(precise):
+    paths = [precise / "shifted.h5", *sorted(precise.glob("shifted_more_*.h5"))]
+    assert len(paths) == 3
+    assert ActivationStore(paths[0]).n_items == 8
+    total = JoinedStore(paths).n_items
+    found = {one["id"]: one for one in json.loads((precise / "claims.json").read_text())}
+    claim = found["position_in_attention"]
+    assert claim["n"] == total < 60
+    assert half_width(claim) <= 0.12
+    said = "Windows were added to a pilot of 8 until half of the interval of V_T is at most 0.12 of"
+    assert said in claim["protocol"]
+    assert f"Half of its interval is {half_width(claim):.3g} of its estimate." in claim["protocol"]
+    assert "Half of its" not in found["mask_channel"]["protocol"]
     page = (precise / "report.html").read_text()
-    assert "planned once from a pilot" in page
-    assert "--precision V_T=0.5 --max-items 40" in page
+    assert said in page
+    assert "--precision V_T=0.12 --max-items 60" in page
+
+
+def test_without_its_last_windows_the_precision_was_not_reached(precise):
+    paths = [precise / "shifted.h5", *sorted(precise.glob("shifted_more_*.h5"))][:-1]
+    (store,) = open_stores(paths)
+    row = decompose(store, seed=2).overall.iloc[0]
+    assert not (row["V_T_high"] - row["V_T_low"]) / 2 <= 0.12 * abs(row["V_T"])
 
 
 def test_an_audit_with_a_precision_goes_on_where_it_stopped(precise, model_folder):
     before = {p.name: p.stat().st_mtime_ns for p in precise.glob("*.h5")}
-    audit(model_folder, precise, text=child.make_text(6000), precision=("V_T", 0.5), **PRECISE)
+    audit(model_folder, precise, text=child.make_text(6000), precision=("V_T", 0.12), **PRECISE)
     assert {p.name: p.stat().st_mtime_ns for p in precise.glob("*.h5")} == before
 
 
-def test_a_text_ends_a_plan(model_folder, tmp_path):
+def test_a_text_ends_the_search_for_a_precision(model_folder, tmp_path):
     text = child.make_text(63 * 11 + 20)  # eleven chunks, of which ten windows have one before them
     asked = dict(text=text, precision=1e-4, progress=False, length=64, n=8)
     audit(model_folder, tmp_path / "out", replacements=(), **asked)
-    assert ActivationStore(tmp_path / "out" / "shifted_more.h5").n_items == 2
+    assert ActivationStore(tmp_path / "out" / "shifted_more_1.h5").n_items == 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert "the most that --max-items and the text allow (10)" in page
 
@@ -451,11 +456,14 @@ def test_a_text_ends_a_plan(model_folder, tmp_path):
     [
         ({"precision": ("V_X", 0.1)}, "precision of 'V_X' is unknown: use one of V_R, V_M"),
         ({"precision": 0.0}, "precision=0.0 must be above 0"),
-        ({"precision": 0.1, "n": 7}, "n=7 windows cannot be the pilot of a plan: give at least 8"),
+        (
+            {"precision": 0.1, "n": 7},
+            "n=7 windows cannot begin a search for a precision: give at",
+        ),
         ({"precision": 0.1, "n": 9, "max_items": 8}, "at most max_items=8"),
     ],
 )
-def test_a_precision_that_cannot_be_planned_is_refused(
+def test_a_precision_that_cannot_be_searched_is_refused(
     options, message, model_folder, text, tmp_path
 ):
     with pytest.raises(DesignError, match=message):
