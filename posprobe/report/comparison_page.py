@@ -223,7 +223,11 @@ def _page(
         contribution=_contribution(comparison.tables["architectures"]),
         contribution_note=_contribution_note(comparison),
         pictures=placed(OPENING, drawn, level),
-        depth=placed([n for n in drawn if n.startswith("depth_") and n not in OPENING], drawn, level),
+        depth=placed(
+            [name for name in drawn if name.startswith("depth_") and name not in OPENING],
+            drawn,
+            level,
+        ),
         mixed=placed(["residuals", "influence"], drawn, level),
         parts=_parts(comparison.tables),
         protocol=_protocol(comparison),
