@@ -237,7 +237,9 @@ def test_claims_as_a_file_are_the_claims(folder, claims):
 
 
 def test_every_section_has_its_finding_and_its_protocol_beside_the_figures(page, analysis):
-    for section in SECTIONS:
+    there = [section for section in SECTIONS if section.needs in analysis.tables]
+    assert len(there) > 10
+    for section in there:
         (part,) = re.findall(rf'<h3 id="{section.name}">.*?</section>', page, re.DOTALL)
         text = plain(part)
         assert squeezed(section.finding(analysis)) in text
