@@ -15,10 +15,11 @@ from posprobe.claims.families import FAMILIES
 from posprobe.claims.hypotheses import Answer, answers, hypothesis_claims
 from posprobe.claims.interventions import WHY_LAYER_0
 from posprobe.claims.study import make_claims
-from posprobe.claims.verdicts import Claim
+from posprobe.claims.verdicts import SMALLEST, Claim
 
 __all__ = [
     "FAMILIES",
+    "SMALLEST",
     "WHY_LAYER_0",
     "Answer",
     "Claim",

@@ -80,8 +80,10 @@ def _share_claims(analysis: Analysis, defined: bool, protocol: str) -> list[Clai
     claims = []
     for channel in OTHER_CHANNEL:
         name, statement = f"share_{channel}", _share_statement(channel)
-        if not defined:
-            reason = "undefined: the total effect V_T is not distinguishable from 0"
+        small = found(analysis.intervals["V_T"], "nats^2").verdict == "negligible"
+        if small or not defined:
+            why = "too small to speak of" if small else "not distinguishable from 0"
+            reason = f"undefined: the total effect V_T is {why}"
             claims.append(not_applicable(name, statement, reason))
             continue
         interval = analysis.intervals[name]

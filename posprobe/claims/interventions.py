@@ -27,6 +27,7 @@ from posprobe.claims.verdicts import (
     identity,
     make_claim,
     not_applicable,
+    nothing_to_remove,
     split_needs,
 )
 from posprobe.intervals import Interval
@@ -177,6 +178,10 @@ def _cuts(analysis: Analysis) -> list[Claim]:
         if row is None or interval is None:
             reason = "no such heads were cut, or no head was left whole to measure"
             claims.append(not_applicable(name, text, reason))
+            continue
+        nothing = nothing_to_remove(row["V_R_native"])
+        if nothing is not None:
+            claims.append(not_applicable(name, text, nothing))
             continue
         judged = found(interval, "1")
         if name == "sinks_forward_specifically" and judged.verdict == "supported":

@@ -25,6 +25,7 @@ from posprobe.claims.verdicts import (
     identity,
     make_claim,
     not_applicable,
+    nothing_to_remove,
     split_needs,
     within,
 )
@@ -133,6 +134,9 @@ def replacement_claims(analysis: Analysis) -> list[Claim]:
             reason = split_needs(store, "shifted")
         return [not_applicable("bos_replacement", statement, reason)]
     row = primary.iloc[0]
+    nothing = nothing_to_remove(row["V_R_native"])
+    if nothing is not None:
+        return [not_applicable("bos_replacement", statement, nothing)]
     interval = analysis.intervals["replacement"]
     protocol = (
         f"{shifted_design(store)} Primary specification, fixed beforehand: the mean embedding "

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from posprobe.analysis import Analysis
 from posprobe.claims.position0 import agrees_with_study
-from posprobe.claims.verdicts import Claim, Judged, Verdict, found
+from posprobe.claims.verdicts import SMALLEST, Claim, Judged, Verdict, found
 from posprobe.intervals import Interval
 
 __all__ = ["with_scope"]
@@ -56,7 +57,8 @@ def _scoped(claim: Claim, analysis: Analysis) -> Claim:
     limits = column
     if claim.id == REPLACED:
         replaced = analysis.tables.get("condition_replacement", pd.DataFrame(columns=REMOVED))
-        table = table[NAMES].merge(replaced, "left", on="condition")
+        table = table[[*NAMES, "V_R"]].merge(replaced, "left", on="condition")
+        table.loc[table["V_R"] < SMALLEST["nats^2"], column] = np.nan  # nothing to remove
         limits, test = "", agrees_with_study
     tested = [_tested(row, column, limits, test, analysis.level) for _, row in table.iterrows()]
     return dataclasses.replace(claim, scope=_scope(claim.verdict, tested), conditions=tuple(tested))

@@ -28,6 +28,7 @@ __all__ = [
     "identity",
     "make_claim",
     "not_applicable",
+    "nothing_to_remove",
     "split_needs",
     "within",
 ]
@@ -291,6 +292,16 @@ def counted(claim: Claim, p_adjusted: float) -> Claim:
 def not_applicable(name: str, statement: str, reason: str) -> Claim:
     """A claim that these files cannot test, with the reason as its protocol."""
     return Claim(id=name, statement=statement, verdict="not_applicable", protocol=reason)
+
+
+def nothing_to_remove(native: float) -> str | None:
+    """Why no fraction of a variance (squared nats) is worth a sentence; None where one is."""
+    if native >= SMALLEST["nats^2"]:
+        return None
+    return (
+        f"nothing to remove: natively V_R is {native:.1e} nats^2, below the smallest effect worth "
+        f"a sentence ({SMALLEST['nats^2']:g})"
+    )
 
 
 def split_needs(store: ActivationStore | None, design: str) -> str:

@@ -25,7 +25,16 @@ from posprobe.figures import (
 from posprobe.figures.channels import NEGATIVE_SHARE
 from posprobe.figures.style import STYLE, Panel, Tables, one_design
 
-__all__ = ["COMPARISON_PANELS", "NEGATIVE_SHARE", "PANELS", "draw", "one_design", "to_svg"]
+__all__ = [
+    "COMPARISON_PANELS",
+    "NEGATIVE_SHARE",
+    "PANELS",
+    "Tables",
+    "draw",
+    "one_design",
+    "to_png",
+    "to_svg",
+]
 
 PANELS: dict[str, Panel] = (
     channels.PANELS
@@ -76,6 +85,24 @@ def draw(name: str, tables: Tables) -> Figure | None:
 def _literal(tables: Tables) -> Tables:
     """Tables whose names matplotlib draws as they are: dollar signs would enclose mathematics."""
     return {name: table.replace(r"\$", r"\\$", regex=True) for name, table in tables.items()}
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as PNG, at 200 dots per inch; the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+
+    Returns
+    -------
+    bytes
+        Without date and program name.
+    """
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def to_svg(figure: Figure, name: str) -> str:

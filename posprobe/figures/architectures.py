@@ -13,6 +13,7 @@ from posprobe.figures.style import MASK, OTHER, RESIDUAL, TOTAL, Panel, Tables, 
 
 __all__ = ["PANELS"]
 
+LONGEST_NAME = 32
 DASHES = ("-", "--", "-.", ":")
 DEPTH_PANELS = {
     "V_R": ("residual channel V_R (nats²)", "How does the residual channel change with depth?"),
@@ -108,10 +109,15 @@ def influence(tables: Tables, ax: Axes) -> Axes:
     heights = np.arange(len(table))
     ax.hlines(heights, 0, table["cook"], shades, lw=2)
     ax.scatter(table["cook"], heights, c=shades, s=18)
-    ax.set_yticks(heights, table["model"])
+    ax.set_yticks(heights, [_short(name) for name in table["model"]])
     ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, None), xlabel="Cook's distance")
     ax.set_title("Which model moves the estimates most?")
     return ax
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the figure beside it."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 PROFILE = (

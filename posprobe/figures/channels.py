@@ -106,6 +106,32 @@ def mark_full_layers(ax: Axes, rows: pd.DataFrame) -> None:
         ax.axvspan(layer - 0.5, layer + 0.5, facecolor="#ececec", lw=0, zorder=0, label=label)
 
 
+def balance_of_variance(tables: Tables, ax: Axes) -> Axes:
+    """V_M, V_R and 2 C as steps that add up to V_T, each with its interval."""
+    row = one_design(tables["channels"]).iloc[0]
+    parts = (
+        ("mask V_M", "V_M", 1, MASK),
+        ("residual V_R", "V_R", 1, RESIDUAL),
+        ("both, 2 C", "C_MR", 2, OTHER),
+        ("total V_T", "V_T", 1, TOTAL),
+    )
+    start = 0.0
+    for k, (_, name, times, colour) in enumerate(parts):
+        size, low, high = (times * float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+        begin = 0.0 if name == "V_T" else start
+        ax.barh(k, size, left=begin, height=0.62, color=colour, alpha=0.85)
+        ax.hlines(k, begin + low, begin + high, "#555555", lw=1.4)
+        ax.vlines((begin + low, begin + high), k - 0.12, k + 0.12, "#555555", lw=1.4)
+        start = begin + size
+    ax.axvline(0, color="black", lw=0.7)
+    ax.set_yticks(range(len(parts)), [label for label, *_ in parts])
+    ax.set(ylim=(len(parts) - 0.5, -0.5), xlabel="variance over positions (nats²)")
+    ax.locator_params(axis="x", nbins=5)
+    ax.grid(visible=False, axis="y")
+    ax.set_title("What adds up to the effect of position?")
+    return ax
+
+
 def shares(tables: Tables, ax: Axes) -> Axes:
     """Shares of the two channels by layer, where they are defined."""
     table = one_design(tables["channels_by_layer"])
@@ -231,6 +257,13 @@ PANELS = {
         "Change of the log attention weight at a fixed offset against the latest position; mean "
         "over layers, heads and offsets. Bands: {level} intervals, pointwise.",
         height=3.9,
+    ),
+    "balance_of_variance": Panel(
+        "channels",
+        balance_of_variance,
+        "V_T = V_M + V_R + 2 C, mean over layers, heads and offsets: each bar begins where the one "
+        "above it ends, and the last is their sum. Whiskers: {level} intervals.",
+        height=3.0,
     ),
     **{
         f"position_effects_{name.replace(' ', '_')}": Panel(

@@ -14,13 +14,16 @@ import pandas as pd
 
 from posprobe.analysis import listed, shifted_design
 from posprobe.claims import Answer, Claim
-from posprobe.comparison import PRIMARY_VALUE, VALUES, Comparison
-from posprobe.figures import COMPARISON_PANELS, draw, to_svg
-from posprobe.report.pages import as_csv, claim_rows, inline_svg, render, write_files
-from posprobe.report.words import ADJUSTED, VERDICTS, bounds, number
+from posprobe.comparison import PRIMARY_VALUE, RELATIVE, VALUES, Comparison
+from posprobe.figures import COMPARISON_PANELS
+from posprobe.report.claim_rows import ADJUSTED, questions
+from posprobe.report.drawings import Drawing, drawings, files, placed
+from posprobe.report.pages import as_csv, render, write_files
+from posprobe.report.words import VERDICTS, bounds, number
 
 __all__ = ["summarise", "write_comparison"]
 
+OPENING = ("balance", "depth_V_R")  # beside the answer
 COLUMNS = {
     "V_T": "V_T", "V_M": "V_M", "V_R": "V_R", "C_MR": "C",
     "share_mask": "mask's share", "share_residual": "residual stream's share",
@@ -94,6 +97,44 @@ def summarise(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
     return sentences
 
 
+def opening(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
+    """What was found in three short sentences: the sizes, what was tested, the hypotheses."""
+    sizes = _values(comparison, "V_R", "intercept")
+    parts = ", ".join(f"{number(value)} nats² under {name}" for name, value in sizes)
+    if comparison.lineup.paired:
+        tested = "These are variants of one checkpoint: they describe it, and test no architecture."
+    else:
+        tested = (
+            f"{len(comparison.lineup.members)} models of {len(sizes)} architectures: the models "
+            "are the sample."
+        )
+    verdicts = "; ".join(
+        f"{answer.hypothesis} ({answer.value}) {VERDICTS[answer.verdict]}" for answer in found
+    )
+    return [f"The residual channel, V_R, is {parts}.", tested, f"Hypotheses: {verdicts}."]
+
+
+def _values(comparison: Comparison, value: str, response: str) -> list[tuple[str, float]]:
+    """A value of each architecture or variant, or its slope over depth, in ascending order."""
+    table = comparison.tables.get("estimates", pd.DataFrame(columns=["value", "response"]))
+    rows = table[(table["value"] == value) & (table["response"] == response)]
+    names = "architecture" if "architecture" in rows else "contrast"
+    found = [(str(row[names]), float(row["estimate"])) for _, row in rows.iterrows()]
+    return sorted(found, key=lambda pair: pair[1])
+
+
+def _found(comparison: Comparison, answer: Answer) -> str:
+    """What was found about a hypothesis, in numbers."""
+    if answer.hypothesis == "H3":
+        table = comparison.tables["models"]
+        lowest = " and ".join(f"{v} {number(float(table[v].min()))}" for v in ("V_M", "V_R"))
+        return f"lowest of any model: {lowest} nats²"
+    value = PRIMARY_VALUE if answer.value == PRIMARY_VALUE else RELATIVE
+    response = "slope" if answer.hypothesis == "H2" else "intercept"
+    order = " < ".join(f"{name} {number(v)}" for name, v in _values(comparison, value, response))
+    return f"{'change with depth: ' if response == 'slope' else ''}{order}"
+
+
 def write_comparison(
     comparison: Comparison, claims: Sequence[Claim], found: Sequence[Answer], folder: str | Path
 ) -> Path:
@@ -117,17 +158,13 @@ def write_comparison(
     StoreError
         If the folder cannot be written.
     """
-    drawings = {}
-    for name in COMPARISON_PANELS:
-        figure = draw(name, comparison.tables)
-        if figure is not None:
-            drawings[name] = to_svg(figure, name)
+    drawn = drawings(COMPARISON_PANELS, comparison.tables)
     plain = json.dumps(_plain(comparison, claims, found), indent=1, allow_nan=False)
     texts = {
         "comparison.json": plain + "\n",
         **{f"tables/{name}.csv": as_csv(t) for name, t in comparison.tables.items()},
-        **{f"figures/{name}.svg": svg for name, svg in drawings.items()},
-        "report.html": _page(comparison, claims, found, drawings),
+        **files(drawn),
+        "report.html": _page(comparison, claims, found, drawn),
     }
     return write_files(Path(folder), texts)
 
@@ -164,16 +201,9 @@ def _page(
     comparison: Comparison,
     claims: Sequence[Claim],
     found: Sequence[Answer],
-    drawings: dict[str, str],
+    drawn: dict[str, Drawing],
 ) -> str:
     lineup, level = comparison.lineup, comparison.inference.percent
-    pictures = {
-        name: {
-            "svg": inline_svg(svg),
-            "caption": COMPARISON_PANELS[name].caption.format(level=level),
-        }
-        for name, svg in drawings.items()
-    }
     what = "variants" if lineup.paired else "architectures"
     counts = ", ".join(f"{k} ({len(v)})" for k, v in lineup.architectures.items())
     return render(
@@ -181,21 +211,24 @@ def _page(
         title=f"Where does absolute position come from, across {what}?",
         kind=f"{len(lineup.members)} variants of one checkpoint." if lineup.paired else
         f"{len(lineup.members)} models by architecture: {counts}.",
+        opening=opening(comparison, found),
         summary=summarise(comparison, found),
-        answers=found,
+        answers=[asdict(one) | {"found": _found(comparison, one)} for one in found],
         verdicts=VERDICTS,
-        claims=claim_rows(claims),
+        questions=questions(claims),
         adjusted=ADJUSTED,
         level=level,
         what=what.removesuffix("s"),
         columns=COLUMNS.values(),
         contribution=_contribution(comparison.tables["architectures"]),
         contribution_note=_contribution_note(comparison),
-        figures={
-            "balance": [pictures[name] for name in ("balance",) if name in pictures],
-            "depth": [one for name, one in pictures.items() if name.startswith("depth_")],
-            "mixed": [pictures[n] for n in ("residuals", "influence") if n in pictures],
-        },
+        pictures=placed(OPENING, drawn, level),
+        depth=placed(
+            [name for name in drawn if name.startswith("depth_") and name not in OPENING],
+            drawn,
+            level,
+        ),
+        mixed=placed(["residuals", "influence"], drawn, level),
         parts=_parts(comparison.tables),
         protocol=_protocol(comparison),
         command=_command(comparison),

@@ -6,8 +6,18 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import SINK_RATE, Analysis, way_of_writing
+from posprobe.claims import SMALLEST
 from posprobe.figures import one_design
-from posprobe.report.words import bounds, number, percent, removed, with_interval
+from posprobe.report.words import (
+    SMALLEST_EFFECT,
+    bounds,
+    number,
+    percent,
+    removed,
+    seen,
+    too_small,
+    with_interval,
+)
 
 __all__ = [
     "bands",
@@ -37,17 +47,16 @@ def conditions(analysis: Analysis) -> str:
     table = analysis.tables["conditions"]
     sentences = []
     for name, what in (("V_M", "mask channel"), ("V_R", "residual channel")):
-        seen = int((table[f"{name}_low"] > 0).sum())
+        there = sum(seen(row, name) for _, row in table.iterrows())
         low, high = number(float(table[name].min())), number(float(table[name].max()))
         sentences.append(
-            f"The {what} is found in {seen} of {len(table)} conditions ({name} between {low} and "
+            f"The {what} is found in {there} of {len(table)} conditions ({name} between {low} and "
             f"{high} nats²)"
         )
-    relation = table["relation"].value_counts()
+    opposed, reinforcing = _related(table)
     sentences.append(
-        f"The channels oppose each other in {relation.get('opposed', 0)}, reinforce each other in "
-        f"{relation.get('reinforcing', 0)}, and are not distinguishable in "
-        f"{relation.get('not distinguishable', 0)}"
+        f"The channels oppose each other in {opposed}, reinforce each other in {reinforcing}, and "
+        f"neither, or too little to speak of, in {len(table) - opposed - reinforcing}"
     )
     replaced = analysis.tables.get("condition_replacement")
     if replaced is not None:
@@ -56,35 +65,69 @@ def conditions(analysis: Analysis) -> str:
     return ". ".join(sentences) + "."
 
 
+def _related(table: pd.DataFrame) -> tuple[int, int]:
+    """In how many rows the channels oppose and reinforce each other, by more than is too small."""
+    clear = table[[not too_small(row, "C_MR") for _, row in table.iterrows()]]
+    counts = clear["relation"].value_counts()
+    return int(counts.get("opposed", 0)), int(counts.get("reinforcing", 0))
+
+
 def position_effects(analysis: Analysis) -> str:
     """T, M, R and S at the earliest position."""
     table = one_design(analysis.tables["position_effects"])
     rows = table[table["layer"] == "all"].sort_values("position")
     first, last = rows.iloc[0], rows.iloc[-1]
+    if all(too_small(first, part, SMALLEST_EFFECT) for part in "TMR"):
+        return (
+            f"Moving a window from position {last['position']} to position {first['position']} "
+            f"changes its log attention weight by less than {SMALLEST_EFFECT:g} nats. So little is "
+            "not worth dividing into channels."
+        )
+    sink = (
+        ""
+        if too_small(first, "R", SMALLEST_EFFECT)
+        else f"; the sink's part of that is {_by(first, 'S')}"
+    )
     return (
         f"Moving a window from position {last['position']} to position {first['position']} "
         f"changes its log attention weight at a fixed offset by {with_interval(first, 'T')} nats. "
-        f"The mask alone changes it by {with_interval(first, 'M')} and the residual stream by "
-        f"{with_interval(first, 'R')}; the sink's part of that is {with_interval(first, 'S')}."
+        f"The mask alone changes it by {_by(first, 'M')} and the residual stream by "
+        f"{_by(first, 'R')}{sink}."
     )
+
+
+def _by(row: pd.Series, part: str) -> str:
+    """By how much a channel changes the log weight, if that is worth a number."""
+    small = too_small(row, part, SMALLEST_EFFECT)
+    return "too little to speak of" if small else with_interval(row, part)
 
 
 def channels(analysis: Analysis) -> str:
     """The variances over all layers, and the layers by relation and status."""
     row = overall(analysis)
     table = one_design(analysis.tables["channels_by_layer"])
-    relation, n = table["relation"].value_counts(), len(table)
+    if too_small(row, "V_T"):
+        return (
+            f"Averaged over layers, V_T is {with_interval(row, 'V_T')} nats², too small to speak "
+            f"of (below {SMALLEST['nats^2']:g}). So little is not worth dividing into channels."
+        )
+    (opposed, reinforcing), n = _related(table), len(table)
     undefined = int((table["status"] != "ok").sum())
     largest = table["layer"].iloc[table["V_R"].astype(float).argmax()]
     text = (
         f"Averaged over layers, V_T is {with_interval(row, 'V_T')}, V_M "
         f"{with_interval(row, 'V_M')} and V_R {with_interval(row, 'V_R')} nats². The channels "
-        f"oppose each other in {relation.get('opposed', 0)} of {n} layers and reinforce each "
-        f"other in {relation.get('reinforcing', 0)}. Shares are undefined in {undefined} layers, "
-        f"where V_T is not distinguishable from 0. V_R is largest at layer {largest}."
+        f"oppose each other in {opposed} of {n} layers and reinforce each other in {reinforcing}; "
+        "in the others they do neither, or too little to speak of. Shares are undefined in "
+        f"{undefined} layers, where V_T is not distinguishable from 0."
+    )
+    text += (
+        f" V_R is too small to speak of (below {SMALLEST['nats^2']:g})."
+        if too_small(row, "V_R")
+        else f" V_R is largest at layer {largest}."
     )
     rest, first = analysis.intervals.get("layer_0_rest"), table[table["layer"] == 0]
-    if rest is not None and len(first):
+    if rest is not None and len(first) and not too_small(row, "V_R"):
         text += (
             f" At layer 0 V_R is {with_interval(first.iloc[0], 'V_R')}; key 0's own score accounts "
             f"for all of R there but {number(rest.estimate)} nats."
@@ -104,7 +147,11 @@ def bands(analysis: Analysis) -> str:
     table = analysis.tables["bands"]
     table = table[table["layer"] == "all"]
     sentences = []
+    whole = overall(analysis)
     for channel, name in (("R", "residual channel"), ("M", "mask channel")):
+        if too_small(whole, f"V_{channel}"):
+            sentences.append(f"The {name} is too small to speak of")
+            continue
         rows = table[table["channel"] == channel]
         parts = ", ".join(f"{row['band']}: {_share(row)}" for _, row in rows.iterrows())
         sentences.append(f"Shares of the {name} by band of rotation, over all layers: {parts}")
@@ -119,12 +166,15 @@ def heads(analysis: Analysis) -> str:
     """How many heads have a residual channel, all considered together."""
     table = one_design(analysis.tables["channels_by_head"])
     alpha = 1 - analysis.level
-    total, residual = (int((table[f"{name}_p_adjusted"] < alpha).sum()) for name in ("V_T", "V_R"))
+    total, residual = (
+        sum(row[f"{name}_p_adjusted"] < alpha and not too_small(row, name) for _, row in rows)
+        for name, rows in ((name, table.iterrows()) for name in ("V_T", "V_R"))
+    )
     undefined = int((table["status"] != "ok").sum())
     return (
         f"Attention changes with position in {total} of {len(table)} heads, and {residual} have a "
-        f"residual channel (p < {alpha:.2g}, adjusted for all heads by max-T). Shares are "
-        f"undefined in {undefined} heads.{_offsets(analysis)}"
+        f"residual channel (p < {alpha:.2g}, adjusted for all heads by max-T, and not too small to "
+        f"speak of). Shares are undefined in {undefined} heads.{_offsets(analysis)}"
     )
 
 
@@ -151,6 +201,12 @@ def probes(analysis: Analysis) -> str:
     """Where position is best read, and layer 0."""
     table = analysis.tables["probes"]
     table = table[table["estimand"] == "fixed_probe"]
+    largest = table.iloc[int(table["high"].fillna(table["r2"]).argmax())]
+    if largest["high"] < SMALLEST["R2"]:
+        return (
+            "Position cannot be read off any layer. The largest R² is "
+            f"{largest['r2']:.3f} ({bounds(largest['low'], largest['high'])})."
+        )
     parts = []
     for name, words in (("normalizer", "normalizers"), ("residual", "residual stream")):
         rows = table[table["features"] == name]
@@ -167,10 +223,15 @@ def probes(analysis: Analysis) -> str:
     if {"normalizer", "residual"} <= set(first.index):
         text += (
             f" At layer 0, whose residual stream is the embedding, R² is "
-            f"{first['normalizer']:.2f} from the normalizers and {first['residual']:.2f} from the "
-            "residual stream."
+            f"{_r2(first['normalizer'])} from the normalizers and {_r2(first['residual'])} from "
+            "the residual stream."
         )
     return text
+
+
+def _r2(value: float) -> str:
+    """An R2 with two decimals, and no minus in front of 0."""
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def denominator(analysis: Analysis) -> str:
@@ -192,6 +253,8 @@ def denominator(analysis: Analysis) -> str:
     if forward is None or forward.empty:
         return text
     row = forward[forward["positions"] == "all"].iloc[0]
+    if row["V_R_native"] < SMALLEST["nats^2"]:
+        return text
     return (
         f"{text} Holding denominators fixed inside the forward pass, in layers {row['layers']}, "
         f"removes {removed(row)}. {row['caveat']}"
@@ -226,10 +289,10 @@ def position0(analysis: Analysis) -> str:
     highest = table.iloc[table["norm"].argmax()]
     text = (
         f"Position 0 {_like_alone(table['difference'].max())}. Its norm is largest at depth "
-        f"{int(highest['layer'])} ({highest['norm']:,.0f}"
+        f"{int(highest['layer'])} ({number(float(highest['norm']))}"
     )
     later = highest["norm_later"]
-    text += f"; later positions: {later:,.0f})" if np.isfinite(later) else ")"
+    text += f"; later positions: {number(float(later))})" if np.isfinite(later) else ")"
     text += f", where {highest['dimensions']:.0f} dimensions make up 99% of its square."
     turned = table.iloc[table["cosine"].astype(float).argmin()]
     text += (
@@ -274,6 +337,12 @@ def replacement(analysis: Analysis) -> str:
     """Fraction removed at early queries by each treatment, and the whole curve."""
     table = analysis.tables["replacement"]
     early = table[table["positions"] == "early"]
+    native_v = float(early["V_R_native"].max())
+    if native_v < SMALLEST["nats^2"]:
+        return (
+            f"There is nothing to remove. Natively V_R at early queries is {number(native_v)} "
+            f"nats², too small to speak of (below {SMALLEST['nats^2']:g})."
+        )
     primary = early["primary"].astype(bool)
     lead = [
         f"At early queries the primary replacement ({row['treatment']}) removes {removed(row)}."
@@ -303,6 +372,12 @@ def cut_sink(analysis: Analysis) -> str:
     """Fraction of V_R removed in the heads left whole or, if all were cut, without key 0."""
     table = analysis.tables["cut_sink"]
     table = table[table["positions"] == "all"]
+    native = float(table["V_R_native"].max())
+    if native < SMALLEST["nats^2"]:
+        return (
+            f"There is nothing to remove. Natively V_R is {number(native)} nats², too small to "
+            f"speak of (below {SMALLEST['nats^2']:g})."
+        )
     parts = []
     for (heads_cut, count), rows in table.groupby(["heads", "n_heads_cut"], sort=False):
         whole = rows[rows["measured"] == "heads left whole"]

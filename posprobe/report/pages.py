@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
+import re
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from posprobe.claims import Claim
 from posprobe.errors import StoreError, noting, shown
-from posprobe.report.words import (
-    VERDICTS,
-    claim_interval,
-    hangs,
-    number,
-    p_values,
-    untested,
-)
+from posprobe.report.words import number
 
-__all__ = ["as_csv", "claim_rows", "inline_svg", "output_folder", "render", "write_files"]
+__all__ = ["as_csv", "inline_svg", "output_folder", "render", "write_files"]
 
 
 @contextlib.contextmanager
@@ -54,17 +47,17 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
         raise
 
 
-METHODS = {
-    "t": "cluster bootstrap, estimate ± t × standard error",
-    "Student t": "Student's t over units",
-    "studentised": "studentised cluster bootstrap",
-    "fieller": "Fieller's",
-}
-SHOWN_UNITS = {"1": "", "nats^2": "nats²", "R2": "R²"}
+# Colours of figures, and what style.css calls them.
+THEMED = {
+    "#ffffff": "paper", "#000000": "ink", "#262626": "ink", "#222222": "total", "#0072b2": "mask",
+    "#d55e00": "residual", "#009e73": "both", "#b0569a": "sink", "#858585": "other",
+    "#555555": "soft", "#ececec": "grid", "#bbbbbb": "axis", "#efefef": "shade", "#d0d0d0": "axis",
+}  # fmt: skip
+COLOUR = re.compile("|".join(THEMED))
 
 
-def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
-    """Write texts to a folder: all under temporary names, which they then lose in order.
+def write_files(folder: Path, texts: Mapping[str, str | bytes]) -> Path:
+    """Write files to a folder: all under temporary names, which they then lose in order.
 
     report.html comes last, and an old one is set aside first, so a folder with a report holds all
     of it. Where a name cannot be taken, the old report comes back.
@@ -72,8 +65,8 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
     Parameters
     ----------
     folder : Path
-    texts : mapping of str to str
-        Relative path to text; report.html last.
+    texts : mapping of str to str or bytes
+        Relative path to content; report.html last.
 
     Returns
     -------
@@ -94,7 +87,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> Path:
                 unused.callback(_put_back, aside, page)
             for name, temporary in written.items():
                 os.replace(temporary, folder / name)
-        for path in (*folder.glob("tables/*.csv"), *folder.glob("figures/*.svg")):
+        for path in (*folder.glob("tables/*.csv"), *folder.glob("figures/*.[sp][vn]g")):
             if f"{path.parent.name}/{path.name}" not in texts:
                 path.unlink()
     except OSError as error:
@@ -141,14 +134,14 @@ def _cell(value: Any) -> Any:
     return ("'" if value.startswith(("=", "+", "-", "@")) else "") + shown(value)
 
 
-def _write(path: Path, text: str, unused: contextlib.ExitStack) -> Path:
-    """Write a text under a temporary name, which is removed in the end if it is still there."""
+def _write(path: Path, content: str | bytes, unused: contextlib.ExitStack) -> Path:
+    """Write a file under a temporary name, which is removed in the end if it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     unused.callback(temporary.unlink, missing_ok=True)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode("utf-8"))
     temporary.chmod(0o644)
     return temporary
 
@@ -160,38 +153,13 @@ def _put_back(aside: Path, page: Path) -> None:
         aside.rename(page)
 
 
-def claim_rows(claims: Iterable[Claim]) -> list[dict[str, Any]]:
-    """Claims as the page's table shows them."""
-    claims = list(claims)
-    tests = Counter(claim.family for claim in claims if claim.p_adjusted is not None)
-    return [_claim_row(claim, tests[claim.family]) for claim in claims]
+def inline_svg(svg: str, label: str) -> str:
+    """An SVG for the page: as wide as its container, one image to a screen reader.
 
-
-def _claim_row(claim: Claim, tests: int) -> dict[str, Any]:
-    """A claim of a family of so many tests."""
-    name, _, state = claim.ci_method.partition(": ")
-    how = f" Interval: {METHODS.get(name, name)}{', ' * bool(state)}{state}."
-    method = "" if claim.ci_method == "none" else how
-    return {
-        "id": claim.id,
-        "kind": claim.verdict_adjusted,
-        "verdict": VERDICTS[claim.verdict_adjusted],
-        "hangs": hangs(claim, tests),
-        "p": p_values(claim),
-        "statement": claim.statement,
-        "interval": claim_interval(claim),
-        "unit": SHOWN_UNITS.get(claim.unit, claim.unit),
-        "n": "" if claim.n is None else str(claim.n),
-        "reference": number(claim.reference),
-        "scope": claim.scope,
-        "protocol": claim.protocol
-        + ("" if claim.ci_method == "none" else method)
-        + untested(claim),
-    }
-
-
-def inline_svg(svg: str) -> str:
-    """An SVG for the page: as wide as its container, one image to a screen reader."""
+    Its colours become those of the page, which are others in the dark (`style.css`).
+    """
     start, rest = svg.split(">", 1)
     kept = [word for word in start.split() if not word.startswith(("width=", "height="))]
-    return f'{" ".join(kept)} role="img">{rest}'
+    label = html.escape(shown(label), quote=True)
+    themed = COLOUR.sub(lambda found: f"var(--{THEMED[found[0]]})", rest)
+    return f'{" ".join(kept)} role="img" aria-label="{label}">{themed}'

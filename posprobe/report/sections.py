@@ -20,6 +20,8 @@ class Section:
     ----------
     name : str
         Anchor in the page.
+    family : str
+        The question of the claims that the section is about, of `posprobe.claims.FAMILIES`.
     title : str
         The question.
     needs : str
@@ -39,6 +41,7 @@ class Section:
     """
 
     name: str
+    family: str
     title: str
     needs: str
     figures: tuple[str, ...]
@@ -54,10 +57,10 @@ class Section:
         """How the numbers were made, as terms and sentences."""
         how = analysis.inference
         terms = [
-            ("Estimand", self.estimand),
-            ("Unit", self.unit),
-            ("Interval", self.interval.format(level=how.percent, refits=how.n_refits)),
-            ("n", self.n(analysis)),
+            ("What is estimated", self.estimand),
+            ("What counts once, and is resampled", self.unit),
+            ("How sure", self.interval.format(level=how.percent, refits=how.n_refits)),
+            ("How many", self.n(analysis)),
             ("Note", self.note),
         ]
         return [(term, text) for term, text in terms if text]
@@ -120,10 +123,12 @@ NATURAL = "a natural capture (posprobe capture MODEL --design natural)"
 SECTIONS = (
     Section(
         name="position",
+        family="channels",
         title="How does attention change with absolute position?",
         needs="position_effects",
         figures=(
             "position_effects",
+            "balance_of_variance",
             "position_effects_first_third",
             "position_effects_middle_third",
             "position_effects_last_third",
@@ -143,6 +148,7 @@ SECTIONS = (
     ),
     Section(
         name="channels",
+        family="channels",
         title="How much is mask and how much residual stream, layer by layer?",
         needs="channels_by_layer",
         figures=("channels_shifted", "channels_natural", "shares", "precision"),
@@ -161,6 +167,7 @@ SECTIONS = (
     ),
     Section(
         name="heads",
+        family="channels",
         title="Which heads?",
         needs="channels_by_head",
         figures=("heads_mask", "heads_residual", "heads_share", "channels_by_offset"),
@@ -179,6 +186,7 @@ SECTIONS = (
     ),
     Section(
         name="bands",
+        family="channels",
         title="Which frequencies carry position?",
         needs="bands",
         figures=("bands",),
@@ -197,6 +205,7 @@ SECTIONS = (
     ),
     Section(
         name="probes",
+        family="probes",
         title="Can position be read off a layer?",
         needs="probes",
         figures=("probes", "probes_error", "partition", "partition_shapley"),
@@ -215,6 +224,7 @@ SECTIONS = (
     ),
     Section(
         name="denominator",
+        family="probes",
         title="How much of the position in attention patterns is the denominator?",
         needs="fixed_denominator",
         figures=("fixed_denominator",),
@@ -232,6 +242,7 @@ SECTIONS = (
     ),
     Section(
         name="sinks",
+        family="sinks",
         title="Which heads attend to position 0?",
         needs="sinks",
         figures=("sinks", "sink_rates", "sink_writing"),
@@ -245,6 +256,7 @@ SECTIONS = (
     ),
     Section(
         name="position0",
+        family="position0",
         title="Is position 0 a closed system, and what does it leave?",
         needs="closed_system",
         figures=(
@@ -266,6 +278,7 @@ SECTIONS = (
     ),
     Section(
         name="repeated",
+        family="exact",
         title="With the residual channel closed, is the mask all that is left?",
         needs="repeated",
         figures=("repeated", "bos_repeated"),
@@ -281,6 +294,7 @@ SECTIONS = (
     ),
     Section(
         name="replacement",
+        family="replacement",
         title="What does the embedding at position 0 carry?",
         needs="replacement",
         figures=(
@@ -304,6 +318,7 @@ SECTIONS = (
     ),
     Section(
         name="conditions",
+        family="channels",
         title="Does it hold in other conditions?",
         needs="conditions",
         figures=("conditions", "condition_replacement"),
@@ -323,6 +338,7 @@ SECTIONS = (
     ),
     Section(
         name="cuts",
+        family="sinks",
         title="What is lost when heads cannot see key 0?",
         needs="cut_sink",
         figures=("cut_sink",),
@@ -340,6 +356,7 @@ SECTIONS = (
     ),
     Section(
         name="masks",
+        family="masks",
         title="What is left under another mask?",
         needs="masks",
         figures=("mask_layers", "mask_probes"),

@@ -9,25 +9,29 @@ from typing import Any
 
 from posprobe.analysis import Analysis
 from posprobe.claims import Claim
-from posprobe.figures import PANELS, draw, to_svg
+from posprobe.report.claim_rows import ADJUSTED, questions
+from posprobe.report.drawings import Drawing, drawings, files, placed
 from posprobe.report.facts import commands, kind, model_facts
 from posprobe.report.glossary import GLOSSARY, LIMITS
-from posprobe.report.pages import as_csv, claim_rows, inline_svg, render, write_files
+from posprobe.report.head_map import head_map
+from posprobe.report.pages import as_csv, render, write_files
 from posprobe.report.sections import SECTIONS, Section
-from posprobe.report.summary import summary
-from posprobe.report.words import ADJUSTED
+from posprobe.report.summary import opening, summary
 
 __all__ = ["write_report"]
+
+OPENING = ("position_effects", "balance_of_variance")  # beside the answer
+MAPPED = ("heads_mask", "heads_residual", "sinks")  # what the map of the heads shows
 
 
 def write_report(
     analysis: Analysis, claims: Iterable[Claim], folder: str | Path, *, title: str | None = None
 ) -> Path:
-    """Write report.html, claims.json, tables/*.csv and figures/*.svg.
+    """Write report.html, claims.json, tables/*.csv, figures/*.svg and figures/*.png.
 
     The same analysis gives the same bytes. Each file is written under a temporary name and then
-    moved, so a file that is there is complete; report.html comes last. Other .csv and .svg files in
-    tables/ and figures/ are deleted: an earlier run left them, and they belong to its report.
+    moved, so a file that is there is complete; report.html comes last. Other .csv, .svg and .png
+    files in tables/ and figures/ are deleted: an earlier run left them, for its own report.
 
     Parameters
     ----------
@@ -49,64 +53,60 @@ def write_report(
         If the folder cannot be written.
     """
     folder, claims = Path(folder), list(claims)
-    drawings = _drawings(analysis)
+    names = [name for section in SECTIONS for name in section.figures]
+    drawn = drawings(names, analysis.tables)
     plain = json.dumps([claim.asdict() for claim in claims], indent=1, allow_nan=False)
     texts = {
         "claims.json": plain + "\n",
         **{f"tables/{name}.csv": as_csv(t) for name, t in analysis.tables.items()},
-        **{f"figures/{name}.svg": svg for name, svg in drawings.items()},
-        "report.html": _page(analysis, claims, drawings, title),
+        **files(drawn),
+        "report.html": _page(analysis, claims, drawn, title),
     }
     return write_files(folder, texts)
 
 
-def _drawings(analysis: Analysis) -> dict[str, str]:
-    """SVG of every figure that the tables allow."""
-    drawings = {}
-    for section in SECTIONS:
-        for name in section.figures:
-            figure = draw(name, analysis.tables)
-            if figure is not None:
-                drawings[name] = to_svg(figure, name)
-    return drawings
-
-
 def _page(
-    analysis: Analysis, claims: list[Claim], drawings: dict[str, str], title: str | None
+    analysis: Analysis, claims: list[Claim], drawn: dict[str, Drawing], title: str | None
 ) -> str:
     header = analysis.files.all()[0].header
+    level = analysis.inference.percent
     there = [section for section in SECTIONS if section.needs in analysis.tables]
+    heads = head_map(analysis)
+    left_out = {*OPENING, *(MAPPED if heads else ())}
+    asked = questions(claims)
+    for question in asked:
+        question["sections"] = [
+            _section(section, analysis, {k: v for k, v in drawn.items() if k not in left_out})
+            for section in there
+            if section.family == question["name"]
+        ]
     return render(
         "report.html.j2",
         title=title or f"Where does absolute position come from in {header.model}?",
         header=header,
         kind=kind(header),
+        opening=opening(analysis),
+        pictures=placed(OPENING, drawn, level),
         summary=summary(analysis, claims),
-        claims=claim_rows(claims),
+        questions=asked,
+        heads=heads,
         adjusted=ADJUSTED,
-        sections=[_section(section, analysis, drawings) for section in there],
         missing=[section for section in SECTIONS if section not in there],
         checks=analysis.tables["checks"],
         facts=model_facts(analysis),
         limits=LIMITS,
         glossary=GLOSSARY,
         commands=commands(analysis),
-        level=analysis.inference.percent,
+        level=level,
     )
 
 
-def _section(section: Section, analysis: Analysis, drawings: dict[str, str]) -> dict[str, Any]:
-    level = analysis.inference.percent
+def _section(section: Section, analysis: Analysis, drawn: dict[str, Drawing]) -> dict[str, Any]:
     headline, _, finding = section.finding(analysis).removesuffix(".").partition(". ")
-    figures = [
-        {"svg": inline_svg(drawings[name]), "caption": PANELS[name].caption.format(level=level)}
-        for name in section.figures
-        if name in drawings
-    ]
     return {
         "name": section.name,
         "title": section.title,
-        "figures": figures,
+        "figures": placed(section.figures, drawn, analysis.inference.percent),
         "headline": headline + ".",
         "finding": finding,
         "protocol": section.protocol(analysis),

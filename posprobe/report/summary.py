@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import pandas as pd
 
-from posprobe.analysis import Analysis
-from posprobe.claims import Claim
+from posprobe.analysis import Analysis, n_units
+from posprobe.claims import SMALLEST, Claim
 from posprobe.figures import NEGATIVE_SHARE, one_design
 from posprobe.report.findings import overall
-from posprobe.report.words import VERDICTS, bounds, percent, with_interval
+from posprobe.report.words import (
+    VERDICTS,
+    bounds,
+    percent,
+    seen,
+    too_small,
+    with_interval,
+)
 
-__all__ = ["summary"]
+__all__ = ["opening", "summary"]
 
 RELATIONS = {
     "opposed": "The two channels oppose each other: one takes back part of what the other does.",
@@ -23,6 +30,55 @@ RELATED = {
     "reinforcing": "reinforce each other",
     "not distinguishable": "can neither be said to oppose nor to reinforce each other",
 }
+
+
+NO_ANSWER = "These files do not tell which channel carries absolute position in attention."
+AS_EVERYWHERE = (
+    "That is the mask alone: the later a query, the more keys share its attention, as in any "
+    "causal model, trained or not. What the residual stream adds is too small to speak of."
+)
+
+
+def opening(analysis: Analysis) -> list[str]:
+    """The answer in three short sentences or fewer, beside the picture.
+
+    Parameters
+    ----------
+    analysis : Analysis
+
+    Returns
+    -------
+    list of str
+    """
+    if "channels" not in analysis.tables:
+        return [NO_ANSWER]
+    row = overall(analysis)
+    if too_small(row, "V_T"):
+        first = (
+            "There is little to see: attention in this model hardly changes with absolute position "
+            f"({SMALLEST['nats^2']:g} nats² would be worth a sentence)."
+        )
+        return [first, _condition(analysis, row)]
+    if not seen(row, "V_T"):
+        return [
+            "We find no evidence that attention in this model depends on absolute position.",
+            _condition(analysis, row),
+        ]
+    second = AS_EVERYWHERE if too_small(row, "V_R") else _carried(analysis, row)
+    return [_moved(analysis), second, _condition(analysis, row)]
+
+
+def _condition(analysis: Analysis, row: pd.Series) -> str:
+    """What stands at position 0, and whether other conditions say the same."""
+    store = analysis.files.shifted or analysis.files.natural
+    assert store is not None
+    first = "a BOS" if store.has_bos else "a token of the text, no BOS,"
+    measured = f"Measured with {first} at position 0, on {n_units(store)} items"
+    table = analysis.tables.get("conditions")
+    if table is None or too_small(row, "V_R"):
+        return f"{measured}."
+    same = int((table["relation"] == row["relation"]).sum())
+    return f"{measured}; the channels relate alike in {same} of {len(table)} conditions."
 
 
 def summary(analysis: Analysis, claims: list[Claim]) -> str:
@@ -39,10 +95,7 @@ def summary(analysis: Analysis, claims: list[Claim]) -> str:
         One paragraph, which says so where the files do not contain the answer.
     """
     named = {claim.id: claim for claim in claims}
-    if "channels" in analysis.tables:
-        parts = [*_channels(analysis)]
-    else:
-        parts = ["These files do not tell which channel carries absolute position in attention."]
+    parts = _channels(analysis) if "channels" in analysis.tables else [NO_ANSWER]
     parts += [_replaced(named.get("bos_replacement")), _sure(analysis, claims)]
     return " ".join(part for part in parts if part)
 
@@ -50,14 +103,20 @@ def summary(analysis: Analysis, claims: list[Claim]) -> str:
 def _channels(analysis: Analysis) -> list[str]:
     row = overall(analysis)
     held = "with content held fixed" if row["stimulus"] == "shifted" else "in natural text"
+    if too_small(row, "V_T"):
+        return [
+            f"{_used(analysis)} attention in this model hardly changes with absolute position, "
+            f"{held}: the variance of its effect is {with_interval(row, 'V_T')} nats², too small "
+            "to speak of."
+        ]
     if row["V_T_low"] > 0:
         first = (
-            f"{_condition(analysis)} attention in this model depends on absolute position, {held}. "
+            f"{_used(analysis)} attention in this model depends on absolute position, {held}. "
             f"{_moved(analysis)}"
         )
     else:
         first = (
-            f"{_condition(analysis)} we find no evidence that attention in this model depends on "
+            f"{_used(analysis)} we find no evidence that attention in this model depends on "
             "absolute position, "
             f"{held}: the variance of its effect is {with_interval(row, 'V_T')} nats²."
         )
@@ -73,13 +132,13 @@ def _channels(analysis: Analysis) -> list[str]:
     return [
         first,
         _carried(analysis, row),
-        RELATIONS[row["relation"]],
+        "" if too_small(row, "C_MR") else RELATIONS[row["relation"]],
         shared,
         *_elsewhere(analysis),
     ]
 
 
-def _condition(analysis: Analysis) -> str:
+def _used(analysis: Analysis) -> str:
     """The condition that the answer is about: what is at position 0, and who put it there."""
     store = analysis.files.shifted or analysis.files.natural
     assert store is not None
@@ -139,13 +198,13 @@ def _removal(fraction: float, low: float, high: float) -> str:
 
 def _carried(analysis: Analysis, row: pd.Series) -> str:
     """Which channels are found to carry position, and what each does by itself."""
-    seen = [row[f"{part}_low"] > 0 for part in ("V_M", "V_R")]
+    found = [seen(row, part) for part in ("V_M", "V_R")]
     which = {
         (True, True): "Both channels carry it",
         (True, False): "Only the causal mask is found to carry it",
         (False, True): "Only the residual stream is found to carry it",
         (False, False): "Neither channel is found to carry it",
-    }[bool(seen[0]), bool(seen[1])]
+    }[found[0], found[1]]
     first, _ = _ends(analysis)
     return (
         f"{which}: the causal mask's denominator alone {_does(first, 'M')} nats, and the residual "

@@ -6,24 +6,21 @@ import math
 
 import pandas as pd
 
-from posprobe.claims import Claim
-from posprobe.intervals import Interval
+from posprobe.claims import SMALLEST
 
 __all__ = [
-    "ADJUSTED",
+    "SMALLEST_EFFECT",
     "VERDICTS",
     "bounds",
-    "claim_interval",
-    "hangs",
     "number",
-    "p_value",
-    "p_values",
     "percent",
     "removed",
-    "untested",
+    "seen",
+    "too_small",
     "with_interval",
 ]
 
+SMALLEST_EFFECT = math.sqrt(SMALLEST["nats^2"])  # of an effect, in nats
 SMALL, LARGE = 1e-3, 1000.0
 MOST_DECIMALS = 4
 VERDICTS = {
@@ -33,14 +30,6 @@ VERDICTS = {
     "negligible": "negligible",
     "not_applicable": "not applicable",
 }
-
-
-ADJUSTED = (
-    "A p-value is 1 − the level at which the interval would no longer give the verdict. In "
-    "brackets it is adjusted for all tests of the same question, by Holm's method, and verdicts "
-    "follow the adjusted ones; intervals are not adjusted. Identities are judged against rounding "
-    "and have no p-value."
-)
 
 
 def number(value: object) -> str:
@@ -57,6 +46,16 @@ def number(value: object) -> str:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits}e{int(exponent)}".replace("-", "−")
     return f"{value:.3g}".replace("-", "−")
+
+
+def too_small(row: pd.Series, name: str, smallest: float = SMALLEST["nats^2"]) -> bool:
+    """Whether the whole interval of a number is nearer to 0 than the smallest worth a sentence."""
+    return bool(max(-row[f"{name}_low"], row[f"{name}_high"]) < smallest)
+
+
+def seen(row: pd.Series, name: str) -> bool:
+    """Whether a variance is above 0, by its interval, and large enough to speak of."""
+    return bool(row[f"{name}_low"] > 0) and not too_small(row, name)
 
 
 def percent(value: float) -> str:
@@ -100,55 +99,3 @@ def _fixed(value: float, decimals: int | None) -> str:
     if decimals is None:
         return number(value)
     return f"{value:.{decimals}f}".replace("-", "−")
-
-
-def p_value(value: float) -> str:
-    """A p-value with two digits; small ones only by their size."""
-    return "< 0.001" if value < SMALL else f"{value:.2g}"
-
-
-def p_values(claim: Claim) -> str:
-    """The p-value of a claim and, in brackets, the adjusted one; nothing where it has none."""
-    if claim.p_value is None:
-        return ""
-    more = "" if claim.p_adjusted is None else f" ({p_value(claim.p_adjusted)})"
-    return p_value(claim.p_value) + more
-
-
-def untested(claim: Claim) -> str:
-    """Why a claim has no p-value, or no adjusted one."""
-    if not claim.p_note:
-        return ""
-    return f" {'No p-value' if claim.p_value is None else 'P-value'}: {claim.p_note}."
-
-
-def hangs(claim: Claim, tests: int) -> str:
-    """That a verdict does not survive adjustment; nothing where it does."""
-    if claim.verdict == claim.verdict_adjusted:
-        return ""
-    own = VERDICTS[claim.verdict]
-    return (
-        f"{own[0].upper()}{own[1:]} by its own interval, not after adjustment for the {tests} "
-        "tests of this question."
-    )
-
-
-def claim_interval(claim: Claim) -> str:
-    """Estimate and interval of a claim, or nothing where it was not tested."""
-    if claim.estimate is None:
-        return ""
-    if claim.ci_low is None or claim.ci_high is None or claim.ci_level is None:
-        return f"{number(claim.estimate)} (interval unbounded)"
-    if max(abs(x) for x in (claim.estimate, claim.ci_low, claim.ci_high)) < SMALL:
-        limits = f"{number(claim.ci_low)}, {number(claim.ci_high)}"
-        return f"{number(claim.estimate)} [{limits}]"
-    interval = Interval(
-        claim.estimate,
-        claim.ci_low,
-        claim.ci_high,
-        claim.ci_level,
-        claim.ci_method,
-        claim.id,
-        claim.n or 0,
-    )
-    return str(interval).replace("-", "−")

@@ -239,6 +239,7 @@ def judged(paths, **tables):
 def cut_row(heads, measured, estimate, low, high):
     row = dict(heads=heads, measured=measured, positions="all", fraction_removed=estimate)
     row |= dict(low=low, high=high, n=6, n_heads_cut=2, n_heads_measured=8, attention_left=1e-8)
+    row["V_R_native"] = 0.2
     return row
 
 
@@ -319,6 +320,14 @@ def test_a_claim_of_two_parts_has_the_larger_p_value(paths):
     analysis.intervals[cut_key("sink-reading minus random", "heads left whole")] = lone
     found = {claim.id: claim for claim in forwarding_claims(analysis)}
     assert found["sinks_forward_specifically"].p_value == 0.001
+
+
+def test_where_there_is_no_residual_channel_nothing_can_be_removed(paths):
+    table = cut_rows(0.1, 0.5).assign(V_R_native=1e-6)
+    found = judged(paths, cut_sink=table)
+    for name in ("sinks_forward", "sinks_forward_specifically", "sink_hidden_everywhere"):
+        assert found[name].verdict == "not_applicable"
+        assert found[name].protocol.startswith("nothing to remove: natively V_R is 1.0e-06 nats^2")
 
 
 def test_patterns_say_how_many_layers_stand_after_adjustment(paths):

@@ -2,12 +2,22 @@
 
 import contextlib
 import functools
+import html
 import http.server
+import json
+import lzma
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
+from pathlib import Path
 
+AXE = Path(__file__).parent / "axe"
+REPORTING = """axe.run().then(({violations}) => {
+  const first = violations.map(v => `${v.id}: ${v.nodes[0].html.slice(0, 200)}`);
+  document.documentElement.dataset.axe = JSON.stringify(first);
+});"""
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -35,9 +45,27 @@ def served(folder):
             server.shutdown()
 
 
-def opened(address):
+def opened(address, *options):
     """The document, after its scripts, as a browser opens it that knows nothing yet."""
     with tempfile.TemporaryDirectory() as profile:
-        command = [BROWSER, *ALONE, f"--user-data-dir={profile}", "--dump-dom", address]
+        command = [BROWSER, *ALONE, *options, f"--user-data-dir={profile}", "--dump-dom", address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
+
+
+def violations(page, folder, *, dark=False, width=1280):
+    """What axe-core finds in a page: the rule, and the first element that breaks it.
+
+    A copy of the page is looked at, without the policy that would keep the script from running.
+    """
+    script = lzma.decompress((AXE / "axe.min.js.xz").read_bytes()).decode()
+    (folder / "axe.js").write_text(f"{script}\n{REPORTING}", encoding="utf-8")
+    copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    copy = copy.replace("</body>", '<script src="axe.js"></script></body>')
+    (folder / "axe.html").write_text(copy, encoding="utf-8")
+    look = ["--virtual-time-budget=60000", f"--window-size={width},900"]
+    look += ["--blink-settings=preferredColorScheme=0"] * dark
+    with served(folder) as (address, _):
+        document = opened(f"{address}/axe.html", *look)
+    (found,) = re.findall(r'data-axe="([^"]*)"', document)
+    return json.loads(html.unescape(found))

@@ -6,33 +6,30 @@ import json
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from matplotlib.figure import Figure
 
 from posprobe.analysis import Analysis, Files, analyze_files, sort_files
 from posprobe.claims import make_claims
 from posprobe.errors import StoreError
 from posprobe.intervals import Inference
-from posprobe.report import study_page as report_module
+from posprobe.report import drawings as report_module
 from posprobe.report import write_report
+from posprobe.report.claim_rows import claim_interval, claim_rows, p_values, questions
 from posprobe.report.facts import commands, kind, model_facts
 from posprobe.report.findings import heads
 from posprobe.report.glossary import GLOSSARY, LIMITS
-from posprobe.report.pages import claim_rows
+from posprobe.report.head_map import head_map
+from posprobe.report.pages import THEMED
 from posprobe.report.sections import SECTIONS
-from posprobe.report.summary import summary
-from posprobe.report.words import (
-    VERDICTS,
-    bounds,
-    claim_interval,
-    number,
-    p_values,
-    percent,
-    removed,
-)
+from posprobe.report.study_page import MAPPED as MAPPED_FIGURES
+from posprobe.report.summary import opening, summary
+from posprobe.report.words import VERDICTS, bounds, number, percent, removed
 
 VALUES = ("V_T", "V_M", "V_R", "C_MR", "share_mask", "share_residual")
 CUT = dict(
@@ -52,9 +49,9 @@ def analysis(stores):
     found.tables.update(masks())
     found.tables.update(conditions())
     found.tables["bands"] = bands()
-    found.tables["fixed_forward"] = pd.DataFrame(
-        [dict(layers="0", positions="all", fraction_removed=0.4, low=0.1, high=0.6, caveat="Mind.")]
-    )
+    forward = dict(layers="0", positions="all", fraction_removed=0.4, low=0.1, high=0.6)
+    forward |= dict(V_R_native=0.2, caveat="Mind.")
+    found.tables["fixed_forward"] = pd.DataFrame([forward])
     return found
 
 
@@ -111,7 +108,7 @@ def cut_sink():
     values = (-5.0, 0.4)
     return pd.DataFrame(
         [
-            row | CUT | dict(positions="all", up_to=20, fraction_removed=value)
+            row | CUT | dict(positions="all", up_to=20, fraction_removed=value, V_R_native=0.2)
             for row, value in zip(rows, values, strict=True)
         ]
     )
@@ -173,7 +170,9 @@ def test_a_report_is_a_page_claims_tables_and_figures(folder, analysis, page):
     tables = {f"tables/{name}.csv" for name in analysis.tables}
     figures = {name for name in names if name.startswith("figures/")}
     assert names == {"report.html", "claims.json"} | tables | figures
-    assert page.count("<svg") == len(figures) > 20
+    drawn = {Path(name).stem for name in figures}
+    assert figures == {f"figures/{name}.{kind}" for name in drawn for kind in ("svg", "png")}
+    assert page.count("<svg") == len(drawn - {*MAPPED_FIGURES}) > 20
     for name, table in analysis.tables.items():
         assert list(pd.read_csv(folder / "tables" / f"{name}.csv").columns) == list(table.columns)
 
@@ -210,20 +209,58 @@ def test_a_verdict_that_hangs_on_adjustment_says_so(claims):
     assert not claim_rows(tested)[0]["hangs"]
 
 
+def test_claims_stand_under_the_question_that_they_answer(page, claims):
+    for question in questions(claims):
+        start = page.index(f'id="{question["name"]}-claims"')
+        rest = page[start:]
+        part = rest[: rest.find('<details class="question"')]
+        assert squeezed(question["title"]) in plain(part)
+        ids = [claim.id for claim in claims if claim.family == question["name"]]
+        assert re.findall(r'<tr id="claim-(\w+)">', part) == ids
+        tally = [words for _, words in question["tally"]]
+        counts = pd.Series([c.verdict_adjusted for c in claims if c.id in ids]).value_counts()
+        assert sorted(tally) == sorted(f"{n} {VERDICTS[kind]}" for kind, n in counts.items())
+
+
+def test_a_contradicted_claim_says_first_what_was_found_instead(claims):
+    rows = claim_rows(
+        dataclasses.replace(claim, verdict="contradicted", verdict_adjusted="contradicted")
+        for claim in claims
+        if claim.estimate is not None
+    )
+    assert len(rows) > 15
+    found = {row["id"]: row["found"] for row in rows}
+    assert all(found.values())
+    assert found["channels_add"] == "the channels oppose each other"
+    assert found["bos_replacement"] == "more than that is removed"
+    (opposed,) = [claim for claim in claims if claim.id == "channels_add"]
+    (question,) = questions([opposed])
+    assert question["instead"] == "the channels oppose each other"
+
+
+def test_what_an_untrained_model_gives_too_is_marked_where_it_is_supported(claims):
+    marked = {row["id"] for row in claim_rows(claims) if row["untrained"]}
+    assert {"mask_channel", "mask_isolated"} <= marked
+    assert not {"residual_channel", "channels_add", "bos_replacement"} & marked
+
+
 def test_claims_as_a_file_are_the_claims(folder, claims):
     assert json.loads((folder / "claims.json").read_text()) == [c.asdict() for c in claims]
 
 
 def test_every_section_has_its_finding_and_its_protocol_beside_the_figures(page, analysis):
-    for section in SECTIONS:
-        (part,) = re.findall(rf'<h2 id="{section.name}">.*?</section>', page, re.DOTALL)
+    there = [section for section in SECTIONS if section.needs in analysis.tables]
+    assert len(there) > 10
+    for section in there:
+        (part,) = re.findall(rf'<h3 id="{section.name}">.*?</section>', page, re.DOTALL)
         text = plain(part)
         assert squeezed(section.finding(analysis)) in text
-        aside = plain(re.search(r"<aside>.*?</aside>", part, re.DOTALL)[0])
-        for term in ("Estimand", "Unit", "Interval", "n"):
-            assert f" {term} " in aside
-        assert squeezed(section.estimand) in aside
-        assert "<svg" in part
+        (protocol,) = re.findall(r'<details class="protocol">.*?</details>', part, re.DOTALL)
+        protocol = plain(protocol)
+        for term in ("What is estimated", "What counts once", "How sure", "How many"):
+            assert f" {term}" in protocol
+        assert squeezed(section.estimand) in protocol
+        assert "<svg" in part or section.name == "position"  # its pictures open the page
         assert part.count("<svg") == part.count("<figcaption>")
 
 
@@ -285,6 +322,40 @@ def test_manipulation_checks_show_every_file(page, analysis):
         assert f"<td>{file}</td>" in table
 
 
+def test_figures_have_the_colours_of_the_page_in_the_dark_too(page):
+    drawn = "".join(re.findall(r"<svg\b.*?</svg>", page, re.DOTALL))
+    assert "var(--mask)" in drawn
+    assert not [colour for colour in THEMED if colour in drawn]
+    light, dark = page.split("@media screen and (prefers-color-scheme: dark)")[:2]
+    for name in THEMED.values():
+        assert f"--{name}: #" in light
+        assert f"--{name}: #" in dark[: dark.index("* {")]
+
+
+def test_the_map_has_every_head_with_its_numbers_and_what_it_is(analysis, page):
+    heads_ = analysis.tables["channels_by_head"]
+    heads_ = heads_[heads_["stimulus"] == "shifted"]
+    made = head_map(analysis)
+    cells = [cell for row in made["rows"] for cell in row["cells"]]
+    assert len(cells) == len(heads_) == page.count("<i>Layer ")
+    first = heads_.iloc[0]
+    (cell,) = [cell for cell in cells if cell["text"].startswith("Layer 0, head 0: ")]
+    assert f"V_M {number(float(first['V_M']))}" in cell["text"]
+    largest = max(cells, key=lambda cell: int(re.search(r"--m:(\d+)%", cell["style"])[1]))
+    assert f"V_M {number(float(heads_['V_M'].max()))}" in largest["text"]
+    kept = {one["key"]: one["n"] for one in made["filters"]}
+    for key, n in kept.items():
+        assert sum(key in cell["kept"].split() for cell in cells) == n
+    clear = (heads_["V_R_p_adjusted"] < 0.05) & (heads_["V_R_high"] >= 1e-4)
+    assert kept["c"] == clear.sum()
+
+
+def test_a_model_of_too_many_heads_has_no_map(analysis, monkeypatch):
+    monkeypatch.setattr("posprobe.report.head_map.MOST_HEADS", 1)
+    assert head_map(analysis) is None
+    assert head_map(dataclasses.replace(analysis, tables={})) is None
+
+
 # --- in words ---
 
 
@@ -300,6 +371,35 @@ def test_the_summary_says_what_carries_position_and_whether_the_channels_oppose(
     text = summary(analysis, lost)
     assert f"{counts['supported'] - 1} supported" in text
     assert "(1 more by their own intervals alone)" in text
+
+
+def small(name, size=1e-6):
+    return {name: size, f"{name}_low": size / 2, f"{name}_high": 2 * size}
+
+
+def test_the_page_opens_with_three_short_sentences(analysis, page):
+    sentences = opening(analysis)
+    assert len(sentences) == 3
+    assert all(len(sentence) < 200 for sentence in sentences)
+    start = plain(page).index(squeezed(" ".join(sentences)))
+    assert start < plain(page).index("Does attention tell absolute position")
+    assert page.index('aria-label="What adds up') < page.index("<nav")
+
+
+def test_effects_below_the_smallest_are_not_spoken_of(analysis):
+    nothing = with_row(analysis, "channels", **small("V_T"))
+    assert opening(nothing)[0].startswith("There is little to see")
+    section = {one.name: one for one in SECTIONS}
+    assert "not worth dividing into channels" in section["channels"].finding(nothing)
+    mask_only = with_row(analysis, "channels", **small("V_R"))
+    assert opening(mask_only)[1].startswith("That is the mask alone")
+    assert "V_R is too small to speak of" in section["channels"].finding(mask_only)
+    table = analysis.tables["replacement"].assign(V_R_native=1e-6)
+    bare = dataclasses.replace(analysis, tables=analysis.tables | {"replacement": table})
+    assert section["replacement"].finding(bare).startswith("There is nothing to remove.")
+    (claim,) = [one for one in make_claims(bare) if one.id == "bos_replacement"]
+    assert claim.verdict == "not_applicable"
+    assert claim.protocol.startswith("nothing to remove: natively V_R is 1.0e-06")
 
 
 @pytest.mark.parametrize(
@@ -403,11 +503,12 @@ def test_intervals_have_the_digits_that_their_width_allows():
 
 
 def test_the_page_says_the_level_that_was_asked_for(analysis, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_module, "draw", lambda name, tables: name)
+    monkeypatch.setattr(report_module, "draw", lambda name, tables: Figure())
     monkeypatch.setattr(report_module, "to_svg", lambda figure, name: "<svg></svg>")
+    monkeypatch.setattr(report_module, "to_png", lambda figure: b"")
     asked = dataclasses.replace(analysis, inference=Inference(level=0.8))
     text = render(asked, tmp_path)
-    assert "estimate [80% interval]" in text
+    assert "found [80% interval]" in text
     assert text.count("80%") > 10  # in captions and sections too
     assert "95%" not in text
 

@@ -1,0 +1,59 @@
+"""Figures of a page: drawn once, kept as SVG and PNG, and placed in the page with a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from posprobe.figures import COMPARISON_PANELS, PANELS, Tables, draw, to_png, to_svg
+from posprobe.report.pages import inline_svg
+
+__all__ = ["Drawing", "drawings", "files", "placed"]
+
+
+class Drawing(NamedTuple):
+    """One figure.
+
+    Attributes
+    ----------
+    title : str
+    svg : str
+    png : bytes
+    """
+
+    title: str
+    svg: str
+    png: bytes
+
+
+def drawings(names: Iterable[str], tables: Tables) -> dict[str, Drawing]:
+    """Draw every figure that the tables allow, by name."""
+    drawn = {}
+    for name in names:
+        figure = draw(name, tables)
+        if figure is not None:
+            title = figure.get_suptitle()
+            drawn[name] = Drawing(title, to_svg(figure, name), to_png(figure))
+    return drawn
+
+
+def files(drawn: dict[str, Drawing]) -> dict[str, str | bytes]:
+    """The files of figures, by their path in the folder of a report."""
+    return {
+        f"figures/{name}.{kind}": getattr(one, kind)
+        for name, one in drawn.items()
+        for kind in ("svg", "png")
+    }
+
+
+def placed(names: Iterable[str], drawn: dict[str, Drawing], level: str) -> list[dict[str, Any]]:
+    """Figures for a template: the picture, and the caption with the level of its intervals."""
+    panels = PANELS | COMPARISON_PANELS
+    return [
+        {
+            "svg": inline_svg(drawn[name].svg, drawn[name].title),
+            "caption": panels[name].caption.format(level=level),
+        }
+        for name in names
+        if name in drawn
+    ]
