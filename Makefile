@@ -26,7 +26,7 @@ SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d buil
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 BOUNDS := build/$(RESOLUTION)
 SOURCES := posprobe tests $(wildcard benchmarks analyses docs/*.py \
-	$(addprefix docs/,_extensions captures examples packaging))
+	$(addprefix docs/,_extensions captures examples other_tools packaging))
 
 .PHONY: audit test check slow coverage planted docs linkcheck dist benchmarks reports bounds \
 	vulnerabilities setup clean

@@ -119,6 +119,12 @@ def synthetic(path, items, first_item=0, tokens=None, **fields):
     return effect_store(path, effects, effects, prefixes=(1, 2, 3, 4, 5), fields=fields).path
 
 
+def test_captures_with_other_batches_and_devices_are_read_as_one(tmp_path):
+    other = {"batch_tokens": 64, "options": {"model": {"device": "cuda"}}}
+    paths = [synthetic(tmp_path / "a.h5", 4), synthetic(tmp_path / "b.h5", 4, 4, **other)]
+    assert JoinedStore(paths).n_items == 8
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
