@@ -16,34 +16,37 @@ CHANNELS = {"T": "net effect", "M": "mask channel", "R": "residual channel", "S"
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#858585")
 
 
-def write_page(report: Path) -> str:
-    """Write README.md and the figure from the tables of the report."""
-    bands, channels, zeroed = (
-        pd.read_csv(report / "tables" / f"{name}.csv") for name in ("bands", "channels", "zeroed")
-    )
-    overall = bands[bands["layer"] == "all"]
+def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
+    """Write the tables, the figure and README.md, with a section for each table that is there."""
+    for folder in ("tables", "figures"):
+        (report / folder).mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(report / "tables" / f"{name}.csv", index=False, float_format="%.6g")
+    overall = tables["bands"][tables["bands"]["layer"] == "all"]
     sections = [
         "# Which frequencies carry position",
         "",
-        *findings(overall, zeroed),
+        *findings(overall, tables.get("zeroed")),
+        *(erasing_finding(tables["erased"]) if "erased" in tables else []),
         "",
         "Intervals are at 95%, over items, not adjusted for their number. The protocol is at the "
         "top of `analyses/04_mechanism.py`, which writes this page; the equations are in "
         "[docs/mechanism.md](../../../docs/mechanism.md).",
         "",
-        *shares(overall, channels),
-        *without(zeroed),
+        *shares(overall, tables["channels"]),
         "![Shares of the channels by band](figures/bands.svg)",
+        "",
+        *(without(tables["zeroed"]) if "zeroed" in tables else []),
+        *(erasing(tables["erased"], tables["probes"]) if "erased" in tables else []),
     ]
-    page = "\n".join(map(_wrapped, sections)) + "\n"
+    page = "\n".join(map(_wrapped, sections)).rstrip() + "\n"
     (report / "README.md").write_text(page, encoding="utf-8")
-    (report / "figures").mkdir(exist_ok=True)
     svg = to_svg(draw_shares(overall), "bands")
     (report / "figures" / "bands.svg").write_text(svg, encoding="utf-8")
     return page
 
 
-def findings(overall: pd.DataFrame, zeroed: pd.DataFrame) -> list[str]:
+def findings(overall: pd.DataFrame, zeroed: pd.DataFrame | None) -> list[str]:
     """One verdict for each claim."""
     lines = []
     for variant, rows in overall[overall["channel"] == "R"].groupby("variant", sort=False):
@@ -53,7 +56,8 @@ def findings(overall: pd.DataFrame, zeroed: pd.DataFrame) -> list[str]:
             f"- **One band carries the residual channel, {variant}: {verdict}.** The band "
             f"{top['band']} has {_share(top)} of V_R."
         )
-    lines.extend(_needed(band, rows) for band, rows in zeroed.groupby("band", sort=False))
+    if zeroed is not None:
+        lines.extend(_needed(band, rows) for band, rows in zeroed.groupby("band", sort=False))
     return lines
 
 
@@ -105,6 +109,38 @@ def without(zeroed: pd.DataFrame) -> list[str]:
     for _, row in zeroed.iterrows():
         what = row["band"] if row["zeroed"] == "band" else f"as many pairs, {row['zeroed']}"
         cells = [with_interval(row, name) for name in ("V_R_left", "V_M_left", "loss")]
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def erasing_finding(erased: pd.DataFrame) -> list[str]:
+    """Whether erasing position removes part of the residual channel, and more than the control."""
+    own, control = (erased[erased["erased"] == what].iloc[0] for what in ("position", "random"))
+    less = own["V_R_left_high"] < min(1.0, control["V_R_left_low"])
+    more = own["V_R_left_low"] > max(1.0, control["V_R_left_high"])
+    verdict = "supported" if less else "contradicted: V_R grows" if more else "undecided"
+    return [
+        f"- **Position in the stream at block 10 is needed for the residual channel behind it: "
+        f"{verdict}.** Without it V_R of the blocks from 10 on is "
+        f"{with_interval(own, 'V_R_left')} times what it was, without as many random directions "
+        f"{with_interval(control, 'V_R_left')}. The loss rises by {with_interval(own, 'loss')} and "
+        f"{with_interval(control, 'loss')} nats per token."
+    ]
+
+
+def erasing(erased: pd.DataFrame, probes: pd.DataFrame) -> list[str]:
+    """What is left after erasing, and what later probes read."""
+    lines = ["## Position erased at block 10", ""]
+    lines += ["| erased | rank | V_R left | V_M left | loss gained |", "|---|---|---|---|---|"]
+    for _, row in erased.iterrows():
+        cells = [with_interval(row, name) for name in ("V_R_left", "V_M_left", "loss")]
+        lines.append(f"| {row['erased']} | {row['rank']} | " + " | ".join(cells) + " |")
+    layers = list(probes["layer"].unique())
+    lines += ["", "R² of probes for the position, from the stream that enters a block:", ""]
+    head = ["erased", *(f"block {layer}" for layer in layers)]
+    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for what, rows in probes.groupby("erased", sort=False):
+        cells = [with_interval(row, "r2") for _, row in rows.iterrows()]
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -10,6 +10,7 @@ rotary, variants               changes of the configuration
 interventions                  changes of the attention
 attention                      output and log-normalizer from one kernel
 scores, observation, masks     what is recorded, and how transformers calls it
+edits                          what is done to the residual stream
 writing                        what of attention's output reaches the residual stream
 proofs, variant_proofs         proof that the observed attention is the model's own
 passes                         one pass at a time, whatever else the process does
@@ -22,6 +23,7 @@ exact                          a pass again in float64, block by block
 from posprobe.models.attention import BLOCK
 from posprobe.models.bands import MOST_BANDS, Bands, find_bands, prove_bands
 from posprobe.models.bundled import PACKAGED, list_zoo
+from posprobe.models.edits import StreamEdit
 from posprobe.models.entry import ModelSource, load_model
 from posprobe.models.exact import Seen, computed_and_exact
 from posprobe.models.interventions import NO_INTERVENTION, Intervention, parse_heads
@@ -45,6 +47,7 @@ __all__ = [
     "Observation",
     "Observer",
     "Seen",
+    "StreamEdit",
     "Variant",
     "computed_and_exact",
     "find_bands",

@@ -25,6 +25,7 @@ from posprobe.models.decoders import (
     find_blocks,
     size,
 )
+from posprobe.models.edits import StreamEdit, editing_blocks
 from posprobe.models.interventions import Intervention
 from posprobe.models.loading import quiet
 from posprobe.models.memory import adapters_of, origin_of
@@ -41,6 +42,8 @@ __all__ = ["ObservableModel"]
 
 # Where a file says how far the model's frequencies are from those of its configuration.
 OTHER_ROTATION = "posprobe_other_rotation"
+# Where a file lists what was done to the residual stream.
+STREAM_EDITS = "posprobe_stream_edits"
 
 
 class ObservableModel:
@@ -109,6 +112,7 @@ class ObservableModel:
         self._lock = threading.RLock()
         self._digest: tuple[Any, str] | None = None
         self._mean: tuple[Any, Tensor] | None = None
+        self._edits: tuple[StreamEdit, ...] = ()
         self._attention = self.config._attn_implementation
         self._proved: tuple[Any, ...] = ()
         self._proving = False
@@ -332,6 +336,8 @@ class ObservableModel:
         values["dtype"] = str(coarsest_dtype(self.model)).removeprefix("torch.")
         if gap := differing_rotation(self.model, self.config):
             values[OTHER_ROTATION] = gap
+        if self._edits:
+            values[STREAM_EDITS] = [edit.describe() for edit in self._edits]
         return values
 
     def variant_evidence(self, length: int) -> dict[str, Any]:
@@ -349,11 +355,12 @@ class ObservableModel:
     def weights_digest(self) -> str:
         """Return the SHA-256 of the names and bytes of all weights, and of acting adapters.
 
-        The digest is kept until a weight or an adapter changes.
+        It covers edits of the stream too. It is kept until one of these changes.
         """
         weights = sorted(self.model.state_dict().items())
         adapters = sorted(adapters_of(self.model).items())
-        state = [adapters, *((key, _version(tensor)) for key, tensor in weights)]
+        edits = [edit.describe()["sha256"] for edit in self._edits]
+        state = [adapters, edits, *((key, _version(tensor)) for key, tensor in weights)]
         if self._digest is not None and self._digest[0] == state:
             return self._digest[1]
         digest = hashlib.sha256()
@@ -363,6 +370,7 @@ class ObservableModel:
             digest.update(key.encode())
             flat = tensor.detach().cpu().contiguous().view(-1)
             digest.update(flat.view(torch.uint8).numpy())
+        digest.update("".join(edits).encode())
         self._digest = state, digest.hexdigest()
         return self._digest[1]
 
@@ -396,6 +404,57 @@ class ObservableModel:
                 sums = [self.embed(chunk).float().sum(0) for chunk in ids.split(8192)]
                 self._mean = state, (torch.stack(sums).sum(0) / len(ids)).cpu()
         return self._mean[1]
+
+    @contextlib.contextmanager
+    def editing(self, *edits: StreamEdit) -> Iterator[None]:
+        """Edit the residual stream in every pass within this context.
+
+        Files that are captured in it record the edits, and have another digest of the weights.
+
+        Parameters
+        ----------
+        *edits : StreamEdit
+            Edits of the streams that enter different blocks.
+
+        Raises
+        ------
+        ModelError
+            If an edit is of another width or of a block that the model does not have, two are of
+            one block, or the logits of a short input do not change although an edit is not empty.
+
+        Examples
+        --------
+        ::
+
+            eraser = fit_eraser(grams.grams[5])
+            edit = StreamEdit(5, "position erased", eraser.mean, eraser.inward, eraser.outward)
+            with model.editing(edit):
+                posprobe.capture(model, "erased.h5", design="shifted")
+        """
+        for edit in edits:
+            edit.check(self.n_layers, self.width)
+        layers = [edit.layer for edit in edits]
+        if twice := {layer for layer in layers if layers.count(layer) > 1}:
+            raise ModelError(f"two edits of the stream that enters block {min(twice)}; give one")
+        tokens = random_tokens(self)
+        with self._lock:
+            before, native = self._edits, self.logits(tokens)
+            self._edits = edits
+            try:
+                with editing_blocks(self.blocks, edits):
+                    self._prove_edits(tokens, native)
+                    yield
+            finally:
+                self._edits = before
+
+    def _prove_edits(self, tokens: Tensor, native: Tensor) -> None:
+        """Show that edits reach the logits, unless they are empty."""
+        changes = any(e.rank or (e.shift is not None and e.shift.any()) for e in self._edits)
+        if changes and torch.equal(self.logits(tokens), native):
+            raise ModelError(
+                f"model {self.name!r}: edits of the stream that enters block "
+                f"{self._edits[0].layer} do not reach the logits"
+            )
 
     @contextlib.contextmanager
     def undisturbed(self, attention: str | None = ATTENTION) -> Iterator[None]:

@@ -5,11 +5,13 @@ accumulation    gathers Gram matrices while a capture runs
 gram/           holds sufficient statistics of each sequence, from one pass over the data
 ridge/          fits ridge regressions by feature group, scored by sequence
 partition       divides R2 between feature groups: unique, shared and Shapley parts
+erasure         erases a concept from features, by the smallest linear change
 controls        scores probes on permuted and shifted positions
 """
 
 from posprobe.probes.accumulation import GramAccumulator
 from posprobe.probes.controls import permute_positions, shift_positions, with_controls
+from posprobe.probes.erasure import Eraser, fit_eraser, position_slope
 from posprobe.probes.feature_matrix import feature_blocks, features
 from posprobe.probes.gram.cluster_gram import ClusterGram
 from posprobe.probes.gram.rows import Block
@@ -21,6 +23,7 @@ from posprobe.probes.ridge.scored import Estimand, replicate_interval
 __all__ = [
     "Block",
     "ClusterGram",
+    "Eraser",
     "Estimand",
     "GramAccumulator",
     "GroupRidgeCV",
@@ -28,8 +31,10 @@ __all__ = [
     "VariancePartition",
     "feature_blocks",
     "features",
+    "fit_eraser",
     "guess_error",
     "permute_positions",
+    "position_slope",
     "replicate_interval",
     "shift_positions",
     "with_controls",

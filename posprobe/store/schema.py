@@ -133,6 +133,7 @@ OBJECT = _object(
             _shape("a number or null", lambda v: v is None or _number(v))
         ),
         "posprobe_bands": _object({"names": NAMES, "dimensions": _list(_list(_COUNT))}),
+        "posprobe_stream_edits": _list(_object({"layer": _COUNT, "rank": _COUNT, "what": _STRING})),
         "posprobe_origin": _object({"adapters": _list(_STRING)}),
         "posprobe_kept_at_position0": _shape("a number", _number),
     }

@@ -1,0 +1,119 @@
+"""Analysis 4: its controls, what a change leaves, and a page that says what the tables say."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import scripts
+
+from posprobe.models import NO_INTERVENTION, find_bands, load_model
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    return scripts.load("04_mechanism")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("zoo/rope-0")
+
+
+@pytest.fixture(scope="module")
+def tables(analysis, model, tmp_path_factory):
+    """All tables of a small model, whose blocks are fewer and sequences shorter."""
+    files = tmp_path_factory.mktemp("files")
+    with pytest.MonkeyPatch.context() as patch:
+        shorter(patch, analysis)
+        for name, value in (("BLOCK", 2), ("PROBED", (2, 3)), ("N_NATURAL", 24)):
+            patch.setattr(part("erasing"), name, value)
+        store = analysis.captured(model, files / "a.h5", 5, bands=3)
+        standard = model, store, files, 4
+        bands = analysis.band_tables({"standard": store})
+        whole = analysis.decompose(store).overall.assign(variant="standard")
+        found = {"bands": bands, "channels": whole}
+        found |= {"zeroed": analysis.zeroed_table(*standard, range(1))}
+        return found | analysis.erased_tables(*standard)
+
+
+def part(name):
+    """A module of the analysis."""
+    return sys.modules[f"mechanism.{name}"]
+
+
+def shorter(patch, analysis):
+    """Let sequences be as long as the small model takes them."""
+    for module in (analysis, part("measuring"), part("erasing")):
+        patch.setattr(module, "LENGTH", 128)
+
+
+def test_a_control_has_as_many_pairs_and_whole_ones(analysis, model):
+    bands = find_bands(model, 128, 3)
+    half = sum(map(len, bands.dimensions[0])) // 2
+    for number in range(3):
+        change = analysis.random_pairs(bands, number, 0)
+        for layer, dims in change.zero_dimensions:
+            assert len(dims) == len(bands.dimensions[layer][number])
+            assert {d % half for d in dims} == {d for d in dims if d < half}
+    assert analysis.random_pairs(bands, 2, 0) != analysis.random_pairs(bands, 2, 1)
+
+
+def test_no_change_leaves_everything_and_costs_nothing(analysis, model, tmp_path, monkeypatch):
+    shorter(monkeypatch, analysis)
+    store = analysis.captured(model, tmp_path / "a.h5", 4)
+    left = analysis.variances_left(store, store)
+    assert left["V_R_left"] == left["V_M_left"] == pytest.approx(1)
+    loss = analysis.losses(model, store, NO_INTERVENTION, 3)
+    assert loss.shape == (3,)
+    assert 0 < loss.mean() < 10
+    assert analysis.loss_gained(loss + 1, loss)["loss"] == pytest.approx(1)
+
+
+def test_every_band_and_its_control_are_in_the_table(tables):
+    zeroed = tables["zeroed"]
+    assert list(zeroed["zeroed"]) == ["band", "random 0"] * 3
+    assert zeroed["loss"].abs().min() > 0
+    assert (zeroed["V_R_left"] != 1).all()
+
+
+def test_erasing_takes_position_from_the_stream_and_the_control_does_not(tables):
+    probes = tables["probes"].set_index(["erased", "layer"])["r2"]
+    assert probes["nothing", 2] > 0.04  # a small model, and few sequences
+    assert probes["position", 2] < 0.1 * probes["nothing", 2]
+    assert probes["random", 2] > 0.8 * probes["nothing", 2]
+
+
+def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
+    first = {name: tables[name] for name in ("bands", "channels")}
+    page = analysis.write_page(tmp_path, first)
+    assert "Without a band" not in page
+    page = analysis.write_page(tmp_path, tables)
+    assert max(map(len, (line for line in page.splitlines() if line[:1] not in "|!"))) <= 120
+    rows = tables["bands"].query("layer == 'all' and channel == 'R'")
+    top = rows.loc[rows["share"].astype(float).idxmax()]
+    assert f"The band {top['band']} has {top['share']:.2f}" in " ".join(page.split())
+    for section in ("Shares of the bands", "Without a band", "Position erased at block"):
+        assert f"## {section}" in page
+    assert sorted(p.stem for p in tmp_path.glob("tables/*.csv")) == sorted(tables)
+    assert (tmp_path / "figures" / "bands.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("own", "control", "verdict"),
+    [((0.2, 0.4), (0.8, 1.1), "supported"), ((0.2, 0.9), (0.8, 1.1), "undecided"),
+     ((1.3, 1.5), (0.8, 1.1), "contradicted"), ((0.7, 1.2), (1.3, 1.4), "undecided")],
+)  # fmt: skip
+def test_a_band_is_needed_only_if_it_differs_from_the_control(analysis, own, control, verdict):
+    rows = [
+        dict(V_R_left=np.mean(pair), V_R_left_low=pair[0], V_R_left_high=pair[1])
+        | dict(loss=0.1, loss_low=0.0, loss_high=0.2, native_loss=3.0, band="turns > 4")
+        for pair in (own, control)
+    ]
+    overall = pd.DataFrame(
+        [dict(channel="R", variant="standard", band="turns > 4", share=0.9, share_low=0.4,
+              share_high=1.2, status="ok")]
+    )  # fmt: skip
+    page = part("page").findings(overall, pd.DataFrame(rows))
+    assert f"residual channel: {verdict}" in page[1]
+    assert "standard: undecided" in page[0]
