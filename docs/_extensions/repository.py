@@ -8,6 +8,9 @@ import re
 import shutil
 from pathlib import Path
 
+from sphinx.util import logging
+
+LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()((?:\.\./|examples/|packaging/)[^)\s#]+)((?:#[^)\s]*)?\))")
 
@@ -25,8 +28,6 @@ def address(target, source):
     'gallery/plot_sinks.rst'
     """
     path = (ROOT / "docs" / target).resolve()
-    if not path.exists():
-        raise FileNotFoundError(f"a page links to {target}, and there is no {path}")
     name = path.relative_to(ROOT).as_posix()
     if name.startswith("analyses/reports/") and path.suffix == ".html":
         return "site:" + name.removeprefix("analyses/")
@@ -39,6 +40,9 @@ def rewrite(app, name, lines):
     """Rewrite the links of one Markdown page; pages that Sphinx writes have none of these."""
     if app.env.doc2path(name).suffix == ".md":
         source = app.config.source_address
+        for target in {match[2] for match in LINK.finditer(lines[0])}:
+            if not (ROOT / "docs" / target).exists():
+                LOGGER.warning("a link leads to %s, which is not there", target, location=name)
         lines[0] = LINK.sub(lambda m: m[1] + address(m[2], source) + m[3], lines[0])
 
 
