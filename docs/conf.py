@@ -67,6 +67,7 @@ sphinx_gallery_conf = {
 }
 
 # The repository has no public home yet; reports are checked as files of the site.
+linkcheck_timeout, linkcheck_retries = 15, 2
 linkcheck_ignore = [source_address, r"^reports/"]
 copybutton_prompt_text = "$ "
 html_math_renderer = "mathml"

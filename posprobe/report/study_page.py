@@ -27,7 +27,7 @@ MAPPED = ("heads_mask", "heads_residual", "sinks")  # what the map of the heads 
 def write_report(
     analysis: Analysis, claims: Iterable[Claim], folder: str | Path, *, title: str | None = None
 ) -> Path:
-    """Write report.html, claims.json, tables/*.csv, figures/*.svg and figures/*.png.
+    """Write report.html, claims.json, tables as CSV, and figures as SVG and PNG.
 
     The same analysis gives the same bytes. Each file is written under a temporary name and then
     moved, so a file that is there is complete; report.html comes last. Other .csv, .svg and .png
