@@ -1,6 +1,6 @@
 """What is released: the wheel and the sdist contain the package, all of it, and nothing else.
 
-What the packages of others need to know of it, in `docs/packaging`, is compared with pyproject.toml.
+What `docs/packaging` says of it, for conda and containers, is compared with pyproject.toml.
 """
 
 import email

@@ -2,8 +2,9 @@
 Probe one layer for position
 ============================
 
-A linear probe reads absolute position from the residual stream. It is an estimator of scikit-learn whose ``fit`` takes
-``groups``, the sequence of each row: sequences are the unit of folds and of intervals.
+A linear probe reads absolute position from the residual stream. It is an estimator of scikit-learn
+whose ``fit`` takes ``groups``, the sequence of each row: sequences are the unit of folds and of
+intervals.
 """
 
 import matplotlib.pyplot as plt
@@ -19,14 +20,14 @@ probe = PositionProbe().fit(X, y, groups=groups)
 print(f"R2 {probe.r2_:.2f}, off by {probe.mae_:.1f} tokens (a guess: {probe.mae_guess_:.1f})")
 
 # %%
-# Both are out of fold: each sequence was predicted by a probe that had not seen it. ``probe.score(X, y)`` is in sample
-# and larger.
+# Both are out of fold: each sequence was predicted by a probe that had not seen it.
+# ``probe.score(X, y)`` is in sample and larger.
 
 print(f"in sample: {probe.score(X, y):.2f}")
 
 # %%
-# The interval of this probe's R2 on new sequences. With ``fixed_probe`` the probe is the one at hand; see
-# :doc:`/quoting` for the other choice.
+# The interval of this probe's R2 on new sequences. With ``fixed_probe`` the probe is the one at
+# hand; see :doc:`/quoting` for the other choice.
 
 print(probe.interval(estimand="fixed_probe"))
 

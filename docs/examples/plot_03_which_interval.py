@@ -2,7 +2,8 @@
 Choose an interval, and see what a wrong one does
 =================================================
 
-One R2, three intervals. Two answer different questions, and the third counts tokens as if they were independent.
+One R2, three intervals. Two answer different questions, and the third counts tokens as if they were
+independent.
 """
 
 import matplotlib.pyplot as plt
@@ -25,11 +26,11 @@ for interval in (fixed, refit):
     )
 
 # %%
-# ``fixed_probe`` is about this probe on new sequences. ``refit`` is about the average probe that as many sequences give,
-# so every bootstrap sample is fitted anew.
+# ``fixed_probe`` is about this probe on new sequences. ``refit`` is about the average probe that as
+# many sequences give, so every bootstrap sample is fitted anew.
 #
-# For comparison, a bootstrap over tokens. Errors of neighbouring tokens are alike, so it believes to have more data than
-# there are. Do not use it.
+# For comparison, a bootstrap over tokens. Errors of neighbouring tokens are alike, so it believes
+# to have more data than there are. Do not use it.
 
 predicted = cross_val_predict(LinearRegression(), X, y, groups=groups, cv=GroupKFold(5))
 errors, total = (y - predicted) ** 2, (y - y.mean()) ** 2

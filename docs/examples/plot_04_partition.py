@@ -2,7 +2,8 @@
 Divide R2 between normalizers and the residual stream
 =====================================================
 
-Both tell position. A variance partition says what each tells alone, what only it tells, and what they share.
+Both tell position. A variance partition says what each tells alone, what only it tells, and what
+they share.
 """
 
 import matplotlib.pyplot as plt
@@ -19,8 +20,9 @@ table = partition.intervals("fixed_probe")
 table[["quantity", "group", "estimate", "low", "high"]].round(3)
 
 # %%
-# Each group has a penalty of its own, so 4 normalizers are not drowned by 128 coordinates. Nothing is clipped: a
-# negative shared part is suppression, where both together tell more than the sum of what they tell alone.
+# Each group has a penalty of its own, so 4 normalizers are not drowned by 128 coordinates. Nothing
+# is clipped: a negative shared part is suppression, where both together tell more than the sum of
+# what they tell alone.
 
 parts = table[table["quantity"].isin(["unique", "shared"])].iloc[::-1]
 fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")

@@ -2,9 +2,9 @@
 Bring your own regressor, with controls
 =======================================
 
-Any regressor of scikit-learn can read position. Two controls say what its score is worth: positions permuted the same
-way in all sequences show what can be learnt by heart, and positions shifted by another amount in each sequence show
-the score at chance.
+Any regressor of scikit-learn can read position. Two controls say what its score is worth: positions
+permuted the same way in all sequences show what can be learnt by heart, and positions shifted by
+another amount in each sequence show the score at chance.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Use a probe inside scikit-learn's own tools
 ===========================================
 
-In a search or a cross-validation, ``groups`` reach the probe's inner folds only if you route them. Otherwise rows of
-one sequence are on both sides of a fold, and its score is too good.
+In a search or a cross-validation, ``groups`` reach the probe's inner folds only if you route them.
+Otherwise rows of one sequence are on both sides of a fold, and its score is too good.
 """
 
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ print("R2 of the outer folds:", scores["test_score"].round(2))
 print("sequences that the chosen probe saw:", search.best_estimator_.n_sequences_)
 
 # %%
-# The last line is how you see that routing works: 40 sequences, as in the file. A number of rows there would mean that
-# each row counted as a sequence.
+# The last line is how you see that routing works: 40 sequences, as in the file. A number of rows
+# there would mean that each row counted as a sequence.
 
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 ax.bar(np.arange(1, 5), scores["test_score"], color="#0072b2")

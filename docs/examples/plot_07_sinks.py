@@ -2,7 +2,8 @@
 See which heads attend to key 0
 ===============================
 
-A file keeps each query's normalizer z and its score of key 0. Attention to key 0 is ``exp(sink_score - z)``.
+A file keeps each query's normalizer z and its score of key 0. Attention to key 0 is
+``exp(sink_score - z)``.
 """
 
 import matplotlib.pyplot as plt
@@ -20,8 +21,8 @@ attention = np.stack(
 attention.shape  # layer, sequence, query, head
 
 # %%
-# Query 0 sees no other key, so its attention there is 1 and it is left out. First each sequence is averaged over its
-# queries, since sequences are the unit.
+# Query 0 sees no other key, so its attention there is 1 and it is left out. First each sequence is
+# averaged over its queries, since sequences are the unit.
 
 by_sequence = attention[:, :, 1:].mean(axis=2)
 fig, ax = plt.subplots(figsize=(4.6, 3.4), layout="constrained")

@@ -16,14 +16,16 @@ for name, data in file.items():
     print(f"{name:20} {data.dtype!s:8} {data.shape!s:20} {data.attrs.get('long_name', '')[:60]}")
 
 # %%
-# Root attributes say what the file is. Structured values are JSON. Each data set says what it means.
+# Root attributes say what the file is. Structured values are JSON. Each data set says what it
+# means.
 
 print(file.attrs["format"], file.attrs["version"], "of", file.attrs["model"])
 print(json.loads(file.attrs["stimulus"])["corpus"])
 
 # %%
-# Two formulas give attention. The log weight of the key d tokens back is ``a = s - z``, and attention to key 0 is
-# ``exp(sink_score - normalizer)``. Layers come first, then sequences, queries and heads.
+# Two formulas give attention. The log weight of the key d tokens back is ``a = s - z``, and
+# attention to key 0 is ``exp(sink_score - normalizer)``. Layers come first, then sequences, queries
+# and heads.
 
 z = file["normalizer"][2]
 s = file["offset_score"][2][..., list(file.attrs["offsets"]).index(1)]
@@ -34,8 +36,8 @@ print(
 )
 
 # %%
-# The position effect, by hand: the same windows behind 1 token and behind 48, over items. ``prefix_length`` says which
-# sequence is which, and ``item`` which window it shows.
+# The position effect, by hand: the same windows behind 1 token and behind 48, over items.
+# ``prefix_length`` says which sequence is which, and ``item`` which window it shows.
 
 prefix = file["prefix_length"][:]
 log_weight = s - z

@@ -2,7 +2,8 @@
 Capture a model, interrupt it, and go on
 ========================================
 
-From a model to a file. A capture that is killed can be resumed, and gives the same bytes as one that was not.
+From a model to a file. A capture that is killed can be resumed, and gives the same bytes as one
+that was not.
 """
 
 import tempfile
@@ -17,8 +18,8 @@ model = posprobe.load_model("zoo/rope-0")
 print(model)
 
 # %%
-# ``load_model`` has proved that the attention it will observe is the model's own. A capture draws sequences from a text
-# and runs them through it.
+# ``load_model`` has proved that the attention it will observe is the model's own. A capture draws
+# sequences from a text and runs them through it.
 
 design = {"n": 12, "length": 48, "window": 16, "batch_tokens": 96, "text": "french"}
 whole = posprobe.capture(model, folder / "whole.h5", progress=False, **design)
@@ -26,8 +27,8 @@ print(whole.header.n_sequences, "sequences,", (folder / "whole.h5").stat().st_si
 
 
 # %%
-# Now the same, interrupted. A consumer receives every quantity as it is computed; this one acts as Ctrl-C would, in
-# the fourth batch.
+# Now the same, interrupted. A consumer receives every quantity as it is computed; this one acts as
+# Ctrl-C would, in the fourth batch.
 
 
 class Interrupts:
@@ -56,7 +57,8 @@ resumed = posprobe.capture(model, folder / "cut.h5", progress=False, resume=True
 print("same bytes:", (folder / "cut.h5").read_bytes() == (folder / "whole.h5").read_bytes())
 
 # %%
-# What is in it: most of a file is the residual stream, which ``residual_layers`` and ``residual_positions`` restrict.
+# What is in it: most of a file is the residual stream, which ``residual_layers`` and
+# ``residual_positions`` restrict.
 
 sizes = {row["name"]: row["bytes"] / 1e3 for row in whole.summary()["rows"] if "bytes" in row}
 fig, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")

@@ -2,8 +2,9 @@
 See what the mask does alone
 ============================
 
-Repeat one token all along, without a BOS. All hidden states are then equal, so the residual stream knows no position,
-and all that position does to attention comes from the number of keys that the mask shows. The residual channel must be 0.
+Repeat one token all along, without a BOS. All hidden states are then equal, so the residual stream
+knows no position, and all that position does to attention comes from the number of keys that the
+mask shows. The residual channel must be 0.
 """
 
 import tempfile
@@ -27,7 +28,8 @@ for layer, found in enumerate(effects):
     print("layer {}: largest mask effect {:.2f} nats, residual {:.1e}".format(layer, *largest))
 
 # %%
-# What is left of R is rounding. A model with learned absolute positions would fail here, as it must.
+# What is left of R is rounding. A model with learned absolute positions would fail here, as it
+# must.
 
 total = np.mean([found.total.mean(axis=(0, 2, 3)) for found in effects], axis=0)
 mask = np.mean([found.mask.mean(axis=(0, 2, 3)) for found in effects], axis=0)

@@ -2,8 +2,8 @@
 Patch a model in memory, and see what changes
 =============================================
 
-``load_model`` takes a model of transformers as a notebook has it. Here what one layer's attention writes
-is cut to a quarter, and the same windows of text are captured before and after.
+``load_model`` takes a model of transformers as a notebook has it. Here what one layer's attention
+writes is cut to a quarter, and the same windows of text are captured before and after.
 """
 
 import tempfile
@@ -35,8 +35,8 @@ with torch.no_grad():
 after = split("patched")
 
 # %%
-# A patch that cut layer 0 off altogether would be refused: posprobe proves at load that the scores of each layer move the
-# logits.
+# A patch that cut layer 0 off altogether would be refused: posprobe proves at load that the scores
+# of each layer move the logits.
 
 fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for place, (table, label, colour) in enumerate(
@@ -49,6 +49,7 @@ ax.set(xlabel="layer", ylabel="residual channel V_R (squared nats)")
 ax.legend()
 
 # %%
-# The model itself is as it was: posprobe takes its attention for the time of a pass, and gives it back.
+# The model itself is as it was: posprobe takes its attention for the time of a pass, and gives it
+# back.
 
 print(own.config._attn_implementation, own.training)

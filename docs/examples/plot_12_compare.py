@@ -2,8 +2,8 @@
 Compare two captures
 ====================
 
-The same checkpoint with its own attention, and with a sliding window. The weights are the same, so the two are compared
-window by window, which says what attention does and tests no architecture.
+The same checkpoint with its own attention, and with a sliding window. The weights are the same, so
+the two are compared window by window, which says what attention does and tests no architecture.
 """
 
 import tempfile
@@ -26,8 +26,8 @@ page = posprobe.compare(sorted(folder.glob("*.h5")), folder / "report", progress
 sorted(path.name for path in page.parent.iterdir())
 
 # %%
-# ``report.html`` is the page to send. Its tables are CSV files. Differences are paired: both variants get the same
-# bootstrap weights for the same windows.
+# ``report.html`` is the page to send. Its tables are CSV files. Differences are paired: both
+# variants get the same bootstrap weights for the same windows.
 
 differences = pd.read_csv(page.parent / "tables" / "differences.csv")
 means = differences.query("response == 'intercept'").set_index("value")

@@ -2,7 +2,8 @@
 Fit probes while a capture runs, and keep no activations
 ========================================================
 
-The residual stream is most of a file. A consumer sees it as it is computed, and gathers what a ridge regression needs.
+The residual stream is most of a file. A consumer sees it as it is computed, and gathers what a
+ridge regression needs.
 """
 
 import tempfile

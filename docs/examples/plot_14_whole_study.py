@@ -2,8 +2,8 @@
 Run the whole study on one model
 ================================
 
-``audit`` captures all designs, analyzes them and writes the report. This is ``posprobe audit`` in Python, on a small
-model with few windows and few refits.
+``audit`` captures all designs, analyzes them and writes the report. This is ``posprobe audit`` in
+Python, on a small model with few windows and few refits.
 """
 
 import json
@@ -21,8 +21,8 @@ page = posprobe.audit("zoo/rope-0", folder, **small, n_resamples=300, n_refits=2
 sorted(path.name for path in folder.iterdir())
 
 # %%
-# ``report.html`` contains all words and figures. ``claims.json`` has the claims of the study, each with its estimate,
-# its interval, its protocol and its verdict.
+# ``report.html`` contains all words and figures. ``claims.json`` has the claims of the study, each
+# with its estimate, its interval, its protocol and its verdict.
 
 claims = pd.DataFrame(json.loads((folder / "claims.json").read_text()))
 verdicts = claims["verdict"].value_counts()

@@ -2,8 +2,9 @@
 Test architectures with models as the sample
 ============================================
 
-Layers of one model are no independent draws of its architecture: models are. ``compare_architectures`` takes any table of
-values by model and layer, tests summaries of models, and fits a mixed model as well.
+Layers of one model are no independent draws of its architecture: models are.
+``compare_architectures`` takes any table of values by model and layer, tests summaries of models,
+and fits a mixed model as well.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 Port an architecture that is refused
 ====================================
 
-GPT-J computes its attention by itself, so posprobe cannot observe it. A port is short: attention has to go through the
-interface of transformers, as in most models. This page ports a small random GPT-J; real weights load in the same way.
+GPT-J computes its attention by itself, so posprobe cannot observe it. A port is short: attention
+has to go through the interface of transformers, as in most models. This page ports a small random
+GPT-J; real weights load in the same way.
 """
 
 import tempfile
@@ -31,8 +32,8 @@ except posprobe.PosprobeError as error:
 
 
 # %%
-# The method ``_attn`` gets queries, keys and values of shape (batch, head, token, dimension). It is replaced by a call
-# of whatever attention is asked for, and GPT-J's own one is what "eager" means.
+# The method ``_attn`` gets queries, keys and values of shape (batch, head, token, dimension). It is
+# replaced by a call of whatever attention is asked for, and GPT-J's own one is what "eager" means.
 
 
 def own(module, query, key, value, attention_mask, **_):
@@ -64,8 +65,9 @@ class PortedForCausalLM(GPTJForCausalLM):
 
 
 # %%
-# At load posprobe proves the port: the logits must be those of the model's own attention, and every layer must call the
-# interface once. A port that leaves something out, such as a bias in the scores, is refused.
+# At load posprobe proves the port: the logits must be those of the model's own attention, and every
+# layer must call the interface once. A port that leaves something out, such as a bias in the
+# scores, is refused.
 
 model = posprobe.load_model(PortedForCausalLM(config).eval(), tokenizer=tokenizer, name="gpt-j")
 print(model)

@@ -138,7 +138,7 @@ def _found(comparison: Comparison, answer: Answer) -> str:
 def write_comparison(
     comparison: Comparison, claims: Sequence[Claim], found: Sequence[Answer], folder: str | Path
 ) -> Path:
-    """Write report.html, comparison.json, tables/*.csv and figures/*.svg.
+    """Write report.html, comparison.json, tables as CSV, and figures as SVG.
 
     Parameters
     ----------

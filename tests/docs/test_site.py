@@ -1,4 +1,4 @@
-"""The site holds every page and every public name; these tests read its sources and build nothing."""
+"""The site holds every page and every public name; its sources are read, and nothing is built."""
 
 import importlib
 import re
