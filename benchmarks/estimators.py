@@ -243,7 +243,8 @@ def audit_layer(s: int, t: int, p: int) -> list[str]:
     )  # fmt: skip
     probe = PositionProbe()
     timed("position probe, residual alone", lambda: probe.fit(X[:, 9:], y, groups))
-    timed("its refit interval, per replicate", lambda: probe.interval(n_resamples=20), 20)
+    weights = cluster_weights(probe.n_sequences_, 20, 0)
+    timed("its refit interval, per replicate", lambda: probe.interval(weights=weights), 20)
     return lines
 
 

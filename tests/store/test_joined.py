@@ -89,7 +89,6 @@ def test_a_joined_store_reads_as_any_other(folder):
         joined.read("offset")
     assert joined.summary()["bytes"] == one.summary()["bytes"] + other.summary()["bytes"]
     assert joined.header.stimulus["n_items"] == 5
-    joined.release()
     joined.close()
     with pytest.raises(StoreError, match="is closed"):
         joined.normalizer(0)
@@ -140,6 +139,12 @@ def test_captures_that_differ_in_more_than_their_items_are_refused(fields, why, 
     with pytest.raises(StoreError, match=rf"a\.h5 and b\.h5 cannot be read as one capture: {why}"):
         JoinedStore(paths)
     assert len(open_stores(paths)) == 2
+
+
+def test_what_does_not_change_a_number_may_differ(tmp_path):
+    fields = {"batch_tokens": 7, "versions": {"torch": "x"}, "options": {"model": {"device": "x"}}}
+    paths = [synthetic(tmp_path / "a.h5", 4), synthetic(tmp_path / "b.h5", 4, 4, **fields)]
+    assert JoinedStore(paths).n_items == 8
 
 
 def test_items_in_common_and_repeats_are_refused(tmp_path):
