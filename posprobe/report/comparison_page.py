@@ -115,10 +115,17 @@ def opening(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
 
 
 def _values(comparison: Comparison, value: str, response: str) -> list[tuple[str, float]]:
-    """A value of each architecture or variant, or its slope over depth, in ascending order."""
-    table = comparison.tables.get("estimates", pd.DataFrame(columns=["value", "response"]))
-    rows = table[(table["value"] == value) & (table["response"] == response)]
-    names = "architecture" if "architecture" in rows else "contrast"
+    """A value of each architecture or variant, or its slope over depth, in ascending order.
+
+    V_R is known of every lineup; other values and slopes where they are compared, and none else.
+    """
+    if (value, response) == (PRIMARY_VALUE, "intercept"):
+        table = comparison.tables["architectures"]
+        rows, names = table[table["quantity"] == value], "architecture"
+    else:
+        table = comparison.tables.get("estimates", pd.DataFrame(columns=["value", "response"]))
+        rows = table[(table["value"] == value) & (table["response"] == response)]
+        names = "architecture" if "architecture" in rows else "contrast"
     found = [(str(row[names]), float(row["estimate"])) for _, row in rows.iterrows()]
     return sorted(found, key=lambda pair: pair[1])
 
@@ -132,7 +139,7 @@ def _found(comparison: Comparison, answer: Answer) -> str:
     value = PRIMARY_VALUE if answer.value == PRIMARY_VALUE else RELATIVE
     response = "slope" if answer.hypothesis == "H2" else "intercept"
     order = " < ".join(f"{name} {number(v)}" for name, v in _values(comparison, value, response))
-    return f"{'change with depth: ' if response == 'slope' else ''}{order}"
+    return f"change with depth: {order}" if order and response == "slope" else order
 
 
 def write_comparison(

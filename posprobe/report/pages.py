@@ -51,7 +51,8 @@ def output_folder(folder: str | Path) -> Iterator[Path]:
 THEMED = {
     "#ffffff": "paper", "#000000": "ink", "#262626": "ink", "#222222": "total", "#0072b2": "mask",
     "#d55e00": "residual", "#009e73": "both", "#b0569a": "sink", "#858585": "other",
-    "#555555": "soft", "#ececec": "grid", "#bbbbbb": "axis", "#efefef": "shade", "#d0d0d0": "axis",
+    "#0173b2": "mask", "#029e73": "both", "#555555": "soft", "#ececec": "grid", "#bbbbbb": "axis",
+    "#efefef": "shade", "#d0d0d0": "axis",
 }  # fmt: skip
 COLOUR = re.compile("|".join(THEMED))
 

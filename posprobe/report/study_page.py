@@ -73,19 +73,23 @@ def _page(
     there = [section for section in SECTIONS if section.needs in analysis.tables]
     heads = head_map(analysis)
     left_out = {*OPENING, *(MAPPED if heads else ())}
-    asked = questions(claims)
+    sentences, asked = opening(analysis), questions(claims)
     for question in asked:
         question["sections"] = [
             _section(section, analysis, {k: v for k, v in drawn.items() if k not in left_out})
             for section in there
             if section.family == question["name"]
         ]
+        headlines = [section["headline"] for section in question["sections"]]
+        question["answer"] = headlines[0] if headlines else "Not measured here."
+        if question["name"] == "channels":
+            question["answer"] = sentences[1 if len(sentences) > 2 else 0]
     return render(
         "report.html.j2",
         title=title or f"Where does absolute position come from in {header.model}?",
         header=header,
         kind=kind(header),
-        opening=opening(analysis),
+        opening=sentences,
         pictures=placed(OPENING, drawn, level),
         summary=summary(analysis, claims),
         questions=asked,

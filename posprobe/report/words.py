@@ -73,9 +73,11 @@ def bounds(low: float | None, high: float | None, *, percents: bool = False) -> 
 
 
 def removed(row: pd.Series) -> str:
-    """A fraction removed with its interval, or the factor by which V_R more than doubles."""
+    """A fraction removed with its interval; where V_R grows, by how much or how many fold."""
     value, low, high = (row[name] for name in ("fraction_removed", "low", "high"))
-    if value >= -1:
+    if -1 <= value < 0:
+        return f"nothing: V_R grows by {percent(-value)} ({bounds(-high, -low, percents=True)})"
+    if value >= 0:
         return f"{percent(value)} of V_R ({bounds(low, high, percents=True)})"
     grown = bounds(low, high) if pd.isna(low) else bounds(1 - high, 1 - low)
     return f"nothing: V_R grows {1 - value:.1f}-fold ({grown})"

@@ -88,6 +88,27 @@ def test_a_folder_with_page_tables_and_figures(models, tmp_path):
     assert not re.search(r'(src|href)="(?!#)', page)
 
 
+def test_the_page_opens_with_the_sizes_and_says_what_order_was_found(models, tmp_path):
+    page = compare([s.path for s in models], tmp_path / "out", progress=False).read_text()
+    table = pd.read_csv(tmp_path / "out" / "tables" / "architectures.csv")
+    sizes = table[table["quantity"] == "V_R"].sort_values("estimate")
+    order = [f"{row.architecture} {row.estimate:.3g}" for row in sizes.itertuples()]
+    assert f"<b>{' &lt; '.join(order)}</b>" in page
+    said = ", ".join(
+        f"{row.estimate:.3g} nats² under {row.architecture}" for row in sizes.itertuples()
+    )
+    assert page.index(f"<p>The residual channel, V_R, is {said}.</p>") < page.index("<nav")
+    assert "the models are the sample" in page
+
+
+def test_a_comparison_without_a_test_opens_with_its_sizes_too(models, tmp_path):
+    one_of_each = [store.path for store in models[::3]]
+    page = compare(one_of_each, tmp_path / "out", progress=False).read_text()
+    assert re.search(
+        r"<p>The residual channel, V_R, is ([\d.]+ nats² under \w+(, )?){3}\.</p>", page
+    )
+
+
 def test_the_same_files_give_the_same_bytes_in_any_order(models, tmp_path):
     paths = [store.path for store in models]
     pages = [
@@ -102,6 +123,7 @@ def test_a_comparison_of_variants_says_so(tmp_path):
     page = compare(paths, tmp_path / "out", progress=False).read_text()
     assert "3 variants of one checkpoint" in page
     assert "do not test architectures" in page
+    assert "they describe it, and test no architecture" in page
     assert "Tests of architecture" not in page
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "contrasts.csv")) == 5 + 3 + 5 + 5
 

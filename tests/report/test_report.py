@@ -384,6 +384,8 @@ def test_the_page_opens_with_three_short_sentences(analysis, page):
     start = plain(page).index(squeezed(" ".join(sentences)))
     assert start < plain(page).index("Does attention tell absolute position")
     assert page.index('aria-label="What adds up') < page.index("<nav")
+    (line,) = re.findall(r'id="channels-claims".*?<p class="line">(.*?)</p>', page, re.DOTALL)
+    assert html.unescape(line) == sentences[1]
 
 
 def test_effects_below_the_smallest_are_not_spoken_of(analysis):
@@ -496,6 +498,8 @@ def test_intervals_have_the_digits_that_their_width_allows():
     assert bounds(-0.21, 0.14, percents=True) == "−21% to 14%"
     assert bounds(None, None) == bounds(np.nan, np.nan) == "interval unbounded"
     assert percent(-0.001) == "0%"
+    row = pd.Series(dict(fraction_removed=-0.37, low=-0.51, high=-0.25))
+    assert removed(row) == "nothing: V_R grows by 37% (25% to 51%)"
     row = pd.Series(dict(fraction_removed=-9.0, low=-11.0, high=-7.0))
     assert removed(row) == "nothing: V_R grows 10.0-fold (8.0 to 12.0)"
     row = pd.Series(dict(fraction_removed=-9.0, low=np.nan, high=np.nan))
