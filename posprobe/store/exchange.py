@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from posprobe.errors import StoreError
 from posprobe.store.axes import AXES
 from posprobe.store.layout import DATA_SETS, Header
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray
 
 __all__ = ["export", "to_pandas", "to_xarray"]
@@ -91,6 +91,8 @@ def to_pandas(
     layers: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Return a table; see `ActivationStore.to_pandas`."""
+    import pandas as pd  # which takes longer to import than the rest of this room
+
     if quantities is None:
         index = {name: read(name) for name in header.index}
         index["tokens"] = (index["tokens"] >= 0).sum(1)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from posprobe.errors import StoreError, as_html, fact_table
 from posprobe.store.axes import AXES
@@ -36,6 +35,7 @@ from posprobe.store.repeats import repeated_items, repeats_in_words
 from posprobe.store.values import check_index, check_stored, is_finite
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray
 
 __all__ = ["ActivationStore"]
@@ -553,6 +553,8 @@ class ActivationStore:
         )
 
     def _repr_html_(self) -> str:
+        import pandas as pd
+
         header, stimulus = self.header, self.header.stimulus
         facts = {
             "model": f"{self.model}, {self.n_layers} layers of {self.n_heads} heads",

@@ -12,7 +12,7 @@ import synthetic
 from transformers import AutoModelForCausalLM
 
 import posprobe
-from posprobe.captures import CaptureOptions
+from posprobe.captures import CaptureOptions, capture_stimulus, draw
 from posprobe.errors import ModelError, StimulusError, StoreError
 from posprobe.models import Intervention, load_model
 from posprobe.store import ActivationStore, StoreWriter
@@ -63,12 +63,13 @@ def repeated(path, target="b.h5", **options):
         {"design": "shifted", "bos": "force", "position0": "mean", "seed": 5},
         {"design": "shifted", "position0": "content", "window": 8, "prefixes": (1, 40)},
         {"design": "shifted", "first_item": 4},
+        {"design": "shifted", "window": 8, "bands": 2, "zero_band": (0,)},
         {"design": "iid", "batch_tokens": 48, "dtype": "float16", "offsets": (0, 3)},
         {"residual_layers": "1,last", "residual_positions": (0, 4), "quantities": ("residual",)},
         {"residual_layers": tuple(np.arange(2)), "residual_positions": "all/16"},
         {"intervention": Intervention(cut_sink=((0, 1),), fixed_denominator=((1, 0, 2.5),))},
     ],
-    ids=["default", "mean", "content", "more", "iid", "some", "numbers", "changed"],
+    ids=["default", "mean", "content", "more", "bands", "iid", "some", "numbers", "changed"],
 )
 def test_a_repeated_capture_has_the_same_bytes(options, model_folder, text_file):
     found = repeated(captured(model_folder, text_file, **options))
@@ -83,6 +84,14 @@ def test_a_variant_and_a_type_are_repeated(model_folder, text_file):
     with ActivationStore("b.h5") as store:
         assert (store.model, store.compute_type) == ("ours", "bfloat16")
         assert store.header.variant == "window(16)"
+
+
+def test_what_a_number_of_items_was_planned_for_is_kept(model_folder, text_file):
+    model = load_model(model_folder)
+    planned = {"quantity": "V_R", "target": 0.1, "pilot": 3, "most": 9, "assurance": 0.8}
+    drawn = draw(model, text_file, design="shifted", n=3, length=48)
+    capture_stimulus(model, dataclasses.replace(drawn, precision=planned), "a.h5").close()
+    assert repeated("a.h5").in_words() == "same bytes"
 
 
 def test_a_bundled_and_shuffled_text_is_read_again(model_folder, tmp_path, monkeypatch):
