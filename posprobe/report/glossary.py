@@ -59,6 +59,12 @@ VOCABULARY: dict[str, tuple[Term, ...]] = {
             "attribute `offsets`; column `offset` of `channels_by_offset`",
         ),
         Term(
+            "band of rotation",
+            "The pairs of a head's dimensions that a rotary embedding turns about as often over "
+            "the longest sequence; dimensions that do not turn are a band of their own.",
+            "`--bands`, `--zero-band`; table `bands`; data sets that begin with `band_`",
+        ),
+        Term(
             "native",
             "The model as it is: its own mask, its own denominators, its own embedding at "
             "position 0.",
