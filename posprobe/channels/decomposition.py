@@ -101,7 +101,7 @@ def decompose(
 
     .. math::
 
-        \bar T_d = \frac{1}{P - 1} \sum_{p \ne \mathrm{ref}} E_n\, T_{n d}(p), \qquad
+        \bar{T_d} = \frac{1}{P - 1} \sum_{p \ne \mathrm{ref}} E_n\, T_{n d}(p), \qquad
         V_{T,d} = \mathrm{Var}_p\, E_n\, T_{n d}(p)
 
     and likewise for M and R. T is observed; only its division into M and R depends on how the mask
