@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from posprobe.channels import decompose
 from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
 from posprobe.models import load_model
-from posprobe.report import study_page
+from posprobe.report import drawings
 from posprobe.report.words import VERDICTS
 from posprobe.store import ActivationStore, JoinedStore, open_stores
 from posprobe.workflows import analyze as analyze_module
@@ -148,9 +148,12 @@ def test_files_are_captured_as_planned(audited):
 
 def test_the_answer_is_of_the_native_condition_and_says_where_another_differs(audited):
     page = (audited / "report.html").read_text()
-    answer = page[page.index('class="answer"') :].partition("</p>")[0]
-    assert "Used as its tokenizer has it, with a token of the text, and no BOS," in answer
-    assert "This depends on the condition" in answer or "in each of the 2 conditions" in answer
+    answer = page[page.index('class="answer"') :].partition("</div>")[0]
+    assert "Measured with a token of the text, no BOS, at position 0, on 6 items" in answer
+    assert "of 2 conditions" in answer or "too small to speak of" in answer
+    numbers = page[page.index("<summary>In numbers</summary>") :].partition("</details>")[0]
+    assert "Used as its tokenizer has it, with a token of the text, and no BOS," in numbers
+    assert "This depends on the condition" in numbers or "in each of the 2 conditions" in numbers
     claims = {c["id"]: c for c in json.loads((audited / "claims.json").read_text())}
     tested = claims["mask_channel"]["conditions"]
     assert [(c["position0"], c["native"]) for c in tested] == [("text", True), ("BOS", False)]
@@ -235,7 +238,7 @@ def test_killed_in_the_middle_and_run_again(audited, model_folder, text, tmp_pat
     assert any(name.endswith(".partial") for name in left)
     assert "claims.json" not in left
     kept = {name: (folder / name).read_bytes() for name in left if name.endswith(".h5")}
-    monkeypatch.setattr(study_page, "draw", lambda name, tables: None)  # slow, and not asked
+    monkeypatch.setattr(drawings, "draw", lambda name, tables: None)  # slow, and not asked
     audit(model_folder, folder, text=text, **child.SIZES)
     assert kept
     assert all((folder / name).read_bytes() == before for name, before in kept.items())
