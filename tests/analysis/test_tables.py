@@ -2,12 +2,14 @@
 
 import itertools
 
+import capture_child
 import numpy as np
 import pytest
 import synthetic
 from limits import compare_limits, follows
 
 from posprobe.analysis import Files, analyze_files, possible_steps, sort_files
+from posprobe.captures import capture_stimulus
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference
 
@@ -219,3 +221,15 @@ def test_every_limit_follows_the_level(analysis, stores):
 
 def test_nothing_is_analyzed_without_files():
     assert possible_steps(Files()) == []
+
+
+def test_only_a_file_with_bands_has_their_table(analysis, tmp_path):
+    assert "bands" not in analysis.tables
+    stimulus = capture_child.stimulus(n=4)
+    store = capture_stimulus(
+        capture_child.model(), stimulus, tmp_path / "a.h5", bands=2, progress=False
+    )
+    files = sort_files([store])
+    assert "bands of rotation" in [step.name for step in possible_steps(files)]
+    found = analyze_files(files, inference=Inference(n_resamples=100))
+    assert set(found.tables["bands"]["band"]) == {"turns > 1", "turns < 1", "number of keys"}
