@@ -22,7 +22,7 @@ ANEW := out/anew
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_DOCS := $(VENV)/.installed-docs
-SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --write-all
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 BOUNDS := build/$(RESOLUTION)
 SOURCES := posprobe tests $(wildcard benchmarks analyses docs/*.py \
@@ -54,11 +54,11 @@ planted: $(STAMP)
 	PYTHONPATH=tests/helpers $(BIN)/python tests/planted/try_faults.py $(NAME)
 
 docs: $(STAMP_DOCS)
-	$(SPHINX) -b html docs build/site
+	$(SPHINX) -b html -d build/doctrees docs build/site
 	$(BIN)/python docs/_extensions/links.py build/site
 
 linkcheck: $(STAMP_DOCS)
-	$(SPHINX) -b linkcheck docs build/linkcheck
+	$(SPHINX) -b linkcheck -d build/doctrees docs build/linkcheck
 
 dist: $(STAMP)
 	$(BIN)/python docs/packaging/build.py build/dist
