@@ -56,7 +56,8 @@ def findings(overall: pd.DataFrame, zeroed: pd.DataFrame | None) -> list[str]:
         verdict = "supported" if top["share_low"] > 0.5 else "undecided"
         lines.append(
             f"- **One band carries the residual channel, {variant}: {verdict}.** The band "
-            f"{top['band']} has {_share(top)} of V_R, with {top['dimensions']:.0f} dimensions of a head."
+            f"{top['band']} has {_share(top)} of V_R, with {top['dimensions']:.0f} dimensions of a "
+            "head."
         )
     if zeroed is not None:
         lines.extend(_needed(band, rows) for band, rows in zeroed.groupby("band", sort=False))
