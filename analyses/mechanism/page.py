@@ -12,6 +12,7 @@ from posprobe.figures import to_svg
 from posprobe.report.words import number, with_interval
 
 WIDTH = 120
+UNFINISHED = "The script had not run to its end when it wrote this page: questions are missing."
 CHANNELS = {"T": "net effect", "M": "mask channel", "R": "residual channel", "S": "sink's part"}
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#858585")
 
@@ -36,6 +37,7 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
         *shares(overall, tables["channels"]),
         "![Shares of the channels by band](figures/bands.svg)",
         "",
+        *([] if "erased" in tables else [UNFINISHED, ""]),
         *(without(tables["zeroed"]) if "zeroed" in tables else []),
         *(erasing(tables["erased"], tables["probes"]) if "erased" in tables else []),
     ]
@@ -54,7 +56,8 @@ def findings(overall: pd.DataFrame, zeroed: pd.DataFrame | None) -> list[str]:
         verdict = "supported" if top["share_low"] > 0.5 else "undecided"
         lines.append(
             f"- **One band carries the residual channel, {variant}: {verdict}.** The band "
-            f"{top['band']} has {_share(top)} of V_R."
+            f"{top['band']} has {_share(top)} of V_R, with {top['dimensions']:.0f} dimensions of a "
+            "head."
         )
     if zeroed is not None:
         lines.extend(_needed(band, rows) for band, rows in zeroed.groupby("band", sort=False))

@@ -50,6 +50,7 @@ __all__ = ["KEYS", "BandEffects", "band_effects", "decompose_bands", "why_no_ban
 KEYS = "number of keys"
 CHANNELS = ("T", "M", "R", "S")
 COUNTED = ("T", "M")  # which have a part of the number of keys
+SMALL = 1e-3  # nats
 TOLERANCE = 1e-4  # of sums over bands, relative to the largest score or normalizer
 _Effects = dict[str, Array]
 
@@ -166,12 +167,25 @@ def _sink_parts(store: ActivationStore, layer: int, items: slice, score: Array) 
     change = relative - relative[:, -1:]
     body = late_rows(store, "remasked_body", layer, items)
     late = by_item(store, "sink_score", layer, items)[:, -1:]
-    weight = 1 / (1 + np.exp(body - late))  # attention of the late row to key 0
-    whole = change.sum(-1)
-    slope = np.log1p(weight * np.expm1(whole)) / np.where(whole == 0, 1.0, whole)
-    slope = np.where(whole == 0, weight, slope)
+    slope = _slope(body - late, change.sum(-1))
     parts = np.where(sink_is_seen(store, layer), -slope, 0.0)[..., None] * change
     return np.concatenate([parts, np.zeros_like(parts[..., :1])], -1)
+
+
+def _slope(rest: Array, change: Array) -> Array:
+    """Mean change of log(exp(rest) + exp(x)) for a unit of x, on the way from x = 0 to `change`.
+
+    Where the change is small, its own size is divided out before it is lost in rounding.
+    """
+    weight = np.exp(-np.logaddexp(0, rest))  # of exp(x) in the sum, at x = 0
+    small = np.abs(change) < SMALL
+    near, far = np.where(small, change, SMALL), np.where(small, SMALL, change)
+    nearly = np.where(change == 0, weight, np.log1p(weight * np.expm1(near)) / _not_0(near))
+    return np.where(small, nearly, (np.logaddexp(rest, far) - np.logaddexp(rest, 0)) / far)
+
+
+def _not_0(values: Array) -> Array:
+    return np.where(values == 0, 1.0, values)
 
 
 def _check_sums(

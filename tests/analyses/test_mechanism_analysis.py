@@ -88,7 +88,9 @@ def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
     first = {name: tables[name] for name in ("bands", "channels")}
     page = analysis.write_page(tmp_path, first)
     assert "Without a band" not in page
+    assert "had not run to its end" in page
     page = analysis.write_page(tmp_path, tables)
+    assert "had not run to its end" not in page
     assert max(map(len, (line for line in page.splitlines() if line[:1] not in "|!"))) <= 120
     rows = tables["bands"].query("layer == 'all' and channel == 'R'")
     top = rows.loc[rows["share"].astype(float).idxmax()]
@@ -112,7 +114,7 @@ def test_a_band_is_needed_only_if_it_differs_from_the_control(analysis, own, con
     ]
     overall = pd.DataFrame(
         [dict(channel="R", variant="standard", band="turns > 4", share=0.9, share_low=0.4,
-              share_high=1.2, status="ok")]
+              share_high=1.2, status="ok", dimensions=34)]
     )  # fmt: skip
     page = part("page").findings(overall, pd.DataFrame(rows))
     assert f"residual channel: {verdict}" in page[1]

@@ -152,3 +152,47 @@ def test_too_few_items_are_refused(store, tmp_path):
 def test_effects_are_frozen(store):
     with pytest.raises(dataclasses.FrozenInstanceError):
         band_effects(store, 0).names = ()
+
+
+# of the other keys together, relative to key 0
+@pytest.mark.parametrize("rest", [-300.0, -2.0, 0.0, 5.0, 300.0])
+def test_parts_of_the_sink_add_up_however_far_its_score_moves(rest, rng, tmp_path):
+    store = far_moved(tmp_path / "a.h5", rest, rng)
+    found, whole = band_effects(store, 0), channel_effects(store, 0)
+    assert np.isfinite(found.effects["S"]).all()
+    np.testing.assert_allclose(found.effects["S"].sum(-1), whole.sink, rtol=1e-5, atol=1e-4)
+
+
+def far_moved(path, rest, rng):
+    """One head whose score of key 0, 0 in the late row, moves by up to 900 nats either way."""
+    changes = np.array([-900.0, -40.0, -1e-4, 0.0, 1e-9, 1e-2, 30.0, 900.0])
+    n, prefixes, window = len(changes), (1, 5), 2
+    moved = np.concatenate([changes, np.zeros(n)])[None, :, None, None] * np.ones((1, 1, window, 1))
+    share = rng.normal(size=(1, 2 * n, 1, 1))
+    shape = (1, 2 * n, 2, window, 1)
+    normalizer = np.logaddexp(rest, 0)
+    late = (np.arange(2 * n) >= n)[None, :, None, None, None] * np.ones(shape)
+    keys = np.where((late == 1) | (np.arange(2)[:, None, None] == 0), normalizer, np.nan)
+    remasked = np.where(late == 1, normalizer, np.nan)
+    arrays = {
+        "normalizer": np.full((1, 2 * n, window, 1), normalizer),
+        "sink_score": moved,
+        "offset_score": np.zeros((1, 2 * n, window, 1, 1)),
+        "remasked_normalizer": remasked,
+        "remasked_body": np.where(late == 1, rest, np.nan),
+        "band_sink_score": np.stack([moved * share, moved * (1 - share)], -1),
+        "band_offset_score": np.zeros((1, 2 * n, window, 1, 1, 2)),
+        "band_normalizer": np.stack([keys, 0 * keys, 0 * keys], -1),
+    }
+    return synthetic.write(
+        path,
+        arrays,
+        index=synthetic.shifted_index(n, prefixes, window),
+        design="shifted",
+        length=prefixes[-1] + window,
+        prefixes=prefixes,
+        window=window,
+        offsets=(1,),
+        version=3,
+        config={"posprobe_bands": {"names": ["fast", "slow"], "dimensions": [[1, 1]]}},
+    )
