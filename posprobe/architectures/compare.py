@@ -103,7 +103,7 @@ def compare_architectures(
     'Architectures differ in value at depth 0.50: F(1, 4) = 150.0, p = 0.00026 on 6 models of 2
     architectures.'
     >>> print(found.means["window"])
-    1.40 [1.24, 1.56]
+    1.40 [1.15, 1.65]
     """
     if not 0 < level < 1:
         raise DesignError(f"level={level!r} must be between 0 and 1, e.g. 0.95")

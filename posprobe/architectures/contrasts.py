@@ -260,7 +260,7 @@ def contrast_interval(
     >>> print(contrast_interval(y, kinds, [-1, 1], estimand="b - a")[0])
     3.2 [-1.2, 7.7]
     >>> print(contrast_interval(y, kinds, [-1, 1], estimand="b - a", blocks=[0, 1, 0, 1])[0])
-    3.25 [0.07, 6.43]
+    3.2 [0.1, 6.4]
     """
     y, w = np.asarray(summaries, dtype=float), np.asarray(weights, dtype=float)
     means, *_, names = group_means(y, labels)

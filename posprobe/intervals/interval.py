@@ -124,7 +124,7 @@ class Interval:
         >>> from posprobe.intervals import mean_interval
         >>> interval = mean_interval([2.0, 3.0, 4.0, 3.0, 2.0, 4.0], estimand="mean")
         >>> round(interval.p_value(interval.low), 6), round(interval.p_value(1.0), 4)
-        (0.05, 0.0031)
+        (0.05, 0.0028)
         """
         found = nan if self.test is None else self.test(value)
         return None if isnan(found) else found

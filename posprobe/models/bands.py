@@ -126,7 +126,7 @@ def find_bands(model: ObservableModel, length: int, n_bands: int) -> Bands:
     >>> bands.names
     ('turns > 4', 'turns 1/4 to 4', 'turns < 1/4')
     >>> [len(dims) for dims in bands.dimensions[0]]
-    [6, 8, 18]
+    [6, 10, 16]
     """
     if not 2 <= n_bands <= MOST_BANDS:
         raise ModelError(f"{n_bands} bands: give a number from 2 to {MOST_BANDS}")

@@ -102,8 +102,8 @@ def test_never_bounded_where_the_variance_is_significantly_below_zero(pair):
 
 
 def test_table_marks_one_primary_row(pair):
-    native, mean = pair()
     _, content = pair(0.9, "content")
+    native, mean = pair()
     table, primary = replacement_table(native, [content, mean])
     assert (
         primary.row("fraction_removed").items() <= table[table["primary"]].iloc[0].to_dict().items()

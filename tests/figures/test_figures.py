@@ -158,6 +158,7 @@ def tables():
     ]
     return {
         "position_effects": effects(),
+        "channels": channels().drop_duplicates("stimulus"),
         "channels_by_layer": channels(),
         "channels_by_head": channels(heads=(0, 1)),
         "precision": pd.DataFrame(precision),
