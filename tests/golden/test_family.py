@@ -27,7 +27,7 @@ def tables(tmp_path_factory):
             f"zoo/{name}", folder / name, n=32, length=128, replaced=True
         )
     ]
-    compare(files, folder / "report", progress=False)
+    compare(files, folder / "report", blocks=script.seeds(), progress=False)
     return committed.tables_of(folder / "report")
 
 
