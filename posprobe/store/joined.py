@@ -82,12 +82,19 @@ class JoinedStore(ActivationStore):
         """Return a data set, or one layer of it, as a new array; see `ActivationStore.read`."""
         if quantity in DATA_SETS and "S" not in DATA_SETS[quantity].axes:
             raise StoreError(f"'{quantity}' belongs to one file: open that with ActivationStore")
-        parts = [store.read(quantity, layer) for store in self._stores]
+        rows = np.arange(self.n_sequences)[slice(None) if sequences is None else sequences]
+        ends = np.cumsum([store.n_sequences for store in self._stores])
+        home = np.searchsorted(ends, rows, side="right")
+        parts = [
+            store.read(quantity, layer, rows[home == k] - (ends[k] - store.n_sequences))
+            for k, store in enumerate(self._stores)
+        ]
         axis = int(DATA_SETS[quantity].by_layer and layer is None)
         array = np.concatenate(parts, axis=axis)
         if sequences is None:
             return array
-        return array[:, sequences] if axis else array[sequences]
+        back = np.argsort(np.argsort(home.ravel(), kind="stable")).reshape(rows.shape)
+        return np.take(array, back, axis=axis)
 
     def blocks(
         self, quantity: str, layer: int, n_sequences: int

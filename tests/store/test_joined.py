@@ -94,6 +94,20 @@ def test_a_joined_store_reads_as_any_other(folder):
         joined.normalizer(0)
 
 
+@pytest.mark.parametrize(
+    "sequences", [slice(4, 0, -2), [4, 0, 3, 0], np.arange(5) > 2, [], 3, [[0, 4], [2, 1]]], ids=str
+)
+@pytest.mark.parametrize(
+    ("quantity", "layer"), [("residual", 1), ("residual", None), ("item", None)]
+)
+def test_sequences_of_both_files_are_those_of_the_whole(folder, quantity, layer, sequences):
+    joined = JoinedStore([folder / "natural_a.h5", folder / "natural_b.h5"])
+    whole = joined.read(quantity, layer)
+    by_layer = quantity == "residual" and layer is None
+    expected = whole[:, sequences] if by_layer else whole[sequences]
+    np.testing.assert_array_equal(joined.read(quantity, layer, sequences), expected)
+
+
 def test_files_of_one_capture_are_found_among_others(folder):
     names = ["natural_a", "shifted_b", "natural_b", "shifted_a"]
     stores = open_stores(folder / f"{name}.h5" for name in names)
