@@ -37,11 +37,11 @@ trained, it captures only what is missing.
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 import click
 import pandas as pd
+from prose import wrapped
 
 import posprobe
 from posprobe.captures import QUANTITIES
@@ -60,7 +60,6 @@ SINK = 0.3
 STABLE = 0.05
 LAST = 1000
 NOT_RUN = "not_run.json"
-WIDTH = 120
 
 
 def capture_all(model: str, folder: Path, *, variant: str = "standard", n: int, **options: object):
@@ -302,16 +301,6 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
     if len(curves):
         lines += ["## Training", "", "![Training curves](figures/training.svg)", ""]
     return "\n".join(map(wrapped, lines))
-
-
-def wrapped(line: str) -> str:
-    """A line of Markdown in lines of at most `WIDTH` characters; rows of tables stay whole."""
-    if line.startswith("|"):
-        return line
-    indent = "  " if line.startswith("- ") else ""
-    return textwrap.fill(
-        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def part_lines(name: str, part: dict, folder: Path) -> list[str]:

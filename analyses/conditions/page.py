@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 import pandas as pd
 from conditions.models import DESCRIPTIONS
+from prose import wrapped
 
 from posprobe.report.words import bounds, number, percent
 
-WIDTH = 120
 VARIANCES = {"V_T": "V_T", "V_M": "V_M", "V_R": "V_R", "C_MR": "C"}
 SHARES = {"share_mask": "mask's share", "share_residual": "residual's share"}
 
@@ -39,7 +38,7 @@ def write_page(report: Path, architectures: Path) -> str:
         *rounding(tables["quantised"]),
         *scopes(report, tables["conditions"]["model"].unique()),
     ]
-    page = "\n".join(map(_wrapped, sections)) + "\n"
+    page = "\n".join(map(wrapped, sections)) + "\n"
     (report / "README.md").write_text(page, encoding="utf-8")
     return page
 
@@ -313,12 +312,3 @@ def _contribution(row: pd.Series) -> str:
     """An estimate over models where there are several, over items otherwise."""
     unit = "models" if pd.notna(row["low_models"]) else "items"
     return _cell(row["estimate"], row[f"low_{unit}"], row[f"high_{unit}"])
-
-
-def _wrapped(line: str) -> str:
-    if line.startswith("|"):
-        return line
-    indent = "  " if line.startswith("- ") else ""
-    return textwrap.fill(
-        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )

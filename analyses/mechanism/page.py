@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from prose import wrapped
 
 from posprobe.figures import to_svg
 from posprobe.report.words import number, with_interval
 
-WIDTH = 120
 UNFINISHED = "The script had not run to its end when it wrote this page: questions are missing."
 CHANNELS = {"T": "net effect", "M": "mask channel", "R": "residual channel", "S": "sink's part"}
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#858585")
@@ -41,7 +40,7 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
         *(without(tables["zeroed"]) if "zeroed" in tables else []),
         *(erasing(tables["erased"], tables["probes"]) if "erased" in tables else []),
     ]
-    page = "\n".join(map(_wrapped, sections)).rstrip() + "\n"
+    page = "\n".join(map(wrapped, sections)).rstrip() + "\n"
     (report / "README.md").write_text(page, encoding="utf-8")
     svg = to_svg(draw_shares(overall), "bands")
     (report / "figures" / "bands.svg").write_text(svg, encoding="utf-8")
@@ -171,11 +170,3 @@ def draw_shares(overall: pd.DataFrame) -> Figure:
 
 def _share(row: pd.Series) -> str:
     return "undefined" if row["status"] != "ok" else with_interval(row, "share")
-
-
-def _wrapped(line: str) -> str:
-    """Fill a paragraph or an item; tables, headings and images stay as they are."""
-    if line[:1] in ("|", "#", "!", ""):
-        return line
-    return textwrap.fill(line, WIDTH, subsequent_indent="  " * line.startswith("- "),
-                         break_long_words=False, break_on_hyphens=False)  # fmt: skip

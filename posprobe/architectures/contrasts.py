@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from posprobe.errors import DesignError
-from posprobe.intervals import Interval, benjamini_hochberg, holm
+from posprobe.intervals import Interval, benjamini_hochberg, holm, student_p
 
 __all__ = [
     "Contrast",
@@ -313,7 +313,7 @@ def _student(
 ) -> tuple[Interval, float]:
     half = float(stats.t.ppf(0.5 + level / 2, df)) * se
     interval = Interval(estimate, estimate - half, estimate + half, level, method, estimand, n)
-    return interval, 2 * float(stats.t.sf(abs(estimate) / se, df))
+    return interval, student_p(0.0, estimate=estimate, error=se, df=df)
 
 
 def _unbounded(

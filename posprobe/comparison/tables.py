@@ -24,7 +24,14 @@ from posprobe.architectures import (
     paired_contrasts,
     planned_contrasts,
 )
-from posprobe.channels import Variances, channel_effects, gather_variances, shares, variance_table
+from posprobe.channels import (
+    SPLIT,
+    Variances,
+    channel_effects,
+    gather_variances,
+    shares,
+    variance_table,
+)
 from posprobe.comparison.lineup import Lineup, Member
 from posprobe.comparison.sinks import checks_by_file, replacement_by_member, sinks_by_member
 from posprobe.errors import Telling
@@ -41,7 +48,6 @@ VALUES = {
     "V_M": "mask channel",
     "V_T": "total effect of position",
 }
-CHANNELS = ("V_T", "V_M", "V_R", "C_MR")
 
 
 @dataclass(frozen=True, repr=False)
@@ -226,7 +232,7 @@ def _by_architecture(
         parts = [overall[name] for name in names]
         pooled = _pool(parts) if len(parts) == 1 or lineup.same_tokens else None
         head = {"architecture": architecture, "models": len(names)}
-        for value in CHANNELS:
+        for value in SPLIT:
             numbers = [float(overall[m.name].estimate[value][0, 0]) for m in lineup.members]
             over_models, _ = contrast_interval(numbers, labels, own, estimand=value, level=level)
             rows.append(head | {"quantity": value} | _both(over_models, pooled, value, level))

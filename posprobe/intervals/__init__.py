@@ -22,6 +22,7 @@ from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import LEAST_RESAMPLES, check_resamples
 from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
+from posprobe.intervals.inversion import student_p
 from posprobe.intervals.planning import Goal, Studies, next_size, plan_size
 from posprobe.intervals.processes import in_processes
 from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
@@ -69,6 +70,7 @@ __all__ = [
     "plan_size",
     "pseudo_values",
     "standard_error",
+    "student_p",
     "studentized_limits",
     "studentized_means",
     "studentized_p",

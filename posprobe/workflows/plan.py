@@ -14,15 +14,14 @@ import pandas as pd
 
 from posprobe.analysis import condition_of, measurable, sort_files
 from posprobe.architectures import Contrast, default_contrasts, plan_models
-from posprobe.channels import overall_variances, plan_items
+from posprobe.channels import SPLIT, overall_variances, plan_items
 from posprobe.comparison import VALUES, compare_lineup, line_up
 from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Goal, Inference
 from posprobe.store import ActivationStore, open_stores
 
-__all__ = ["QUANTITIES", "SizePlan", "plan"]
+__all__ = ["SizePlan", "plan"]
 
-QUANTITIES = ("V_T", "V_M", "V_R", "C_MR")
 SUMMARIES = "summaries.csv"  # of a comparison's tables
 LEAST_TEXTS = 3
 PRECISION = 0.1
@@ -156,7 +155,7 @@ def plan(
     goal = Goal(PRECISION if precision is None else precision, power, assurance, level)
     of_models = replace(goal, precision=math.inf) if precision is None else goal
     given = [Path(path) for path in paths]
-    known = (*QUANTITIES, *(name for name in VALUES if name not in QUANTITIES))
+    known = (*SPLIT, *(name for name in VALUES if name not in SPLIT))
     if quantity not in known:
         raise DesignError(f"quantity {quantity!r} is unknown: use one of {', '.join(known)}")
     if len(given) == 1 and given[0].is_dir():
@@ -178,7 +177,7 @@ def _one_model(
     stores: list[ActivationStore], quantity: str, goal: Goal, seed: int
 ) -> list[SizePlan]:
     """Plans for the items of each condition, and for texts where there are several."""
-    if quantity not in QUANTITIES:
+    if quantity not in SPLIT:
         raise DesignError(f"{quantity!r} is planned over models only: give files of several models")
     shifted = [one.shifted for one in measurable(sort_files(stores)) if one.shifted is not None]
     if not shifted:

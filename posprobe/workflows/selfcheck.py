@@ -23,7 +23,7 @@ from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
 
 from posprobe.architectures import MixedFit, compare_architectures, two_stage_f
-from posprobe.channels import ChannelEffects, gather_variances, shares
+from posprobe.channels import SPLIT, ChannelEffects, gather_variances, shares
 from posprobe.errors import DesignError, progress_bar
 from posprobe.intervals import (
     Array,
@@ -45,7 +45,6 @@ LENGTH = 48  # tokens per simulated sequence
 PERSISTENCE = 0.98  # of the noise, from token to token
 REMOVED = 0.4  # true fraction removed in the paired design
 N_HEADS = 12
-SPLIT = ("V_T", "V_M", "V_R", "C_MR")
 N_LAYERS = 6
 CASES = ("normal", "blocks", "skewed", "unequal", "weak")  # models of architectures
 
