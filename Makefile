@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_DOCS := $(VENV)/.installed-docs
 SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --write-all
-PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --max-worker-restart=0
 BOUNDS := build/$(RESOLUTION)
 SOURCES := posprobe tests $(wildcard benchmarks analyses docs/*.py \
 	$(addprefix docs/,_extensions captures examples other_tools packaging))

@@ -13,13 +13,14 @@ import numpy as np
 
 file = h5py.File("../captures/shifted.h5")
 for name, data in file.items():
-    print(f"{name:20} {data.dtype!s:8} {data.shape!s:20} {data.attrs.get('long_name', '')[:60]}")
+    means = data.attrs.get("long_name", b"").decode()
+    print(f"{name:20} {data.dtype!s:8} {data.shape!s:20} {means[:60]}")
 
 # %%
 # Root attributes say what the file is. Structured values are JSON. Each data set says what it
 # means.
 
-print(file.attrs["format"], file.attrs["version"], "of", file.attrs["model"])
+print(file.attrs["format"].decode(), file.attrs["version"], "of", file.attrs["model"].decode())
 print(json.loads(file.attrs["stimulus"])["corpus"])
 
 # %%

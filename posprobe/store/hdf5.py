@@ -151,8 +151,10 @@ def _name_axes(file: h5py.File, header: Header) -> None:
 def _write_attribute(
     owner: h5py.File | h5py.Dataset, name: str, value: str | int | tuple[int, ...]
 ) -> None:
-    if isinstance(value, str):  # of variable length, which other tools read as text
-        owner.attrs.create(name, value, dtype=h5py.string_dtype("utf-8"))
+    if isinstance(value, str):  # of fixed length: no checksum covers HDF5's heap of variable ones
+        text = value.encode()
+        dtype = h5py.string_dtype("utf-8", max(1, len(text)))
+        owner.attrs.create(name, np.array(text, f"S{dtype.itemsize}"), dtype=dtype)
     else:
         owner.attrs.create(name, value, dtype="<i8")
 
@@ -186,7 +188,8 @@ def open_complete(path: Path) -> Header:
         attributes = _attributes(path, file)
         header = _read_header(path, attributes)
         flag = file.get("complete")
-        if not isinstance(flag, h5py.Dataset) or flag.shape != () or int(flag[()]) != 1:
+        readable = isinstance(flag, h5py.Dataset) and not _is_variable(flag.id.get_type())
+        if not readable or flag.shape != () or int(flag[()]) != 1:
             raise StoreError(f"{path} is incomplete: {RESUME}")
         if "digest" in header.datasets():
             _place(path, file, "digest", header)
@@ -243,6 +246,11 @@ def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
     found = {}
     for name in ATTRIBUTES:
         if name in file.attrs:
+            if _is_variable(file.attrs.get_id(name).get_type()):
+                raise StoreError(
+                    f"{path}: attribute '{name}' has variable length, which HDF5 reads without "
+                    "end where it is damaged: capture again"
+                )
             try:
                 value = file.attrs[name]
             except Exception as error:  # h5py raises various errors for types it does not know
@@ -254,6 +262,13 @@ def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
                 value = value.decode(errors="surrogateescape")
             found[name] = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     return found
+
+
+def _is_variable(kind: h5py.h5t.TypeID) -> bool:
+    """Whether values are kept in HDF5's heap; reading a damaged one never returns."""
+    return kind.detect_class(h5py.h5t.VLEN) or (
+        kind.detect_class(h5py.h5t.STRING) and kind.is_variable_str()
+    )
 
 
 def _read_header(path: Path, attributes: Mapping[str, Any]) -> Header:
@@ -329,7 +344,11 @@ def check_coordinates(path: Path, header: Header) -> None:
     with open_hdf5(path) as file:
         for symbol, expected in header.coordinates().items():
             name = AXES[symbol].name
-            if name in file and not np.array_equal(file[name][()], expected):
+            if name not in file:
+                continue
+            found = file[name]
+            readable = isinstance(found, h5py.Dataset) and not _is_variable(found.id.get_type())
+            if not readable or not np.array_equal(found[()], expected):
                 raise StoreError(
                     f"{path}: data set '/{name}' is not the axis that the attributes describe: "
                     "copy the file again, or capture again"

@@ -80,13 +80,18 @@ def compress(path, name):
         file.create_dataset(name, data=values, compression="gzip")
 
 
+def fixed(value):
+    """Text of fixed length, as captures have it, where h5py by itself writes variable length."""
+    return np.bytes_(value.encode() or b"\0") if isinstance(value, str) else value
+
+
 def attribute(path, name, value):
     """Set a root attribute; None removes it."""
     with h5py.File(path, "r+") as file:
         if value is None:
             file.attrs.pop(name, None)
         else:
-            file.attrs[name] = value
+            file.attrs[name] = fixed(value)
 
 
 def write(path, text):

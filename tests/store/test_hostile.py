@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import synthetic
+from alterations import fixed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_files import edit, forge, header_digest
@@ -46,7 +47,7 @@ def path(tmp_path, rng):
 
 def change(path, **attributes):
     """What a faulty writer would have written, with its digest, if there is one of such values."""
-    edit(path, lambda file: [file.attrs.__setitem__(*item) for item in attributes.items()])
+    edit(path, lambda file: [file.attrs.__setitem__(n, fixed(v)) for n, v in attributes.items()])
     with contextlib.suppress(TypeError):
         edit(path, lambda file: file["digest"].__setitem__(0, header_digest(file)))
 
