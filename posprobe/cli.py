@@ -328,6 +328,40 @@ BATCH = click.option(
 REPORT = click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the report."
 )
+
+
+def _named_patterns(
+    context: click.Context, option: click.Parameter, written: tuple[str, ...]
+) -> dict[str, str]:
+    """Return the pattern of each name, of an option that takes NAME=PATTERN."""
+    pairs = [one.partition("=") for one in written]
+    names = [name for name, *_ in pairs]
+    if not all(name and pattern for name, _, pattern in pairs):
+        raise click.BadParameter("write NAME=PATTERN", context, option)
+    if twice := {name for name in names if names.count(name) > 1}:
+        said = f"{min(twice)} is given twice: write one PATTERN that matches all of its models"
+        raise click.BadParameter(said, context, option)
+    return {name: pattern for name, _, pattern in pairs}
+
+
+ARCHITECTURE = click.option(
+    "--architecture",
+    "architectures",
+    multiple=True,
+    metavar="NAME=PATTERN",
+    callback=_named_patterns,
+    help="Architecture of the models whose name or file matches, e.g. rope='*rope-*'; repeatable.  "
+    "[default: the model's name without a number at its end]",
+)
+BLOCK = click.option(
+    "--block",
+    "blocks",
+    multiple=True,
+    metavar="NAME=PATTERN",
+    callback=_named_patterns,
+    help="Block of the models whose name or file matches, e.g. 0='*-0': models that share a seed "
+    "are compared with each other; repeatable.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Hide the progress.")
 EXISTING = shared(
@@ -666,22 +700,8 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @REPORT
-@click.option(
-    "--architecture",
-    "patterns",
-    multiple=True,
-    metavar="NAME=PATTERN",
-    help="Architecture of the models whose name or file matches, e.g. rope='*rope-*'; repeatable.  "
-    "[default: the model's name without a number at its end]",
-)
-@click.option(
-    "--block",
-    "blocks",
-    multiple=True,
-    metavar="NAME=PATTERN",
-    help="Block of the models whose name or file matches, e.g. 0='*-0': models that share a seed "
-    "are compared with each other; repeatable.",
-)
+@ARCHITECTURE
+@BLOCK
 @click.option(
     "--different-tokens", is_flag=True, help="Allow different tokens (one text, other tokenizers)."
 )
@@ -690,8 +710,8 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
 def compare(
     files: tuple[Path, ...],
     out: Path,
-    patterns: tuple[str, ...],
-    blocks: tuple[str, ...],
+    architectures: dict[str, str],
+    blocks: dict[str, str],
     different_tokens: bool,
     inference: Inference,
     quiet: bool,
@@ -702,25 +722,13 @@ def compare(
     report = run(
         files,
         out,
-        architectures=_named_patterns(patterns, "--architecture"),
-        blocks=_named_patterns(blocks, "--block"),
+        architectures=architectures,
+        blocks=blocks,
         different_tokens=different_tokens,
         inference=inference,
         progress=not quiet,
     )
     _print_path(report)
-
-
-def _named_patterns(written: tuple[str, ...], option: str) -> dict[str, str]:
-    """NAME=PATTERN pairs by name."""
-    pairs = [text.partition("=") for text in written]
-    names = [name for name, _, _ in pairs]
-    if not all(name and pattern for name, _, pattern in pairs):
-        raise click.BadParameter("write NAME=PATTERN", param_hint=option)
-    if twice := {name for name in names if names.count(name) > 1}:
-        said = f"{min(twice)} is given twice: write one PATTERN that matches all of its models"
-        raise click.BadParameter(said, param_hint=option)
-    return {name: pattern for name, _, pattern in pairs}
 
 
 @main.command()
@@ -745,13 +753,15 @@ def _named_patterns(written: tuple[str, ...], option: str) -> dict[str, str]:
     help="Share of studies that are to reach the precision.",
 )
 @click.option("--level", type=float, default=0.95, show_default=True, help="Level of intervals.")
+@ARCHITECTURE
+@BLOCK
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulation.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def plan(paths: tuple[Path, ...], as_json: bool, **wanted: Any) -> None:
     """Say how many items, texts or models are needed.
 
     PATHS are captures of one model (items; of three texts, texts too) or of several models, or the
-    folder of a comparison (models of each architecture).
+    folder of a comparison (models of each architecture; with blocks, complete blocks).
     """
     _check_limit(STATISTICS)
     from posprobe.workflows.plan import plan as run

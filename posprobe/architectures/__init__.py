@@ -27,7 +27,7 @@ from posprobe.architectures.contrasts import (
 from posprobe.architectures.mixed_fit import MixedFit, likelihood_ratio
 from posprobe.architectures.mixed_model import fit_mixed
 from posprobe.architectures.paired import paired_contrasts
-from posprobe.architectures.planning import plan_models, simulate_contrast
+from posprobe.architectures.planning import plan_models
 from posprobe.architectures.result import ArchitectureComparison, ContrastResult, adjust_secondary
 from posprobe.architectures.summaries import ModelSummary
 from posprobe.architectures.two_stage import FTest, two_stage_f, welch_f
@@ -48,7 +48,6 @@ __all__ = [
     "paired_contrasts",
     "plan_models",
     "planned_contrasts",
-    "simulate_contrast",
     "two_stage_f",
     "welch_f",
 ]

@@ -14,13 +14,16 @@ from posprobe.intervals import Interval, benjamini_hochberg, holm, student_p
 
 __all__ = [
     "Contrast",
+    "Part",
     "adjust",
     "contrast_interval",
+    "contrast_parts",
     "default_contrasts",
     "group_means",
     "has_spread",
     "planned_contrasts",
     "pooled_variance",
+    "satterthwaite",
 ]
 
 
@@ -262,50 +265,114 @@ def contrast_interval(
     >>> print(contrast_interval(y, kinds, [-1, 1], estimand="b - a", blocks=[0, 1, 0, 1])[0])
     3.2 [0.1, 6.4]
     """
-    y, w = np.asarray(summaries, dtype=float), np.asarray(weights, dtype=float)
-    means, *_, names = group_means(y, labels)
-    samples = [y[np.asarray(labels) == name] for name in np.array(names)[w != 0]]
-    if blocks is not None and len(samples) > 1:
-        homes, weighted = np.asarray(blocks), dict(zip(names, w, strict=True))
-        return _over_blocks(y, np.asarray(labels), homes, weighted, estimand, level)
-    estimate, n, weight = float(means @ w), len(y), w[w != 0]
-    sizes = np.array([len(sample) for sample in samples])
-    if sizes.min() < 2:
-        lonely = np.array(names)[w != 0][sizes < 2][0]
-        return _unbounded(estimate, level, f"one model of {lonely}", estimand, n)
-    parts = weight**2 * [sample.var(ddof=1) for sample in samples] / sizes
-    variance = parts.sum()
+    y, n = np.asarray(summaries, dtype=float), len(np.asarray(labels))
+    parts, unit = contrast_parts(y, labels, weights, blocks)
+    if unit == "blocks":
+        n = parts[0].values.size
+    short = [part for part in parts if part.values.size < 2]
+    if short and unit == "blocks":
+        found = float(np.mean(short[0].values)) if n else float("nan")
+        return _unbounded(found, level, f"{n} complete blocks", estimand, n)
+    estimate = float(sum(part.weight * part.values.mean() for part in parts))
+    if short:
+        return _unbounded(estimate, level, f"one model of {short[0].name}", estimand, n)
+    variance, df = satterthwaite(
+        [part.weight for part in parts],
+        np.array([part.values.var(ddof=1) for part in parts]),
+        [part.values.size for part in parts],
+    )
     if not has_spread(variance, y):
-        return _unbounded(estimate, level, "no spread between models", estimand, n)
-    df = float(1 / np.sum((parts / variance) ** 2 / (sizes - 1)))
-    method = f"t({df:.3g}) over models"
-    return _student(estimate, float(np.sqrt(variance)), df, level, method, estimand, n)
+        return _unbounded(estimate, level, f"no spread between {unit}", estimand, n)
+    method = f"t({float(df):.3g}) over {unit}"
+    return _student(estimate, float(np.sqrt(variance)), float(df), level, method, estimand, n)
 
 
-def _over_blocks(
-    y: NDArray[np.float64],
-    labels: NDArray[np.str_],
-    blocks: NDArray[np.str_],
-    weights: Mapping[str, float],
-    estimand: str,
-    level: float,
-) -> tuple[Interval, float]:
-    """The mean over blocks of a contrast within each."""
-    wanted = {name: weight for name, weight in weights.items() if weight}
-    within = []
-    for block in np.unique(blocks):
-        own = {name: y[(blocks == block) & (labels == name)] for name in wanted}
+@dataclass(frozen=True)
+class Part:
+    """Independent numbers with one mean and one spread, and the weight of their mean.
+
+    Parameters
+    ----------
+    name : str
+        Architecture, or what is contrasted within blocks.
+    weight : float
+        Weight of the mean.
+    values : ndarray of shape (m,)
+        One number for each model, or for each block.
+    """
+
+    name: str
+    weight: float
+    values: NDArray[np.float64]
+
+
+def contrast_parts(
+    summaries: ArrayLike, labels: ArrayLike, weights: ArrayLike, blocks: ArrayLike | None = None
+) -> tuple[list[Part], str]:
+    """Split a contrast into independent parts: architectures, or the contrast within each block.
+
+    Parameters
+    ----------
+    summaries, labels, weights, blocks
+        As in `contrast_interval`.
+
+    Returns
+    -------
+    parts : list of Part
+        Those of non-zero weight; one of weight 1 where blocks pair architectures.
+    unit : {"models", "blocks"}
+        What the values of a part are of.
+
+    Raises
+    ------
+    DesignError
+        If `summaries` and `labels` differ in length.
+    """
+    y, kinds = np.asarray(summaries, dtype=float), np.asarray(labels)
+    *_, names = group_means(y, kinds)
+    by_name = zip(names, np.asarray(weights, dtype=float).tolist(), strict=True)
+    wanted = {name: weight for name, weight in by_name if weight}
+    if blocks is None or len(wanted) < 2:
+        return [Part(name, w, y[kinds == name]) for name, w in wanted.items()], "models"
+    homes, within = np.asarray(blocks), []
+    for block in np.unique(homes):
+        own = {name: y[(homes == block) & (kinds == name)] for name in wanted}
         if all(part.size for part in own.values()):
             within.append(sum(weight * own[name].mean() for name, weight in wanted.items()))
-    values, n = np.array(within), len(within)
-    estimate = float(values.mean()) if n else float("nan")
-    if n < 2:
-        return _unbounded(estimate, level, f"{n} complete blocks", estimand, n)
-    variance = values.var(ddof=1) / n
-    if not has_spread(variance, y):
-        return _unbounded(estimate, level, "no spread between blocks", estimand, n)
-    method = f"t({n - 1}) over blocks"
-    return _student(estimate, float(np.sqrt(variance)), n - 1, level, method, estimand, n)
+    return [Part("within blocks", 1.0, np.array(within, dtype=float))], "blocks"
+
+
+def satterthwaite(
+    weights: ArrayLike, variances: ArrayLike, sizes: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Variance of a weighted sum of means, each of a sample of its own, and its degrees of freedom.
+
+    ``v = sum_a v_a`` with ``v_a = w_a^2 s_a^2 / m_a``, and ``df = v^2 / sum_a v_a^2 / (m_a - 1)``.
+
+    Parameters
+    ----------
+    weights, sizes : array-like of shape (A,)
+        Weight and size of each sample.
+    variances : array-like of shape (..., A)
+        Variance within each sample; leading axes are independent studies.
+
+    Returns
+    -------
+    variance, df : ndarray of shape (...)
+        The degrees of freedom are NaN where the variance is 0.
+
+    Examples
+    --------
+    >>> variance, df = satterthwaite([-1, 1], [1.0, 1.0], [3, 3])
+    >>> print(f"{variance:.2f} {df:.1f}")
+    0.67 4.0
+    """
+    m = np.asarray(sizes, dtype=float)
+    parts = np.asarray(weights, dtype=float) ** 2 * np.asarray(variances, dtype=float) / m
+    variance = parts.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        df = variance**2 / np.sum(parts**2 / (m - 1), axis=-1)
+    return variance, df
 
 
 def _student(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from posprobe.architectures.contrasts import group_means, pooled_variance
+from posprobe.architectures.contrasts import Part, contrast_parts, satterthwaite
+from posprobe.errors import DesignError
 from posprobe.intervals import Goal, Studies, plan_size
 
 __all__ = ["plan_models", "simulate_contrast"]
@@ -20,28 +22,24 @@ MOST_MODELS = 500
 
 
 def simulate_contrast(
-    summaries: ArrayLike,
-    labels: ArrayLike,
-    weights: ArrayLike,
+    parts: Sequence[Part],
     k: int,
     *,
     level: float = 0.95,
     repetitions: int = REPETITIONS,
     rng: np.random.Generator,
 ) -> Studies:
-    """Simulate studies of k models in each architecture, with limits by the pooled t.
+    """Simulate studies of k models in each architecture, or of k blocks.
 
-    Models of an architecture are normal around its measured mean, with the measured spread between
-    models of one architecture, pooled.
+    The values of each part are normal around their measured mean, with their own measured spread,
+    and limits are those of `contrast_interval`: Student's, with Satterthwaite's degrees of freedom.
 
     Parameters
     ----------
-    summaries, labels : array-like of shape (M,)
-        The number and the architecture of each measured model.
-    weights : array-like of shape (A,)
-        Weights of the contrast, in the sorted order of the architectures.
+    parts : sequence of Part
+        From `contrast_parts`.
     k : int
-        Models of each architecture.
+        Models of each architecture, or blocks.
     level : float
         Nominal coverage of the interval.
     repetitions : int
@@ -54,26 +52,31 @@ def simulate_contrast(
     Studies
         In the unit of the summaries.
     """
-    means, *_ = group_means(summaries, labels)
-    variance, _ = pooled_variance(summaries, labels)
-    w = np.asarray(weights, dtype=float)
-    draws = rng.normal(means[:, None], np.sqrt(variance), size=(repetitions, len(means), k))
-    spread = draws.var(axis=2, ddof=1).mean(axis=1)
-    estimate = draws.mean(axis=2) @ w
-    quantile = stats.t.ppf(0.5 + level / 2, len(means) * (k - 1))
-    half = quantile * np.sqrt(spread * np.sum(w**2) / k)
+    means, spreads, weights = np.transpose(
+        [(part.values.mean(), part.values.std(ddof=1), part.weight) for part in parts]
+    )
+    draws = rng.normal(means[:, None], spreads[:, None], size=(repetitions, len(parts), k))
+    estimate = draws.mean(axis=2) @ weights
+    variance, df = satterthwaite(weights, draws.var(axis=2, ddof=1), np.full(len(parts), k))
+    half = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(variance)
     return Studies(estimate, estimate - half, estimate + half)
 
 
 def plan_models(
-    summaries: ArrayLike, labels: ArrayLike, weights: ArrayLike, goal: Goal, *, seed: int = 0
+    summaries: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike,
+    goal: Goal,
+    *,
+    blocks: ArrayLike | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, int | None], pd.DataFrame]:
-    """Find how many models of each architecture a contrast needs; see `simulate_contrast`.
+    """Find how many models of each architecture, or blocks, a contrast needs.
 
     Parameters
     ----------
-    summaries, labels, weights
-        As in `simulate_contrast`.
+    summaries, labels, weights, blocks
+        As in `contrast_interval`, whose limits are simulated by `simulate_contrast`.
     goal : Goal
         What is wanted.
     seed : int
@@ -82,17 +85,28 @@ def plan_models(
     Returns
     -------
     needed : dict of str to (int or None)
-        Models of each architecture for ``"precision"`` and ``"power"``; None means more than 500.
+        Models of each architecture (with blocks: of complete blocks) for ``"precision"`` and
+        ``"power"``; None means more than 500.
     table : pandas.DataFrame
         One row for each simulated number of models.
 
     Raises
     ------
     DesignError
-        If no architecture has two models.
+        If an architecture of non-zero weight has one model, or fewer than two blocks are complete.
     """
-    simulate = partial(
-        simulate_contrast, summaries, labels, weights, level=goal.level,
-        rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    parts, unit = contrast_parts(summaries, labels, weights, blocks)
+    for part in parts:
+        if part.values.size < 2 and unit == "blocks":
+            raise DesignError(
+                f"{part.values.size} complete blocks: nothing tells their spread, so add a model "
+                "of each architecture to another block, or plan without blocks"
+            )
+        if part.values.size < 2:
+            raise DesignError(
+                f"one model of {part.name}: nothing tells architecture from model, so add a second "
+                "model (another seed)"
+            )
+    rng = np.random.default_rng(seed)
+    simulate = partial(simulate_contrast, parts, level=goal.level, rng=rng)
     return plan_size(simulate, goal, least=LEAST_MODELS, largest=MOST_MODELS)

@@ -214,6 +214,7 @@ class ArchitectureComparison(Telling):
             row = {
                 "architecture": model.architecture,
                 "model": model.model,
+                "block": model.block,
                 "n_layers": model.n_layers,
                 "n_sequences": model.n_sequences,
             }
@@ -223,7 +224,8 @@ class ArchitectureComparison(Telling):
                 row[f"{name}_low"] = interval.low if interval else None
                 row[f"{name}_high"] = interval.high if interval else None
             rows.append(row)
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        return table if any(model.block for model in self.models) else table.drop(columns="block")
 
     def _mixed(self) -> pd.DataFrame:
         return pd.DataFrame() if self.mixed is None else self.mixed.table(level=self.level)

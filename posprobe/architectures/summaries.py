@@ -43,6 +43,8 @@ class ModelSummary:
         one layer was measured.
     intercept_interval, slope_interval : Interval or None
         Intervals over sequences. They describe this model, not its architecture.
+    block : str or None
+        What the model shares with models of other architectures, for instance its seed.
     """
 
     architecture: str
@@ -53,6 +55,7 @@ class ModelSummary:
     slope: float | None
     intercept_interval: Interval | None = None
     slope_interval: Interval | None = None
+    block: str | None = None
 
 
 def check_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -230,6 +233,7 @@ def _summarise(model: str, rows: pd.DataFrame, at: float, level: float) -> Model
         slope=float(fits[1].mean()) if sloped else None,
         intercept_interval=intervals[0],
         slope_interval=intervals[1] if sloped else None,
+        block=str(rows["block"].iloc[0]) if "block" in rows.columns else None,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from posprobe.analysis import condition_of, measurable, sort_files
-from posprobe.architectures import Contrast, default_contrasts, plan_models
+from posprobe.architectures import Contrast, contrast_interval, default_contrasts, plan_models
 from posprobe.channels import SPLIT, overall_variances, plan_items
 from posprobe.comparison import VALUES, compare_lineup, line_up
 from posprobe.errors import DesignError, Telling
@@ -33,8 +33,8 @@ class SizePlan(Telling):
 
     Attributes
     ----------
-    unit : {"items", "texts", "models"}
-        What is counted; models are those of each architecture.
+    unit : {"items", "texts", "models", "blocks"}
+        What is counted; models are those of each architecture, and a block has one of each.
     what : str
         The number, and what it was measured on.
     n : int
@@ -106,6 +106,7 @@ def plan(
     assurance: float = 0.8,
     level: float = 0.95,
     architectures: Mapping[str, str] | None = None,
+    blocks: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> list[SizePlan]:
     """Say how many items, texts or models are needed, by simulation from what was measured.
@@ -114,7 +115,7 @@ def plan(
     with a studentised interval in every simulated study; and, given three texts or more under the
     same conditions, the *texts*, whose mean has an interval over texts. From files of several
     models, or the folder that `posprobe.compare` wrote: the *models* of each architecture that a
-    planned contrast needs.
+    planned contrast needs, or the complete *blocks* where models have blocks.
 
     Parameters
     ----------
@@ -131,8 +132,8 @@ def plan(
         Share of studies that are to reach the precision.
     level : float
         Nominal coverage of the interval.
-    architectures : mapping of str to str, optional
-        As in `posprobe.compare`.
+    architectures, blocks : mapping of str to str, optional
+        As in `posprobe.compare`; a folder of a comparison has its own.
     seed : int
         Seed of the simulation.
 
@@ -162,7 +163,7 @@ def plan(
         return _models(_read_summaries(given[0]), quantity, of_models, seed)
     stores = open_stores(given)
     if len({(store.header.weights_digest, store.header.variant) for store in stores}) > 1:
-        lineup = line_up(stores, architectures=architectures)
+        lineup = line_up(stores, architectures=architectures, blocks=blocks)
         if lineup.paired:
             raise DesignError(
                 "the files are of variants of one checkpoint, which are no sample of models: plan "
@@ -225,6 +226,7 @@ def _models(summaries: pd.DataFrame, quantity: str, goal: Goal, seed: int) -> li
         there = ", ".join(map(str, summaries["value"].unique()))
         raise DesignError(f"the comparison has no {quantity}: use one of {there}")
     labels = own["architecture"].astype(str).to_numpy()
+    blocks = own["block"].astype(str).to_numpy() if "block" in own else None
     names = sorted(set(labels))
     plans = []
     for contrast in default_contrasts(names) or _differences(names):
@@ -232,14 +234,14 @@ def _models(summaries: pd.DataFrame, quantity: str, goal: Goal, seed: int) -> li
         if not np.isfinite(values).all():
             continue  # one layer per model has no slope
         weights = contrast.vector(names)
-        means = own.groupby("architecture")[contrast.response].mean()[names].to_numpy()
-        needed, table = plan_models(values, labels, weights, goal, seed=seed)
+        needed, table = plan_models(values, labels, weights, goal, blocks=blocks, seed=seed)
         if math.isinf(goal.precision):
             table = table.drop(columns="reached")
         what = f"{contrast.name} ({contrast.response} of {quantity})"
-        plans.append(
-            SizePlan("models", what, len(labels), float(means @ weights), goal, needed, table)
-        )
+        paired = blocks is not None and np.count_nonzero(weights) > 1
+        now, _ = contrast_interval(values, labels, weights, estimand=what, blocks=blocks)
+        unit = "blocks" if paired else "models"
+        plans.append(SizePlan(unit, what, now.n, now.estimate, goal, needed, table))
     return plans
 
 

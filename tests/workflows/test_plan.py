@@ -58,6 +58,20 @@ def test_several_models_plan_models_from_files_and_from_the_folder_of_a_comparis
     assert [one.what[:2] for one in relative] == ["H1"] * 3  # one number per model has no slope
 
 
+def test_models_in_blocks_plan_blocks(tmp_path):
+    paths = [store.path for store in lineups.family(tmp_path)]
+    blocks = {str(seed): f"*-{seed}" for seed in range(3)}
+    found = posprobe.plan(paths, blocks=blocks)
+    assert [(one.unit, one.n) for one in found] == [("blocks", 3)] * 3 + [
+        ("models", 9),
+        ("blocks", 3),
+    ]
+    posprobe.compare(paths, tmp_path / "out", blocks=blocks)
+    assert [one.needed for one in posprobe.plan([tmp_path / "out"])] == [
+        one.needed for one in found
+    ]
+
+
 def test_other_architectures_are_compared_pair_by_pair(tmp_path):
     truth = {"alibi": (0.4, 0.0), "rope": (0.7, 0.0)}
     paths = [store.path for store in lineups.family(tmp_path, truth=truth)]
