@@ -7,7 +7,8 @@
 # make docs    builds the site in build/site, warnings and broken links being errors
 # make linkcheck asks every address outside the site (needs a network)
 # make dist    builds the wheel and the source distribution in build/dist
-# make reports reruns the analyses into out/anew and says what differs from the committed reports
+# make 01_two_channels (or another of analyses/) reruns one analysis into out/anew
+# make reports reruns the first two from nothing and says what differs from the committed reports
 PYTHON ?= python3.11
 VENV ?= .venv
 MODEL ?= smollm2
@@ -18,6 +19,7 @@ WORKERS ?= 2
 GEMMA ?=
 RESOLUTION ?= lowest-direct
 ANEW := out/anew
+ANALYSES := $(basename $(notdir $(wildcard analyses/[0-9]*.py)))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,7 +31,7 @@ SOURCES := posprobe tests $(wildcard benchmarks analyses docs/*.py \
 	$(addprefix docs/,_extensions captures examples other_tools packaging))
 
 .PHONY: audit test check slow coverage planted docs linkcheck dist benchmarks reports bounds \
-	vulnerabilities setup clean
+	vulnerabilities setup clean $(ANALYSES)
 
 audit: $(STAMP)
 	$(BIN)/posprobe audit $(MODEL) --out $(OUT) $(ARGS)
@@ -66,14 +68,15 @@ dist: $(STAMP)
 benchmarks: $(STAMP)
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
+$(ANALYSES): $(STAMP)
+	$(BIN)/python analyses/$@.py --files $(ANEW)/files/$@ --report $(ANEW)/reports/$@ $(ARGS)
+
 # From nothing: a capture that an earlier version left behind would hide what has changed since.
 # GEMMA=1 needs Gemma 3 installed; without it that report is left out.
 reports: $(STAMP)
 	rm -rf $(ANEW)
-	$(BIN)/python analyses/01_two_channels.py --files $(ANEW)/files/01 \
-		--report $(ANEW)/reports/01_two_channels
-	$(BIN)/python analyses/02_architectures.py --files $(ANEW)/files/02 \
-		--report $(ANEW)/reports/02_architectures $(if $(GEMMA),--gemma)
+	$(MAKE) 01_two_channels
+	$(MAKE) 02_architectures $(if $(GEMMA),ARGS=--gemma)
 	$(BIN)/python analyses/compare_reports.py analyses/reports $(ANEW)/reports \
 		$(if $(GEMMA),,--leave-out 02_architectures/gemma)
 

@@ -252,11 +252,31 @@ def last_change(curve: pd.DataFrame) -> float:
     return float(change[change.abs().idxmax()])
 
 
+def findings(parts: dict[str, dict]) -> list[str]:
+    """What the page opens with: the primary test, and where the two kinds of evidence agree."""
+    (main,) = (test for test in parts["family"]["tests"] if test["primary"])
+    family = parts["family"]
+    differ = "differ" if main["p_value"] < 1 - family["level"] else "are not shown to differ"
+    models = family["architectures"]
+    said = (
+        f"- **The trained architectures ({', '.join(models)}) {differ} in the residual channel**: "
+        f"{sum(map(len, models.values()))} models, V_R at mean depth, {shown_test(main)}. One "
+        "checkpoint under several schemes is another question, and the table sets the two side by "
+        "side."
+    )
+    return [said, "", *agreement(parts), "", "The study says that all three hypotheses hold.", ""]
+
+
 def agreement(parts: dict[str, dict]) -> list[str]:
     """Where the comparisons agree on a hypothesis and where they do not."""
     first, second = (parts[name] for name in ("variants", "family"))
-    lines = ["| hypothesis | on | one checkpoint, several schemes | trained families | |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    columns = (
+        "hypothesis",
+        "on",
+        "one checkpoint, not trained under the schemes",
+        "trained families",
+    )
+    lines = [f"| {' | '.join(columns)} | |", "|---|---|---|---|---|"]
     for one, other in zip(first["answers"], second["answers"], strict=True):
         verdicts = [answer["verdict"].replace("_", " ") for answer in (one, other)]
         decided = {"supported", "contradicted"} >= set(verdicts)
@@ -275,6 +295,7 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
     lines = [
         "# Two channels across architectures",
         "",
+        *(findings(parts) if {"variants", "family"} <= set(parts) else ()),
         "`python analyses/02_architectures.py` writes this page; the protocol is at the top of "
         "that file. Variances are in nats². Intervals are 95% intervals over models where an "
         "architecture has several (shares: Fieller, from its models alone), and over items "
@@ -282,12 +303,6 @@ def summarise(report: Path, curves: pd.DataFrame) -> str:
         "are not adjusted.",
         "",
     ]
-    if {"variants", "family"} <= set(parts):
-        lines += ["## Agreements and disagreements", "", *agreement(parts), ""]
-        lines += [
-            "The study says that all three hypotheses hold. The first column is about one model "
-            "that was not trained under the schemes; the second is about models that were.", "",
-        ]  # fmt: skip
     for name in [k for k in ("variants", "family", "controls", "gemma") if k in parts]:
         lines += [f"## {name} ([report]({name}/report.html))", ""]
         lines += part_lines(name, parts[name], report / name)

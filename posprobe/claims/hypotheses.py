@@ -135,8 +135,10 @@ def _protocol(comparison: Comparison, one: ContrastResult, value: str) -> str:
             "Variants of one checkpoint, paired over the items that they share: the interval is "
             "about this model on other items of the text, and does not test architectures."
         )
+    elif "blocks" in one.interval.method:
+        unit = "The contrast is taken within each block, and blocks are the unit."
     else:
-        unit = "Models are the unit; their spread is pooled over architectures."
+        unit = "Models are the unit, and each architecture has the spread of its own models."
     mixed = "" if one.mixed is None else f" Mixed model: {one.mixed}."
     return f"{stimulus} Contrast of {what}. {unit}{mixed}"
 

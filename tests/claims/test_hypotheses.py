@@ -70,3 +70,17 @@ def test_presence_is_not_adjusted_since_all_models_must_have_it(comparison):
     assert 0 < claim.p_value < 0.05
     assert claim.p_adjusted is None
     assert claim.p_note == "not adjusted: H3 needs all of its parts"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (None, "Models are the unit, and each architecture has the spread of its own models."),
+        ({"0": "*-0", "1": "*-1"}, "taken within each block, and blocks are the unit."),
+    ],
+)
+def test_the_protocol_of_a_contrast_names_its_unit(blocks, said, tmp_path):
+    lineup = line_up(family(tmp_path, layers=2, seeds=2), blocks=blocks)
+    claim = claims_of(compare_lineup(lineup))["H1_trend_window_ntk_V_R"]
+    assert said in claim.protocol
+    assert claim.ci_method.endswith("over blocks" if blocks else "over models")
