@@ -1,0 +1,73 @@
+"""One model of the family: trained if it is missing, and measured as in analysis 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+import posprobe
+from posprobe.captures import QUANTITIES
+from posprobe.models.bundled import zoo_folder
+
+ANALYSES = Path(__file__).resolve().parents[1]
+TOKENIZER = ANALYSES.parent / "data" / "zoo" / "tokenizer"
+ARCHITECTURES = ("rope", "ntk", "window")
+LENGTH, N = 128, 32
+LAST = 1000  # steps of training
+KEPT = ("V_T", "V_M", "V_R", "C_MR")
+
+
+def train(name: str, work: Path) -> Path:
+    """Train a model such as ``rope-3``, from wherever its checkpoints are; return its folder."""
+    out = work / "models"
+    shutil.copytree(TOKENIZER, out / TOKENIZER.name, dirs_exist_ok=True)
+    script = ANALYSES / "zoo" / "train.py"
+    command = [sys.executable, script, "--model", name, "--work", work, "--out", out]
+    subprocess.run(command, check=True)
+    for file in TOKENIZER.iterdir():
+        shutil.copy(file, out / name)
+    return out / name
+
+
+def measure(name: str, source: str, files: Path) -> tuple[dict[str, object], pd.DataFrame]:
+    """A row of what the model is, and a row for each layer: means over heads and offsets."""
+    files.mkdir(parents=True, exist_ok=True)
+    model = posprobe.load_model(source)
+    path = files / f"{name}.h5"
+    quantities = tuple(quantity for quantity in QUANTITIES if quantity != "residual")
+    store = posprobe.capture(
+        model, path, design="shifted", bos="force", n=N, length=LENGTH, quantities=quantities,
+        overwrite=True, progress=False,
+    )  # fmt: skip
+    found = posprobe.decompose(store).by_layer
+    architecture, _, seed = name.rpartition("-")
+    limits = [f"{value}{end}" for value in KEPT for end in ("", "_low", "_high")]
+    layers = found[["layer", *limits]].assign(depth=found["layer"].astype(int) / (len(found) - 1))
+    head = {"architecture": architecture, "model": name, "block": int(seed)}
+    for column, value in reversed(head.items()):
+        layers.insert(0, column, value)
+    folder = zoo_folder(source) if source.startswith("zoo/") else Path(source)
+    return head | provenance(folder) | {"weights": store.header.weights_digest}, layers
+
+
+def provenance(folder: Path) -> dict[str, object]:
+    """How a model was trained, and whether its sinks were stable when training ended."""
+    said = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    curve = pd.read_csv(folder / "training.csv").set_index("step")
+    heads = curve.filter(like="early_L")
+    change = heads.iloc[-1] - heads[heads.index <= heads.index[-1] - LAST].iloc[-1]
+    return {
+        "steps": int(curve.index[-1]),
+        "held_out_loss": float(curve["held_out_loss"].iloc[-1]),
+        "strongest_sink": float(heads.iloc[-1].max()),
+        "last_change": float(change[change.abs().idxmax()]),
+        "text": said["data"]["sha256"][:12],
+        "python": said["versions"]["python"],
+        "torch": said["versions"]["torch"],
+        "model_file": said["files"]["model.safetensors"][:12],
+    }
