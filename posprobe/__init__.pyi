@@ -10,6 +10,7 @@ from .store import ActivationStore
 from .workflows.analyze import analyze
 from .workflows.audit import audit
 from .workflows.compare import compare
+from .workflows.generalize import generalize
 from .workflows.plan import plan
 
 __version__: str
@@ -29,6 +30,7 @@ __all__ = [
     "compare_architectures",
     "decompose",
     "fit_mixed",
+    "generalize",
     "load_model",
     "make_stimulus",
     "plan",

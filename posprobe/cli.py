@@ -777,6 +777,42 @@ def plan(paths: tuple[Path, ...], as_json: bool, **wanted: Any) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.argument("others", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--which",
+    type=click.Choice(["residual", "normalizer"]),
+    default="residual",
+    show_default=True,
+    help="Features of the probes.",
+)
+@click.option("--layers", type=Numbers(), help="Layers.  [default: all that every file has]")
+@click.option("--trained-to", type=int, help="Last position to train on.  [default: a quarter]")
+@click.option("--level", type=float, default=0.95, show_default=True, help="Level of intervals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table as CSV.")
+@QUIET
+def generalize(
+    file: Path, others: tuple[Path, ...], output: Path | None, quiet: bool, **options: Any
+) -> None:
+    """Score probes of position where they were not trained.
+
+    Probes are trained on the early positions of the natural capture FILE, and scored at later
+    positions, in other layers, and on the captures OTHERS of the same model.
+    """
+    _check_limit(STATISTICS)
+    from posprobe.workflows.generalize import generalize as run
+
+    table = run(file, others, progress=not quiet, **options)
+    if output is not None:
+        table.to_csv(output, index=False)
+        _print_path(output)
+        return
+    shown = table.drop(columns=["sequences", "bias", "bias_low", "bias_high"])
+    click.echo(shown.to_string(index=False, float_format="%.3g"))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
 @JSON
 @click.option("--verify", is_flag=True, help="Read it all, and compare it with its digests.")
 def inspect(file: Path, as_json: bool, verify: bool) -> None:

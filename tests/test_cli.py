@@ -274,6 +274,20 @@ def test_analyze_says_that_files_of_format_1_have_no_digests(captured, tmp_path)
         assert (said in (tmp_path / "report.html").read_text()) is there
 
 
+def test_generalize_prints_a_row_for_each_range_or_writes_them(tmp_path):
+    natural = Path(__file__).parents[1] / "docs" / "captures" / "natural.h5"
+    found = invoke("generalize", natural, "--trained-to", 8, "--quiet")
+    assert found.exit_code == 0, found.output
+    header, *rows = found.stdout.splitlines()
+    assert header.split()[:4] == ["question", "layer", "target_file", "target_layer"]
+    assert [row.split()[4:6] for row in rows] == [["1", "9"], ["9", "17"], ["17", "32"]]
+    out = tmp_path / "a.csv"
+    found = invoke("generalize", natural, "--trained-to", 8, "--quiet", "-o", out)
+    assert str(out) in found.stdout
+    assert len(pd.read_csv(out)) == 3
+    refused(invoke("generalize", natural, "--trained-to", 31), "trained_to=31 must be 8 to 30")
+
+
 def test_plan_prints_what_is_needed_and_a_table(tmp_path):
     path = synthetic.effect_store(
         tmp_path / "a.h5", *np.random.default_rng(0).uniform(1, 2, (2, 10, 1)) * [3, 2, 1, 0.5, 0]
