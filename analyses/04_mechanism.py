@@ -22,9 +22,15 @@ Erasing. Position and log(1 + position) are erased from the stream that enters b
 change (LEACE), fitted on 40 natural sequences; as many random directions are erased as a control.
 Measured again: V_R and V_M of the blocks from 10 on, the loss, and probes of later streams.
 
+Elsewhere. Probes of position are trained on positions 1 to 64 of 40 natural sequences of 512 tokens
+and scored at the positions behind, in other blocks, under `ntk(8)` and `yarn(8)`, with BOS at
+position 0, and on Python source code; always on sequences that did not train them.
+
 Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band is needed
 if the interval of the V_R that is left without it excludes 1 and does not overlap that of the
-control. Intervals are at 95%, over items, and not adjusted for the number of bands and variants.
+control. A code goes on if the lower limit of R2 of the best block's probe is above 1/2 in every
+range behind the trained one, and does not if all upper limits are below. Intervals are at 95%, over
+items, and not adjusted for the number of bands and variants.
 
 Run it with ``python analyses/04_mechanism.py``. The report goes to
 ``analyses/reports/04_mechanism``, captured files to ``out/04_mechanism``; interrupted, it goes on
@@ -38,6 +44,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
+from mechanism.elsewhere import elsewhere_table
 from mechanism.erasing import erased_tables
 from mechanism.measuring import LENGTH, captured, loss_gained, losses, variances_left
 from mechanism.page import write_page
@@ -119,7 +126,9 @@ def main(n: int, n_changed: int, draws: int, files: Path, report: Path) -> None:
     standard = models["standard"], stores["standard"], files, n_changed
     tables |= {"zeroed": zeroed_table(*standard, range(draws))}
     write_page(report, tables)
-    click.echo(write_page(report, tables | erased_tables(*standard)))
+    tables |= erased_tables(*standard)
+    write_page(report, tables)
+    click.echo(write_page(report, tables | {"elsewhere": elsewhere_table("smollm2", files)}))
 
 
 if __name__ == "__main__":

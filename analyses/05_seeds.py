@@ -80,7 +80,9 @@ def main(n_train: int, work: Path, files: Path, report: Path) -> None:
     bundled = {name.removeprefix("zoo/") for name in list_zoo()}
     missing = missing_models(tables, PLANNED)
     trained = [name for name in missing if name not in bundled][: n_train * len(ARCHITECTURES)]
-    for name in tqdm([*(name for name in missing if name in bundled), *trained], desc="models", disable=None):
+    for name in tqdm(
+        [*(name for name in missing if name in bundled), *trained], desc="models", disable=None
+    ):
         source = f"zoo/{name}" if name in bundled else str(train(name, work))
         add(tables, *measure(name, source, files))
         write_page(report, tables)

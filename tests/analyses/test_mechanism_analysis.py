@@ -34,7 +34,12 @@ def tables(analysis, model, tmp_path_factory):
         whole = analysis.decompose(store).overall.assign(variant="standard")
         found = {"bands": bands, "channels": whole}
         found |= {"zeroed": analysis.zeroed_table(*standard, range(1))}
-        return found | analysis.erased_tables(*standard)
+        found |= analysis.erased_tables(*standard)
+        short = {"LENGTH": 64, "N": 14, "TRAINED_TO": 12, "LAYERS": (1, 3)}
+        short["FILES"] = {"native": {}, "ntk(8)": {"variant": "ntk(8)"}}
+        for name, value in short.items():
+            patch.setattr(part("elsewhere"), name, value)
+        return found | {"elsewhere": analysis.elsewhere_table("zoo/rope-0", files)}
 
 
 def part(name):
@@ -95,10 +100,33 @@ def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
     rows = tables["bands"].query("layer == 'all' and channel == 'R'")
     top = rows.loc[rows["share"].astype(float).idxmax()]
     assert f"The band {top['band']} has {top['share']:.2f}" in " ".join(page.split())
-    for section in ("Shares of the bands", "Without a band", "Position erased at block"):
+    assert "goes on behind them: contradicted" in " ".join(page.split())
+    for section in ("Shares of the bands", "Without a band", "Position erased at block", "Probes"):
         assert f"## {section}" in page
     assert sorted(p.stem for p in tmp_path.glob("tables/*.csv")) == sorted(tables)
-    assert (tmp_path / "figures" / "bands.svg").read_text().startswith("<svg")
+    for name in ("bands", "elsewhere"):
+        assert (tmp_path / "figures" / f"{name}.svg").read_text().startswith("<svg")
+
+
+def test_every_file_is_scored_behind_the_trained_range(tables):
+    table = tables["elsewhere"]
+    assert set(table["target_file"]) == {"native", "ntk(8)"}
+    assert sorted(table["start"].unique()) == [1, 13, 25, 49]
+    assert set(table.query("question == 'layers'")["target_layer"]) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"),
+    [((0.6, 0.8), "supported"), ((0.1, 0.3), "contradicted"), ((0.4, 0.6), "undecided")],
+)
+def test_a_code_goes_on_if_it_is_read_in_every_range(analysis, limits, verdict):
+    row = {"question": "positions", "layer": 5, "slope": 1.0, "slope_low": 0.9, "slope_high": 1.1}
+    rows = [
+        row | {"start": start, "stop": 2 * start + 1, "r2": r2, "r2_low": low, "r2_high": high}
+        for start, r2, low, high in ((1, 0.9, 0.8, 1.0), (65, np.mean(limits), *limits))
+    ]
+    (said,) = part("elsewhere").elsewhere_finding(pd.DataFrame(rows))
+    assert f"goes on behind them: {verdict}" in said
 
 
 @pytest.mark.parametrize(
