@@ -26,10 +26,15 @@ Elsewhere. Probes of position are trained on positions 1 to 64 of 40 natural seq
 and scored at the positions behind, in other blocks, under `ntk(8)` and `yarn(8)`, with BOS at
 position 0, and on Python source code; always on sequences that did not train them.
 
+Shape. From the same sequences, at every fourth position: the mean stream by position without bias,
+its effective dimension, bend, and the shares that position and its logarithm explain; and how well
+the codes of two blocks, texts or variants are one shape after the best rotation.
+
 Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band is needed
 if the interval of the V_R that is left without it excludes 1 and does not overlap that of the
 control. A code goes on if the lower limit of R2 of the best block's probe is above 1/2 in every
-range behind the trained one, and does not if all upper limits are below. Intervals are at 95%, over
+range behind the trained one, and does not if all upper limits are below. A code is low-dimensional
+if all upper limits of its effective dimension are below 5. Intervals are at 95%, over
 items, and not adjusted for the number of bands and variants.
 
 Run it with ``python analyses/04_mechanism.py``. The report goes to
@@ -48,6 +53,7 @@ from mechanism.elsewhere import elsewhere_table
 from mechanism.erasing import erased_tables
 from mechanism.measuring import LENGTH, captured, loss_gained, losses, variances_left
 from mechanism.page import write_page
+from mechanism.shape import shape_tables
 from tqdm.auto import tqdm
 
 from posprobe.channels import decompose, decompose_bands
@@ -128,7 +134,9 @@ def main(n: int, n_changed: int, draws: int, files: Path, report: Path) -> None:
     write_page(report, tables)
     tables |= erased_tables(*standard)
     write_page(report, tables)
-    click.echo(write_page(report, tables | {"elsewhere": elsewhere_table("smollm2", files)}))
+    tables |= {"elsewhere": elsewhere_table("smollm2", files)}
+    write_page(report, tables)
+    click.echo(write_page(report, tables | shape_tables("smollm2", files)))
 
 
 if __name__ == "__main__":

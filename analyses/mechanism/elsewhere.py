@@ -23,16 +23,22 @@ FILES = {
 READ = 0.5  # R2 from which a code is called read
 
 
-def elsewhere_table(name: str, files: Path) -> pd.DataFrame:
-    """Probes of the native capture, scored on it and on every other one."""
+def natural_files(name: str, files: Path) -> dict[str, Path]:
+    """Capture the streams of one text natively and under each change, and of another text."""
     files.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for what, options in tqdm(FILES.items(), desc="elsewhere"):
+    for what, options in tqdm(FILES.items(), desc="natural"):
         own = dict(options)
         model = posprobe.load_model(name, variant=own.pop("variant", "standard"))
         paths[what] = files / f"natural_{len(paths)}.h5"
         plan = dict(n=N, length=LENGTH, quantities=("residual",), residual_layers=LAYERS)
         posprobe.capture(model, paths[what], resume=True, progress=False, **plan, **own).close()
+    return paths
+
+
+def elsewhere_table(name: str, files: Path) -> pd.DataFrame:
+    """Probes of the native capture, scored on it and on every other one."""
+    paths = natural_files(name, files)
     native, *others = paths.values()
     table = posprobe.generalize(native, others, trained_to=TRAINED_TO)
     names = {path.name: what for what, path in paths.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 from mechanism.elsewhere import draw_elsewhere, elsewhere_finding, elsewhere_lines
+from mechanism.shape import draw_shape, shape_finding, shape_lines
 from prose import wrapped
 
 from posprobe.figures import to_svg
@@ -30,6 +31,7 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
         *findings(overall, tables.get("zeroed")),
         *(erasing_finding(tables["erased"]) if "erased" in tables else []),
         *(elsewhere_finding(tables["elsewhere"]) if "elsewhere" in tables else []),
+        *(shape_finding(tables["shape"]) if "shape" in tables else []),
         "",
         "Intervals are at 95%, over items, not adjusted for their number. The protocol is at the "
         "top of `analyses/04_mechanism.py`, which writes this page; the equations are in "
@@ -38,16 +40,19 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
         *shares(overall, tables["channels"]),
         "![Shares of the channels by band](figures/bands.svg)",
         "",
-        *([] if {"erased", "elsewhere"} <= tables.keys() else [UNFINISHED, ""]),
+        *([] if {"erased", "elsewhere", "shape"} <= tables.keys() else [UNFINISHED, ""]),
         *(without(tables["zeroed"]) if "zeroed" in tables else []),
         *(erasing(tables["erased"], tables["probes"]) if "erased" in tables else []),
         *(elsewhere_lines(tables["elsewhere"]) if "elsewhere" in tables else []),
+        *(shape_lines(tables["shape"], tables["alignment"]) if "shape" in tables else []),
     ]
     page = "\n".join(map(wrapped, sections)).rstrip() + "\n"
     (report / "README.md").write_text(page, encoding="utf-8")
     drawn = {"bands": draw_shares(overall)}
     if "elsewhere" in tables:
         drawn["elsewhere"] = draw_elsewhere(tables["elsewhere"])
+    if "shape" in tables:
+        drawn["shape"] = draw_shape(tables["coordinates"], tables["alignment"])
     for name, figure in drawn.items():
         svg = to_svg(figure, name)
         (report / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")

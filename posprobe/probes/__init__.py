@@ -7,6 +7,7 @@ ridge/          fits ridge regressions by feature group, scored by sequence
 partition       divides R2 between feature groups: unique, shared and Shapley parts
 erasure         erases a concept from features, by the smallest linear change
 controls        scores probes on permuted and shifted positions
+shape           describes the mean stream by position: dimension, bend, log or linear
 transfer        scores probes where they were not trained: positions, layers, texts
 """
 
@@ -20,9 +21,11 @@ from posprobe.probes.partition import VariancePartition
 from posprobe.probes.ridge.group import GroupRidgeCV
 from posprobe.probes.ridge.probe import PositionProbe, guess_error
 from posprobe.probes.ridge.scored import Estimand, replicate_interval
+from posprobe.probes.shape import Alignment, PositionShape, align_shapes, position_shape
 from posprobe.probes.transfer import between, transfer_scores
 
 __all__ = [
+    "Alignment",
     "Block",
     "ClusterGram",
     "Eraser",
@@ -31,13 +34,16 @@ __all__ = [
     "GramAccumulator",
     "GroupRidgeCV",
     "PositionProbe",
+    "PositionShape",
     "VariancePartition",
+    "align_shapes",
     "between",
     "feature_blocks",
     "features",
     "fit_eraser",
     "guess_error",
     "permute_positions",
+    "position_shape",
     "position_slope",
     "replicate_interval",
     "shift_positions",

@@ -39,7 +39,9 @@ def tables(analysis, model, tmp_path_factory):
         short["FILES"] = {"native": {}, "ntk(8)": {"variant": "ntk(8)"}}
         for name, value in short.items():
             patch.setattr(part("elsewhere"), name, value)
-        return found | {"elsewhere": analysis.elsewhere_table("zoo/rope-0", files)}
+        patch.setattr(part("shape"), "LAYERS", (1, 3))
+        found |= {"elsewhere": analysis.elsewhere_table("zoo/rope-0", files)}
+        return found | analysis.shape_tables("zoo/rope-0", files)
 
 
 def part(name):
@@ -101,10 +103,16 @@ def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
     top = rows.loc[rows["share"].astype(float).idxmax()]
     assert f"The band {top['band']} has {top['share']:.2f}" in " ".join(page.split())
     assert "goes on behind them: contradicted" in " ".join(page.split())
-    for section in ("Shares of the bands", "Without a band", "Position erased at block", "Probes"):
+    for section in (
+        "Shares of the bands",
+        "Without a band",
+        "Position erased at block",
+        "Probes",
+        "The shape",
+    ):
         assert f"## {section}" in page
     assert sorted(p.stem for p in tmp_path.glob("tables/*.csv")) == sorted(tables)
-    for name in ("bands", "elsewhere"):
+    for name in ("bands", "elsewhere", "shape"):
         assert (tmp_path / "figures" / f"{name}.svg").read_text().startswith("<svg")
 
 
@@ -113,6 +121,14 @@ def test_every_file_is_scored_behind_the_trained_range(tables):
     assert set(table["target_file"]) == {"native", "ntk(8)"}
     assert sorted(table["start"].unique()) == [1, 13, 25, 49]
     assert set(table.query("question == 'layers'")["target_layer"]) == {1, 3}
+
+
+def test_every_block_has_a_shape_and_is_aligned_with_every_other(tables):
+    assert list(tables["shape"]["layer"]) == [1, 3]
+    pairs = tables["alignment"][["layer", "with", "with_layer"]].itertuples(index=False, name=None)
+    assert set(pairs) == {(1, "ntk(8)", 1), (3, "ntk(8)", 3), (1, "native", 3)}
+    assert tables["alignment"]["similarity"].between(0, 1).all()
+    assert len(tables["coordinates"]) == 2 * 15
 
 
 @pytest.mark.parametrize(
