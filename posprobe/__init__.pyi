@@ -10,7 +10,6 @@ from .store import ActivationStore
 from .workflows.analyze import analyze
 from .workflows.audit import audit
 from .workflows.compare import compare
-from .workflows.generalize import generalize
 from .workflows.plan import plan
 
 __version__: str
@@ -30,7 +29,6 @@ __all__ = [
     "compare_architectures",
     "decompose",
     "fit_mixed",
-    "generalize",
     "load_model",
     "make_stimulus",
     "plan",

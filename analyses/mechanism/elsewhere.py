@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 import posprobe
 from posprobe.report.words import number, with_interval
+from posprobe.workflows.generalize import generalize
 
 LENGTH, N, TRAINED_TO = 512, 40, 64
 LAYERS = (1, 5, 10, 15, 20, 25, 29)
@@ -40,7 +41,7 @@ def elsewhere_table(name: str, files: Path) -> pd.DataFrame:
     """Probes of the native capture, scored on it and on every other one."""
     paths = natural_files(name, files)
     native, *others = paths.values()
-    table = posprobe.generalize(native, others, trained_to=TRAINED_TO)
+    table = generalize(native, others, trained_to=TRAINED_TO)
     names = {path.name: what for what, path in paths.items()}
     return table.assign(target_file=table["target_file"].map(names))
 

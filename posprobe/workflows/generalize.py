@@ -80,7 +80,9 @@ def generalize(
     --------
     ::
 
-        table = posprobe.generalize("natural.h5", trained_to=64)
+        from posprobe.workflows.generalize import generalize
+
+        table = generalize("natural.h5", trained_to=64)
         table[table["question"] == "positions"].pivot(index="layer", columns="start", values="r2")
     """
     if which not in ONE_WIDTH:

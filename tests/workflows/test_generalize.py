@@ -11,6 +11,7 @@ import posprobe
 from posprobe.errors import DesignError
 from posprobe.probes import PositionProbe, between, features, transfer_scores
 from posprobe.store import ActivationStore
+from posprobe.workflows.generalize import generalize
 
 CAPTURES = Path(__file__).parents[2] / "docs" / "captures"
 PLACE = ["question", "layer", "target_file", "target_layer", "start", "stop"]
@@ -35,7 +36,7 @@ def files(tmp_path_factory):
 
 
 def quiet(*paths, **options):
-    return posprobe.generalize(*paths, progress=False, **options)
+    return generalize(*paths, progress=False, **options)
 
 
 def test_every_question_is_asked_of_every_layer(files):
