@@ -1,1 +1,1 @@
-"""One module per command (audit, analyze, compare, selfcheck); they compose the other rooms."""
+"""One module per command (audit, analyze, compare, plan, ...); they compose the other rooms."""
