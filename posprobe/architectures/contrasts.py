@@ -347,7 +347,7 @@ def satterthwaite(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Variance of a weighted sum of means, each of a sample of its own, and its degrees of freedom.
 
-    ``v = sum_a v_a`` with ``v_a = w_a^2 s_a^2 / m_a``, and ``df = v^2 / sum_a v_a^2 / (m_a - 1)``.
+    ``v = sum_a v_a`` with ``v_a = w_a^2 s_a^2 / m_a``, and ``1 / df = sum_a (v_a / v)^2 / (m_a - 1)``.
 
     Parameters
     ----------
@@ -371,7 +371,7 @@ def satterthwaite(
     parts = np.asarray(weights, dtype=float) ** 2 * np.asarray(variances, dtype=float) / m
     variance = parts.sum(axis=-1)
     with np.errstate(invalid="ignore"):
-        df = variance**2 / np.sum(parts**2 / (m - 1), axis=-1)
+        df = 1 / np.sum((parts / variance[..., None]) ** 2 / (m - 1), axis=-1)
     return variance, df
 
 
