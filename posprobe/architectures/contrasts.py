@@ -347,7 +347,8 @@ def satterthwaite(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Variance of a weighted sum of means, each of a sample of its own, and its degrees of freedom.
 
-    ``v = sum_a v_a`` with ``v_a = w_a^2 s_a^2 / m_a``, and ``1 / df = sum_a (v_a / v)^2 / (m_a - 1)``.
+    ``v = sum_a v_a`` with ``v_a = w_a^2 s_a^2 / m_a``, and
+    ``1 / df = sum_a (v_a / v)^2 / (m_a - 1)``.
 
     Parameters
     ----------
