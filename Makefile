@@ -19,6 +19,7 @@ WORKERS ?= 2
 GEMMA ?=
 RESOLUTION ?= lowest-direct
 ANEW := out/anew
+RERUN := 01_two_channels 02_architectures
 ANALYSES := $(basename $(notdir $(wildcard analyses/[0-9]*.py)))
 
 BIN := $(VENV)/bin
@@ -68,6 +69,7 @@ dist: $(STAMP)
 benchmarks: $(STAMP)
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
+02_architectures: ARGS += $(if $(GEMMA),--gemma)
 $(ANALYSES): $(STAMP)
 	$(BIN)/python analyses/$@.py --files $(ANEW)/files/$@ --report $(ANEW)/reports/$@ $(ARGS)
 
@@ -75,9 +77,9 @@ $(ANALYSES): $(STAMP)
 # GEMMA=1 needs Gemma 3 installed; without it that report is left out.
 reports: $(STAMP)
 	rm -rf $(ANEW)
-	$(MAKE) 01_two_channels
-	$(MAKE) 02_architectures $(if $(GEMMA),ARGS=--gemma)
+	set -e; for name in $(RERUN); do $(MAKE) $$name; done
 	$(BIN)/python analyses/compare_reports.py analyses/reports $(ANEW)/reports \
+		$(foreach name,$(filter-out $(RERUN),$(ANALYSES)),--leave-out $(name)) \
 		$(if $(GEMMA),,--leave-out 02_architectures/gemma)
 
 # Old releases warn of what new ones have changed since, so warnings of deprecations are no errors.

@@ -207,12 +207,16 @@ def describe(report: str, size: str, found: list[Difference], limit: int) -> str
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("old", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("new", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--leave-out", multiple=True, help="A report that NEW need not have.")
+@click.option("--leave-out", multiple=True, help="A report, or a folder of them, to skip.")
 @click.option("--show", default=SHOWN, show_default=True, help="Differences printed per report.")
 def main(old: Path, new: Path, leave_out: tuple[str, ...], show: int) -> None:
     """Compare every report of OLD with the one of the same name in NEW."""
     found = [*list_reports(old), *list_reports(new)]
-    names = [name for name in dict.fromkeys(found) if name not in leave_out]
+    names = [
+        name
+        for name in dict.fromkeys(found)
+        if not any(f"{name}/".startswith(f"{left}/") for left in leave_out)
+    ]
     if not names:
         raise click.UsageError(f"no report under {old} or {new}: a report is a folder with tables")
     same = True

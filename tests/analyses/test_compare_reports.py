@@ -164,6 +164,8 @@ def test_a_missing_report_differs_unless_it_is_left_out(script, folders):
     assert "more/gemma: 1 tables, 3 rows: differs in 2 places" in output
     assert "study: 1 tables, 3 rows: the same" in output
     assert run(script, folders, "--leave-out", "more/gemma")[0] == 0
+    assert run(script, folders, "--leave-out", "more/gem")[0] == 1
+    assert run(script, folders, "--leave-out", "more")[0] == 0
 
 
 def test_compressed_tables_are_compared_too(script, folders):
