@@ -28,14 +28,15 @@ position 0, and on Python source code; always on sequences that did not train th
 
 Shape. From the same sequences, at every fourth position: the mean stream by position without bias,
 its effective dimension, bend, and the shares that position and its logarithm explain; and how well
-the codes of two blocks, texts or variants are one shape after the best rotation.
+the codes of two blocks, texts or variants are one shape after the best rotation, each from another
+half of the sequences (those of the same ones would share their noise).
 
 Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band is needed
 if the interval of the V_R that is left without it excludes 1 and does not overlap that of the
 control. A code goes on if the lower limit of R2 of the best block's probe is above 1/2 in every
 range behind the trained one, and does not if all upper limits are below. A code is low-dimensional
-if all upper limits of its effective dimension are below 5. Intervals are at 95%, over
-items, and not adjusted for the number of bands and variants.
+if all upper limits of its effective dimension are below 5, in blocks whose code has a size above 0.
+Intervals are at 95%, over items, and not adjusted for the number of bands and variants.
 
 Run it with ``python analyses/04_mechanism.py``. The report goes to
 ``analyses/reports/04_mechanism``, captured files to ``out/04_mechanism``; interrupted, it goes on

@@ -23,16 +23,13 @@ def shape_tables(name: str, files: Path) -> dict[str, pd.DataFrame]:
     stores = {what: ActivationStore(path) for what, path in natural_files(name, files).items()}
     native = {layer: shape_of(stores["native"], layer) for layer in tqdm(LAYERS, desc="shapes")}
     drawn = [coordinates(layer, shape) for layer, shape in native.items()]
+    halves = {layer: shape_of(stores["native"], layer, half=0) for layer in LAYERS}
     aligned = []
     for layer in LAYERS:
         for what, store in stores.items():
-            if what != "native":
-                other = shape_of(store, layer)
-                aligned.append(alignment_row("native", layer, what, layer, native[layer], other))
-        for later in LAYERS:
-            if later > layer:
-                pair = native[layer], native[later]
-                aligned.append(alignment_row("native", layer, "native", later, *pair))
+            for there in LAYERS if what == "native" else (layer,):
+                other = shape_of(store, there, half=1)
+                aligned.append(alignment_row(layer, what, there, halves[layer], other))
     return {
         "shape": pd.DataFrame([shape_row(layer, shape) for layer, shape in native.items()]),
         "coordinates": pd.concat(drawn, ignore_index=True),
@@ -40,10 +37,16 @@ def shape_tables(name: str, files: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-def shape_of(store: ActivationStore, layer: int) -> PositionShape:
-    """The code of one layer, at every `STRIDE`-th position."""
+def shape_of(store: ActivationStore, layer: int, half: int | None = None) -> PositionShape:
+    """The code of one layer at every `STRIDE`-th position, from all sequences or every other one.
+
+    What sequences say beside position is noise to their mean. Two codes of the same sequences share
+    it, and would be aligned by it, so they are taken from different halves.
+    """
     data = features(store, layer, "residual")
     kept = data.y % STRIDE == 0
+    if half is not None:
+        kept &= data.groups % 2 == half
     return position_shape(Features(data.X[kept], data.y[kept], data.groups[kept], {}))
 
 
@@ -69,17 +72,17 @@ def coordinates(layer: int, shape: PositionShape) -> pd.DataFrame:
 
 
 def alignment_row(
-    what: str, layer: int, with_what: str, with_layer: int, one: PositionShape, other: PositionShape
+    layer: int, what: str, there: int, one: PositionShape, other: PositionShape
 ) -> dict[str, object]:
-    """How similar two codes are up to rotation and scale."""
+    """How similar the native code of a layer is to another one, up to rotation and scale."""
     found = align_shapes(one, other, permutations=PERMUTATIONS)
-    place = {"file": what, "layer": layer, "with": with_what, "with_layer": with_layer}
-    return place | vars(found)
+    return {"layer": layer, "with": what, "with_layer": there} | vars(found)
 
 
 def shape_finding(table: pd.DataFrame) -> list[str]:
     """Whether the code is low-dimensional, and whether it goes with log position."""
-    few = bool((table["dimension_high"] < 5).all())
+    table = table[table["size_low"] > 0]  # without a code there is no shape
+    few = len(table) > 0 and bool((table["dimension_high"] < 5).all())
     log = table["share log_low"] > table["share linear_high"]
     line = table["share linear_low"] > table["share log_high"]
     rows = "; ".join(
@@ -87,9 +90,9 @@ def shape_finding(table: pd.DataFrame) -> list[str]:
     )
     return [
         f"- **The code for position is low-dimensional: {'supported' if few else 'undecided'}.** "
-        f"Effective dimension {rows}. It goes with log position rather than position in "
-        f"{log.sum()} of {len(table)} blocks, with position rather than its log in {line.sum()} "
-        "(intervals of the shares do not overlap)."
+        f"Effective dimension, in blocks that have a code: {rows}. It goes with log position "
+        f"rather than position in {log.sum()} of {len(table)} blocks, with position rather than "
+        f"its log in {line.sum()} (intervals of the shares do not overlap)."
     ]
 
 
@@ -108,10 +111,14 @@ def shape_lines(table: pd.DataFrame, alignment: pd.DataFrame) -> list[str]:
     for _, row in table.iterrows():
         cells = [with_interval(row, column) for column in columns]
         lines.append(f"| {row['layer']:.0f} | " + " | ".join(cells) + " |")
-    across = alignment[alignment["with"] != "native"]
+    across = alignment[alignment["layer"] == alignment["with_layer"]]
     others = list(across["with"].unique())
-    lines += ["", "Similarity with the native code of the same block, after the best rotation (1: "
-              "the same shape), and its mean where positions are permuted:", ""]  # fmt: skip
+    said = (
+        "Similarity of the native code of a block, after the best rotation, with that of the other "
+        "half of the sequences, natively (all that their number allows) and in each other file; in "
+        "brackets its mean where positions are permuted:"
+    )
+    lines += ["", said, ""]
     lines += [f"| block | {' | '.join(others)} |", "|---" * (1 + len(others)) + "|"]
     for layer, rows in across.groupby("layer"):
         by_file = rows.set_index("with").loc[others]
@@ -139,12 +146,11 @@ def draw_shape(drawn: pd.DataFrame, alignment: pd.DataFrame) -> Figure:
     figure.colorbar(dots, ax=figure.axes, label="position (tokens)", shrink=0.7, location="left")
     ax = figure.add_subplot(grid[:, wide:])
     own = alignment[alignment["with"] == "native"]
-    both = pd.concat([own, own.rename(columns={"layer": "with_layer", "with_layer": "layer"})])
-    matrix = both.pivot(index="layer", columns="with_layer", values="similarity").astype(float)
-    shown = ax.imshow(matrix.fillna(1.0), vmin=0, vmax=1, cmap="viridis")
+    matrix = own.pivot(index="layer", columns="with_layer", values="similarity").astype(float)
+    shown = ax.imshow(matrix, vmin=own["null"].min(), vmax=1, cmap="viridis")
     ax.set_xticks(range(len(matrix)), matrix.columns)
     ax.set_yticks(range(len(matrix)), matrix.index)
-    ax.set(xlabel="block", ylabel="block")
-    ax.set_title("similarity after the best rotation", size=9)
+    ax.set(xlabel="block, other half of the sequences", ylabel="block")
+    ax.set_title("similarity after the best rotation,\nfrom where positions are permuted", size=9)
     figure.colorbar(shown, ax=ax, shrink=0.7)
     return figure

@@ -192,8 +192,10 @@ def align_shapes(
 
     Notes
     -----
-    The null says that position p of one code has nothing to do with position p of the other. Codes
-    that are both smooth differ from it easily; compare `similarity` with 1, not only p with 0.
+    Give codes of different sequences: those of the same ones share the noise of their means, which
+    aligns them whether or not there is a code. The null says that position p of one code has
+    nothing to do with position p of the other. Codes that are both smooth differ from it easily;
+    compare `similarity` with 1, not only p with 0.
 
     References
     ----------
