@@ -42,6 +42,7 @@ from pathlib import Path
 import click
 import pandas as pd
 from prose import wrapped
+from stability import LAST, STABLE, last_change
 
 import posprobe
 from posprobe.captures import QUANTITIES
@@ -57,8 +58,6 @@ FILES = HERE.parent / "out" / "02_architectures"
 VARIANTS = "standard,ntk,linear,yarn,window,no_causal"
 STUDIED = ("ntk", "rope", "window")
 SINK = 0.3
-STABLE = 0.05
-LAST = 1000
 NOT_RUN = "not_run.json"
 
 
@@ -242,14 +241,6 @@ def stability_sentence(curves: pd.DataFrame, folder: Path) -> str:
            if moved else f" (at most by {number(max(map(abs, changes.values())))}), so their "
            "attention to key 0 was stable when training ended.")
     )  # fmt: skip
-
-
-def last_change(curve: pd.DataFrame) -> float:
-    """Change of attention to key 0 over the last steps, in the head where it is largest."""
-    heads = curve.set_index("step").filter(like="early_L")
-    before = heads[heads.index <= heads.index[-1] - LAST].iloc[-1]
-    change = heads.iloc[-1] - before
-    return float(change[change.abs().idxmax()])
 
 
 def findings(parts: dict[str, dict]) -> list[str]:

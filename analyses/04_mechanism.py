@@ -50,7 +50,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from mechanism.elsewhere import elsewhere_table
+from mechanism.elsewhere import elsewhere_table, natural_files
 from mechanism.erasing import erased_tables
 from mechanism.measuring import LENGTH, captured, loss_gained, losses, variances_left
 from mechanism.page import write_page
@@ -135,9 +135,10 @@ def main(n: int, n_changed: int, draws: int, files: Path, report: Path) -> None:
     write_page(report, tables)
     tables |= erased_tables(*standard)
     write_page(report, tables)
-    tables |= {"elsewhere": elsewhere_table("smollm2", files)}
+    natural = natural_files("smollm2", files)
+    tables |= {"elsewhere": elsewhere_table(natural)}
     write_page(report, tables)
-    click.echo(write_page(report, tables | shape_tables("smollm2", files)))
+    click.echo(write_page(report, tables | shape_tables(natural)))
 
 
 if __name__ == "__main__":

@@ -37,9 +37,8 @@ def natural_files(name: str, files: Path) -> dict[str, Path]:
     return paths
 
 
-def elsewhere_table(name: str, files: Path) -> pd.DataFrame:
+def elsewhere_table(paths: dict[str, Path]) -> pd.DataFrame:
     """Probes of the native capture, scored on it and on every other one."""
-    paths = natural_files(name, files)
     native, *others = paths.values()
     table = generalize(native, others, trained_to=TRAINED_TO)
     names = {path.name: what for what, path in paths.items()}

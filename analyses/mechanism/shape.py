@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from mechanism.elsewhere import LAYERS, natural_files
+from mechanism.elsewhere import LAYERS
 from tqdm.auto import tqdm
 
 from posprobe.probes import Features, PositionShape, align_shapes, features, position_shape
@@ -18,9 +18,9 @@ STRIDE = 4  # positions that are drawn and aligned
 PERMUTATIONS = 99
 
 
-def shape_tables(name: str, files: Path) -> dict[str, pd.DataFrame]:
+def shape_tables(paths: dict[str, Path]) -> dict[str, pd.DataFrame]:
     """Numbers of every layer's code, coordinates to draw it, and alignments."""
-    stores = {what: ActivationStore(path) for what, path in natural_files(name, files).items()}
+    stores = {what: ActivationStore(path) for what, path in paths.items()}
     native = {layer: shape_of(stores["native"], layer) for layer in tqdm(LAYERS, desc="shapes")}
     drawn = [coordinates(layer, shape) for layer, shape in native.items()]
     halves = {layer: shape_of(stores["native"], layer, half=0) for layer in LAYERS}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from stability import last_change
 
 import posprobe
 from posprobe.captures import QUANTITIES
@@ -18,7 +19,6 @@ ANALYSES = Path(__file__).resolve().parents[1]
 TOKENIZER = ANALYSES.parent / "data" / "zoo" / "tokenizer"
 ARCHITECTURES = ("rope", "ntk", "window")
 LENGTH, N = 128, 32
-LAST = 1000  # steps of training
 KEPT = ("V_T", "V_M", "V_R", "C_MR")
 
 
@@ -58,14 +58,13 @@ def measure(name: str, source: str, files: Path) -> tuple[dict[str, object], pd.
 def provenance(folder: Path) -> dict[str, object]:
     """How a model was trained, and whether its sinks were stable when training ended."""
     said = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    curve = pd.read_csv(folder / "training.csv").set_index("step")
-    heads = curve.filter(like="early_L")
-    change = heads.iloc[-1] - heads[heads.index <= heads.index[-1] - LAST].iloc[-1]
+    curve = pd.read_csv(folder / "training.csv")
+    last = curve.iloc[-1]
     return {
-        "steps": int(curve.index[-1]),
-        "held_out_loss": float(curve["held_out_loss"].iloc[-1]),
-        "strongest_sink": float(heads.iloc[-1].max()),
-        "last_change": float(change[change.abs().idxmax()]),
+        "steps": int(last["step"]),
+        "held_out_loss": float(last["held_out_loss"]),
+        "strongest_sink": float(last.filter(like="early_L").max()),
+        "last_change": last_change(curve),
         "text": said["data"]["sha256"][:12],
         "python": said["versions"]["python"],
         "torch": said["versions"]["torch"],

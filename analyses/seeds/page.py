@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 from prose import wrapped
+from stability import LAST, STABLE
 
 from posprobe.architectures import (
     ArchitectureComparison,
@@ -18,7 +19,6 @@ from posprobe.figures import to_svg
 from posprobe.report.words import number
 
 PLANNED = 8
-STABLE = 0.05
 RELATIVE = "V_R/(V_R + V_M)"
 VALUES = ("V_R", RELATIVE, "V_M")
 TRAIN = "`python analyses/05_seeds.py --train 1` adds the next."
@@ -152,7 +152,7 @@ def stability(models: pd.DataFrame) -> list[str]:
     moved = models[models["last_change"].abs() > STABLE]
     named = ", ".join(f"{row.model} {row.last_change:+.2f}" for row in moved.itertuples())
     return [
-        f"Over the last 1,000 steps of training a head's attention to key 0 (queries 1 to 31) "
+        f"Over the last {LAST:,} steps of training a head's attention to key 0 (queries 1 to 31) "
         f"changed by more than {STABLE} in {len(moved)} of {len(models)} models"
         + (f": {named}." if named else ".")
     ]

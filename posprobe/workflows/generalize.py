@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,10 +106,10 @@ def generalize(
         for known in (True, False):
             asked = [one for one in targets if same[id(one.store)] == known]
             if asked:
-                pairs = ((one.store.path.name, one.read(which)) for one in asked)
                 found = transfer_scores(
-                    PositionProbe(), source, pairs, same_sequences=known, level=level, seed=seed
-                )
+                    PositionProbe(), source, _read(asked, which),
+                    same_sequences=known, level=level, seed=seed,
+                )  # fmt: skip
                 places = pd.DataFrame([one.place(layer) for one in asked])
                 tables.append(places.join(found.drop(columns="target")))
     return pd.concat(tables, ignore_index=True)
@@ -124,10 +124,6 @@ class _Target(NamedTuple):
     start: int
     stop: int
 
-    def read(self, which: str) -> Features:
-        data = features(self.store, self.layer, which)
-        return between(data, self.start, self.stop, name=self.store.path.name)
-
     def place(self, layer: int) -> dict[str, object]:
         return {
             "question": self.question,
@@ -137,6 +133,14 @@ class _Target(NamedTuple):
             "start": self.start,
             "stop": self.stop,
         }
+
+
+def _read(targets: Iterable[_Target], which: str) -> Iterator[tuple[str, Features]]:
+    """The features of each target; those of one layer are read once for all ranges."""
+    for (store, layer), ranges in groupby(targets, key=lambda one: (one.store, one.layer)):
+        data, name = features(store, layer, which), store.path.name
+        for one in ranges:
+            yield name, between(data, one.start, one.stop, name=name)
 
 
 def _targets(

@@ -40,8 +40,9 @@ def tables(analysis, model, tmp_path_factory):
         for name, value in short.items():
             patch.setattr(part("elsewhere"), name, value)
         patch.setattr(part("shape"), "LAYERS", (1, 3))
-        found |= {"elsewhere": analysis.elsewhere_table("zoo/rope-0", files)}
-        return found | analysis.shape_tables("zoo/rope-0", files)
+        natural = analysis.natural_files("zoo/rope-0", files)
+        found |= {"elsewhere": analysis.elsewhere_table(natural)}
+        return found | analysis.shape_tables(natural)
 
 
 def part(name):
