@@ -20,6 +20,9 @@ TOKENIZER = ANALYSES.parent / "data" / "zoo" / "tokenizer"
 ARCHITECTURES = ("rope", "ntk", "window")
 LENGTH, N = 128, 32
 KEPT = ("V_T", "V_M", "V_R", "C_MR")
+SNAPSHOTS = (
+    0, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 6000,
+)  # fmt: skip
 
 
 def train(name: str, work: Path) -> Path:
@@ -28,7 +31,8 @@ def train(name: str, work: Path) -> Path:
     shutil.copytree(TOKENIZER, out / TOKENIZER.name, dirs_exist_ok=True)
     script = ANALYSES / "zoo" / "train.py"
     command = [sys.executable, script, "--model", name, "--work", work, "--out", out]
-    subprocess.run(command, check=True)
+    command += ["--snapshots", *map(str, SNAPSHOTS)]
+    subprocess.run(list(map(str, command)), check=True)
     for file in TOKENIZER.iterdir():
         shutil.copy(file, out / name)
     return out / name

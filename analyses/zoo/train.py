@@ -139,17 +139,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds per architecture (3)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "zoo")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "zoo")
+    parser.add_argument(
+        "--snapshots", type=int, nargs="*", default=(), metavar="STEP",
+        help="keep the weights of these steps too, below WORK/snapshots",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     return parser.parse_args(argv)
 
 
-def train_all(names: list[tuple[str, int]], out: Path, work: Path, device: torch.device) -> None:
+def train_all(
+    names: list[tuple[str, int]],
+    out: Path,
+    work: Path,
+    device: torch.device,
+    snapshots: tuple[int, ...] = (),
+) -> None:
     """Train what is not finished, one model after another."""
     data = load_data(out, work)
     for architecture, seed in names:
         if not is_finished(out / f"{architecture}-{seed}", Settings()):
-            run = Run(architecture, seed, Settings(), data, work, device)
+            run = Run(architecture, seed, Settings(), data, work, device, snapshots)
             print(f"finished {train(run, out)}", flush=True)
 
 
@@ -167,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     names = queue(arguments.seeds) if arguments.all else [parse_name(arguments.model)]
     with alone(work):
-        train_all(names, out, work, pick_device(arguments.device))
+        train_all(names, out, work, pick_device(arguments.device), tuple(arguments.snapshots))
     return None
 
 

@@ -6,6 +6,7 @@ run which was killed goes on, on one machine's CPU, to the very same weights.
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import json
@@ -102,6 +103,9 @@ class Run:
         Folder of checkpoints; a checkpoint found there is resumed.
     device : torch.device
         Where to train.
+    snapshots : tuple of int, optional
+        Steps whose weights are kept, beside the checkpoints, as models in
+        ``work/snapshots/<name>/step<K>``. Training is the same with and without.
 
     Raises
     ------
@@ -117,12 +121,14 @@ class Run:
         data: Data,
         work: Path,
         device: torch.device,
+        snapshots: tuple[int, ...] = (),
     ):
         self.architecture, self.seed = architecture, seed
         self.settings, self.data, self.device = settings, data, device
         self.name = f"{architecture}-{seed}"
         self.checkpoint = work / f"{self.name}.pt"
         self.curve = work / f"{self.name}.csv"
+        self.snapshots, self.kept = frozenset(snapshots), work / "snapshots" / self.name
         self.step, self.cpu_seconds, self.rows = 0, 0.0, []
         self.model = family.build_model(architecture, seed, settings.shape).to(device).train()
         # At 128 tokens the plain path is a quarter faster on a CPU than the fused one.
@@ -205,7 +211,12 @@ class Run:
         """Train up to the next checkpoint, write it, and return the new row of the curve."""
         settings, started = self.settings, time.process_time()
         stop = min(settings.steps, (self.step // settings.every + 1) * settings.every)
-        losses = [self.one_step() for _ in range(stop - self.step)]
+        if self.step == 0:
+            self.keep_snapshot()
+        losses = []
+        while self.step < stop:
+            losses.append(self.one_step())
+            self.keep_snapshot()
         loss = float(torch.stack(losses).mean())
         if not np.isfinite(loss):
             raise ValueError(f"{self.name}: the loss is not finite at step {self.step}")
@@ -215,6 +226,11 @@ class Run:
         self.rows.append(row | self.measure(self.model))
         self.save()
         return self.rows[-1]
+
+    def keep_snapshot(self) -> None:
+        """Write the weights of this step as a model, as precise as the finished one, if asked."""
+        if self.step in self.snapshots:
+            copy.deepcopy(self.model).half().save_pretrained(self.kept / f"step{self.step}")
 
     def measure(self, model: transformers.PreTrainedModel) -> dict:
         """Return the held-out loss, sinks and norms of a model."""
