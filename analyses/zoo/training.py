@@ -6,6 +6,7 @@ run which was killed goes on, on one machine's CPU, to the very same weights.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import hashlib
@@ -16,6 +17,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import corpus
 import family
@@ -25,6 +27,7 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,28 @@ def checksums(folder: Path) -> dict[str, str]:
     """Return the checksums of a model's files and of its family's tokenizer, by path from there."""
     paths = [*sorted(folder.iterdir()), *sorted(folder.parent.glob("tokenizer/*"))]
     return {os.path.relpath(path, folder): sha256(path) for path in paths}
+
+
+class RoundedProducts(TorchDispatchMode):
+    """Products of bfloat16 matrices, computed in float32 and rounded once.
+
+    That is what processors with instructions for bfloat16 do. Those without are ten times slower
+    at the same, in torch's own loops.
+    """
+
+    PRODUCTS = frozenset(getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm"))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in self.PRODUCTS and args[0].dtype == torch.bfloat16:
+            return func(*(each.float() for each in args), **(kwargs or {})).bfloat16()
+        return func(*args, **(kwargs or {}))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Say whether a device multiplies bfloat16 matrices by itself."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Run:
@@ -198,9 +223,11 @@ class Run:
         ).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            loss = self.model(tokens, labels=tokens, use_cache=False).loss
-        loss.backward()
+        native = has_bfloat16(self.device)
+        with contextlib.nullcontext() if native else RoundedProducts():
+            with torch.autocast(self.device.type, torch.bfloat16):
+                loss = self.model(tokens, labels=tokens, use_cache=False).loss
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -273,6 +300,7 @@ class Run:
             "data": self.data.source,
             "licence": "weights: as posprobe; text trained on: Python Software Foundation License",
             "device": self.device.type,
+            "products": "native" if has_bfloat16(self.device) else "in float32, then rounded",
             "precision": "bfloat16 autocast, float32 master weights, shipped as float16",
             "cpu_seconds": round(self.cpu_seconds, 1),
             "versions": {

@@ -1,6 +1,7 @@
 """The trainer of the controlled family, and the weights that it shipped."""
 
 import collections
+import contextlib
 import json
 import sys
 from dataclasses import asdict, replace
@@ -225,6 +226,45 @@ def test_training_learns(make_run):
     first, last = run.advance(), run.advance()
     assert last["train_loss"] < first["train_loss"] < np.log(SHAPE.vocabulary) + 0.1
     assert last["train_loss"] < 2.5
+
+
+def test_snapshots_are_models_and_change_nothing(make_run, data, tmp_path):
+    plain = make_run(work="plain")
+    kept = training.Run("rope", 0, SETTINGS, data, tmp_path / "work", CPU, snapshots=(0, 3, 6))
+    (tmp_path / "work").mkdir()
+    for run in (plain, kept):
+        while run.step < SETTINGS.steps:
+            run.advance()
+    for name, weights in plain.model.state_dict().items():
+        assert torch.equal(weights, kept.model.state_dict()[name])
+    folders = sorted((tmp_path / "work" / "snapshots" / "rope-0").iterdir())
+    assert [folder.name for folder in folders] == ["step0", "step3", "step6"]
+    first, _, last = (AutoModelForCausalLM.from_pretrained(f, dtype="auto") for f in folders)
+    start = family.build_model("rope", 0, SHAPE).half().state_dict()
+    assert all(torch.equal(first.state_dict()[name], start[name]) for name in start)
+    end = kept.model.half().state_dict()
+    assert all(torch.equal(last.state_dict()[name], end[name]) for name in end)
+
+
+@pytest.mark.parametrize("product", ["matmul", "bmm", "linear"])
+def test_rounded_products_are_those_of_bfloat16(product):
+    rng = torch.Generator().manual_seed(0)
+    shape = (2, 24, 24) if product == "bmm" else (24, 24)
+    a, b = (torch.randn(shape, generator=rng).bfloat16().requires_grad_() for _ in range(2))
+    args = (a, b, a[0]) if product == "linear" else (a, b)
+    do = torch.nn.functional.linear if product == "linear" else getattr(torch, product)
+    found = []
+    for context in (contextlib.nullcontext(), training.RoundedProducts()):
+        with context:
+            out = do(*args)
+            grads = torch.autograd.grad(out.float().square().sum(), (a, b))
+        found.append((out, *grads))
+    for native, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded.float(), native.float(), rtol=2**-7, atol=2**-5)
+    exact = do(*(each.detach().double() for each in args))
+    ours = (found[1][0].double() - exact).abs().max()
+    assert 0 < ours <= exact.abs().max() * 2**-8
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(make_run, monkeypatch):
