@@ -38,7 +38,7 @@ from posprobe.analysis.limits import Limit, floor, limit
 from posprobe.analysis.masks import NO_MASK, mask_name
 from posprobe.analysis.position0 import closed_system_table
 from posprobe.analysis.replacement import PRIMARY_TREATMENT, replacement_table
-from posprobe.analysis.sinks import share_of_sink_heads
+from posprobe.analysis.sinks import SINK_THRESHOLD, share_of_sink_heads, sink_attention
 from posprobe.analysis.tables import Analysis, analyze_files, possible_steps
 from posprobe.analysis.wording import (
     first_token,
@@ -55,6 +55,7 @@ __all__ = [
     "NO_MASK",
     "PRIMARY_TREATMENT",
     "SINK_RATE",
+    "SINK_THRESHOLD",
     "Analysis",
     "Condition",
     "Files",
@@ -81,6 +82,7 @@ __all__ = [
     "replacement_table",
     "share_of_sink_heads",
     "shifted_design",
+    "sink_attention",
     "sink_reading_heads",
     "sort_files",
     "strongest",

@@ -17,6 +17,7 @@ from posprobe.cli.options import (
     JSON,
     QUIET,
     REPORT,
+    STEP,
     Numbers,
     inference_options,
 )
@@ -45,6 +46,12 @@ def analyze(files: tuple[Path, ...], out: Path, inference: Inference, quiet: boo
 @click.option(
     "--different-tokens", is_flag=True, help="Allow different tokens (one text, other tokenizers)."
 )
+@click.option(
+    "--steps",
+    is_flag=True,
+    help="FILES are checkpoints of one training run; their steps are in revisions, names or paths.",
+)
+@STEP
 @inference_options
 @QUIET
 def compare(
@@ -53,10 +60,12 @@ def compare(
     architectures: dict[str, str],
     blocks: dict[str, str],
     different_tokens: bool,
+    steps: bool,
+    step: dict[int, str],
     inference: Inference,
     quiet: bool,
 ) -> None:
-    """Compare models, or variants of one, from stored FILES alone: no model, no torch."""
+    """Compare models, variants or checkpoints from stored FILES alone: no model, no torch."""
     from posprobe.workflows.compare import compare as run
 
     report = run(
@@ -65,6 +74,7 @@ def compare(
         architectures=architectures,
         blocks=blocks,
         different_tokens=different_tokens,
+        steps=step or steps,
         inference=inference,
         progress=not quiet,
     )

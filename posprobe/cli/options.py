@@ -215,6 +215,17 @@ def _named_patterns(
     return {name: pattern for name, _, pattern in pairs}
 
 
+def _numbered_patterns(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[int, str]:
+    try:
+        return {int(step): pattern for step, pattern in _named_patterns(ctx, param, given).items()}
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{' '.join(given)!r}: steps are whole numbers, as in 1000='*step1000*'", ctx, param
+        ) from error
+
+
 ARCHITECTURE = click.option(
     "--architecture",
     "architectures",
@@ -232,6 +243,14 @@ BLOCK = click.option(
     callback=_named_patterns,
     help="Block of the models whose name or file matches, e.g. 0='*-0': models that share a seed "
     "are compared with each other; repeatable.",
+)
+STEP = click.option(
+    "--step",
+    multiple=True,
+    metavar="N=PATTERN",
+    callback=_numbered_patterns,
+    help="Training step of the files whose revision, model or path matches, e.g. "
+    "1000='*step1000*'; repeatable.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Hide the progress.")

@@ -155,17 +155,17 @@ def line_up(
     if not paired:
         _check_independent(groups)
     names = _labels([group[0] for group in groups.values()])
-    sorted_files = [_files(n, group) for n, group in zip(names, groups.values(), strict=True)]
+    sorted_files = [files_of(n, group) for n, group in zip(names, groups.values(), strict=True)]
     sorted_files = _in_one_condition(sorted_files)
     homes = _architectures(names, sorted_files, architectures, paired)
     own_blocks = _blocks(names, sorted_files, blocks, paired)
     members = [Member(*row) for row in zip(names, homes, sorted_files, own_blocks, strict=True)]
     members.sort(key=lambda m: (paired and m.architecture != "standard", m.architecture, m.name))
-    _check_own_attention(members)
-    _check_same_design([member.shifted for member in members])
-    _check_same_naturals(members)
-    items = _common_items(members)
-    same = _same_tokens([member.shifted for member in members], items, different_tokens)
+    refuse_interventions(members)
+    refuse_other_designs([member.shifted for member in members])
+    refuse_other_naturals(members)
+    items = common_items(members)
+    same = same_tokens([member.shifted for member in members], items, different_tokens)
     return Lineup(tuple(members), paired, items, same, _notes(members, items, same))
 
 
@@ -207,29 +207,29 @@ def _in_brackets(variant: str) -> str:
     return "" if variant == "standard" else f" [{variant}]"
 
 
-def _place(store: ActivationStore) -> str:
+def place(store: ActivationStore) -> str:
     """A file with its folder: files of different models tend to have the same name."""
     return f"{store.path.parent.name}/{store.path.name}"
 
 
-def _files(name: str, group: Sequence[ActivationStore]) -> Files:
+def files_of(name: str, group: Sequence[ActivationStore]) -> Files:
     seen: dict[str, ActivationStore] = {}
     for store in group:
         header = store.header
-        place = condition_of(store)
+        condition = condition_of(store)
         # one file of each condition, or, of a repeated token, with and without a BOS
-        where = {"shifted": place, "repeated": place.position0}.get(store.design, "")
+        where = {"shifted": condition, "repeated": condition.position0}.get(store.design, "")
         what = repr((store.design, header.position0_treatment, header.interventions, where))
         if what in seen:
             raise DesignError(
-                f"model {name!r} is given twice ({_place(seen[what])}, {_place(store)}): give "
+                f"model {name!r} is given twice ({place(seen[what])}, {place(store)}): give "
                 "each of its captures once"
             )
         seen[what] = store
     files = sort_files(group)
     if files.shifted is None:
         raise DesignError(
-            f"model {name!r} has no shifted capture among its files ({_place(group[0])}); make one "
+            f"model {name!r} has no shifted capture among its files ({place(group[0])}); make one "
             "with: posprobe capture MODEL -o FILE.h5 --design shifted --bos force"
         )
     return files
@@ -302,13 +302,12 @@ def _asked(name: str, store: ActivationStore, asked: Mapping[str, str], example:
     if len(fitting) != 1:
         found = f"no {example.partition(' ')[0]}" if not fitting else " and ".join(fitting)
         raise DesignError(
-            f"model {name!r} ({_place(store)}) matches {found}: give each model one, as in "
-            f"{example}"
+            f"model {name!r} ({place(store)}) matches {found}: give each model one, as in {example}"
         )
     return fitting[0]
 
 
-def _check_own_attention(members: Sequence[Member]) -> None:
+def refuse_interventions(members: Sequence[Member]) -> None:
     """Refuse interventions: a change that is not the variant's does not define an architecture."""
     for member in members:
         header = member.shifted.header
@@ -318,37 +317,37 @@ def _check_own_attention(members: Sequence[Member]) -> None:
             changed = not value if name == "causal" else value not in (None, [])
             if name in (*INTERVENTIONS, "temperature") and name != own and changed:
                 raise DesignError(
-                    f"{_place(member.shifted)} was captured under an intervention ({name}), which "
+                    f"{place(member.shifted)} was captured under an intervention ({name}), which "
                     "does not define an architecture: give the capture without it"
                 )
 
 
-def _check_same_naturals(members: Sequence[Member]) -> None:
+def refuse_other_naturals(members: Sequence[Member]) -> None:
     """Refuse different lengths: attention to key 0 is averaged over all queries."""
     stores = [member.files.natural for member in members if member.files.natural is not None]
     for store in stores[1:]:
         here, there = (s.tokens.shape[1] for s in (store, stores[0]))
         if here != there:
             raise DesignError(
-                f"{_place(store)} has sequences of {here} tokens and {_place(stores[0])} of "
+                f"{place(store)} has sequences of {here} tokens and {place(stores[0])} of "
                 f"{there}: make all natural captures with the same --length"
             )
 
 
-def _check_same_design(stores: Sequence[ActivationStore]) -> None:
+def refuse_other_designs(stores: Sequence[ActivationStore]) -> None:
     first = stores[0]
     for store in stores[1:]:
         for name, wanted in SHAPES.items():
             here, there = (_shown(getattr(s, name)) for s in (store, first))
             if here != there:
                 raise DesignError(
-                    f"{_place(store)} has {name} {here} and {_place(first)} {there}: capture all "
+                    f"{place(store)} has {name} {here} and {place(first)} {there}: capture all "
                     f"models with {wanted}"
                 )
         here, there = (_leads(s) for s in (store, first))
         if here != there:
             raise DesignError(
-                f"{_place(store)} has {here} at position 0 and {_place(first)} {there}: capture "
+                f"{place(store)} has {here} at position 0 and {place(first)} {there}: capture "
                 "all models with the same --bos"
             )
 
@@ -361,7 +360,7 @@ def _leads(store: ActivationStore) -> str:
     return "a BOS" if store.has_bos else "text"
 
 
-def _common_items(members: Sequence[Member]) -> NDArray[np.int32]:
+def common_items(members: Sequence[Member]) -> NDArray[np.int32]:
     items: NDArray[np.int32] = reduce(np.intersect1d, (m.shifted.item for m in members))
     if len(items) < 3:
         raise DesignError(
@@ -371,7 +370,7 @@ def _common_items(members: Sequence[Member]) -> NDArray[np.int32]:
     return items
 
 
-def _same_tokens(
+def same_tokens(
     stores: Sequence[ActivationStore], items: NDArray[np.int32], different: bool
 ) -> bool:
     texts = [store.tokens_of(items) for store in stores]
@@ -380,7 +379,7 @@ def _same_tokens(
             if different:
                 return False
             raise DesignError(
-                f"{_place(store)} and {_place(stores[0])} contain different tokens: use one text "
+                f"{place(store)} and {place(stores[0])} contain different tokens: use one text "
                 "and --seed; where tokenizers differ, --different-tokens compares positions alone"
             )
     return True
@@ -422,7 +421,7 @@ def _digest_notes(members: Sequence[Member]) -> list[str]:
 def _repeat_notes(members: Sequence[Member]) -> list[str]:
     """One note on each file in which items repeat others."""
     return [
-        f"{_place(store)}: {store.repeats_in_words()}, and intervals take them as independent"
+        f"{place(store)}: {store.repeats_in_words()}, and intervals take them as independent"
         for member in members
         for store in member.files.all()
         if store.repeated_items

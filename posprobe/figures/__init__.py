@@ -21,14 +21,17 @@ from posprobe.figures import (
     interventions,
     position0,
     probes,
+    training,
 )
 from posprobe.figures.channels import NEGATIVE_SHARE
 from posprobe.figures.style import STYLE, Panel, Tables, one_design
 
 __all__ = [
     "COMPARISON_PANELS",
+    "EVERY_PANEL",
     "NEGATIVE_SHARE",
     "PANELS",
+    "TRAINING_PANELS",
     "Tables",
     "draw",
     "one_design",
@@ -45,6 +48,8 @@ PANELS: dict[str, Panel] = (
     | conditions.PANELS
 )
 COMPARISON_PANELS: dict[str, Panel] = architectures.PANELS
+TRAINING_PANELS: dict[str, Panel] = training.PANELS
+EVERY_PANEL = PANELS | COMPARISON_PANELS | TRAINING_PANELS
 UNUSED_IDS = re.compile(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"')
 
 
@@ -54,9 +59,10 @@ def draw(name: str, tables: Tables) -> Figure | None:
     Parameters
     ----------
     name : str
-        A name in `PANELS` or `COMPARISON_PANELS`.
+        A name in `PANELS`, `COMPARISON_PANELS` or `TRAINING_PANELS`.
     tables : dict of str to pandas.DataFrame
-        As in `posprobe.analysis.Analysis`, or in `posprobe.comparison.tables.Comparison`.
+        As in `posprobe.analysis.Analysis`, or in `Comparison` or `Training` of
+        `posprobe.comparison`.
 
     Returns
     -------
@@ -66,12 +72,11 @@ def draw(name: str, tables: Tables) -> Figure | None:
     Raises
     ------
     DesignError
-        For a name that is in neither.
+        For a name that is in none.
     """
-    panels = PANELS | COMPARISON_PANELS
-    if name not in panels:
-        raise DesignError(f"no figure is called {name!r}: choose from {', '.join(panels)}")
-    panel = panels[name]
+    if name not in EVERY_PANEL:
+        raise DesignError(f"no figure is called {name!r}: choose from {', '.join(EVERY_PANEL)}")
+    panel = EVERY_PANEL[name]
     if not panel.available(tables):
         return None
     with mpl.rc_context(STYLE):

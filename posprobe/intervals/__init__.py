@@ -11,6 +11,7 @@ so all statistics share the same draws. The functions are
 - `jackknife_interval`: a t interval from leave-one-out values;
 - `fieller_ratio`, `log_ratio_bootstrap_t`: intervals of a ratio of two paired means;
 - `plan_size`, `next_size`: the number of units that a wanted width or power needs;
+- `crossing`, `crossing_limits`: where a curve has made a share of its change;
 - `max_t`, `benjamini_hochberg`, `holm`: adjustments for many statistics at once.
 
 An `Interval` holds an estimate, its limits, its estimand and the number of units. `Inference` holds
@@ -20,6 +21,7 @@ the settings: the level, the numbers of resamples, the seed and the number of pr
 
 from posprobe.intervals.arrays import Array
 from posprobe.intervals.checks import LEAST_RESAMPLES, check_resamples
+from posprobe.intervals.crossings import crossing, crossing_limits
 from posprobe.intervals.inference import Inference
 from posprobe.intervals.interval import Interval
 from posprobe.intervals.inversion import student_p
@@ -58,6 +60,8 @@ __all__ = [
     "bootstrap_limits",
     "check_resamples",
     "cluster_weights",
+    "crossing",
+    "crossing_limits",
     "fieller_ratio",
     "holm",
     "in_processes",

@@ -104,6 +104,8 @@ def load_model(
         "revision": getattr(loaded.config, "_commit_hash", None) or revision,
         "trust_remote_code": trust_remote_code,
     }
+    if revision:  # a branch or tag, such as step1000, which its commit does not tell
+        loading["asked_revision"] = revision
     return ObservableModel(
         loaded,
         own,

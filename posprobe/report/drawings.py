@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from posprobe.figures import COMPARISON_PANELS, PANELS, Tables, draw, to_png, to_svg
+from posprobe.figures import EVERY_PANEL, Tables, draw, to_png, to_svg
 from posprobe.report.pages import inline_svg
 
 __all__ = ["Drawing", "drawings", "files", "placed"]
@@ -48,11 +48,10 @@ def files(drawn: dict[str, Drawing]) -> dict[str, str | bytes]:
 
 def placed(names: Iterable[str], drawn: dict[str, Drawing], level: str) -> list[dict[str, Any]]:
     """Figures for a template: the picture, and the caption with the level of its intervals."""
-    panels = PANELS | COMPARISON_PANELS
     return [
         {
             "svg": inline_svg(drawn[name].svg, drawn[name].title),
-            "caption": panels[name].caption.format(level=level),
+            "caption": EVERY_PANEL[name].caption.format(level=level),
         }
         for name in names
         if name in drawn

@@ -209,6 +209,7 @@ OPTIONS = _object(
                 "dtype": _STRING,
                 "device": _STRING,
                 "revision": _STRING_OR_NULL,
+                "asked_revision": _STRING_OR_NULL,
                 "trust_remote_code": _TRUE_OR_FALSE,
             }
         ),

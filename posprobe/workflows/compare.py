@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from posprobe.claims import answers, hypothesis_claims
-from posprobe.comparison import compare_lineup, line_up
+from posprobe.comparison import TrainingRun, compare_lineup, follow, line_up, line_up_steps
 from posprobe.errors import DesignError, progress_bar
 from posprobe.intervals import Inference
-from posprobe.report import output_folder, write_comparison
+from posprobe.report import output_folder, write_comparison, write_training
 from posprobe.store import open_stores
 
 __all__ = ["compare"]
@@ -24,17 +24,19 @@ def compare(
     architectures: Mapping[str, str] | None = None,
     blocks: Mapping[str, str] | None = None,
     different_tokens: bool = False,
+    steps: bool | Mapping[int, str] = False,
     inference: Inference = Inference(),
     progress: bool = True,
     **changes: Any,
 ) -> Path:
-    """Compare several models, or several variants of one, from their stored files.
+    """Compare several models, variants of one, or checkpoints of one, from their stored files.
 
     Files of different weights are models. With several models per architecture, posprobe tests
     architectures against the variation between models (two-stage F, a mixed model, planned
     contrasts). With one model of each, it describes them and says why it does not test them. Files
     of the same weights under several variants are compared item by item, which does not test
-    architectures.
+    architectures. With `steps`, files are checkpoints of one training run in the order of their
+    steps: the report says when each channel, sinks and the code for position come.
 
     Parameters
     ----------
@@ -51,6 +53,10 @@ def compare(
         ``{"0": "*-0", "1": "*-1"}`` models of one seed are compared with each other.
     different_tokens : bool
         Allow files of different tokens (models with different tokenizers).
+    steps : bool or mapping of int to str
+        Take the files as checkpoints of one training run. True: the step is the number behind
+        ``step`` in the model's revision or name, or in the file's path. A mapping gives each step a
+        pattern of these, such as ``{1000: "*step1000*"}``.
     inference : Inference
         How intervals are made: level, resamples, seed.
     progress : bool
@@ -73,6 +79,7 @@ def compare(
     ::
 
         posprobe.compare(glob.glob("out/*/shifted.h5"), "out/report")
+        posprobe.compare(glob.glob("out/step*/*.h5"), "out/training", steps=True)
     """
     inference = dataclasses.replace(inference, **changes)
     paths = [Path(path).absolute() for path in files]
@@ -80,6 +87,14 @@ def compare(
     if twice:
         raise DesignError(f"file {twice[0]} is given twice: give each file once")
     stores = open_stores(paths)
+    if steps:
+        if architectures or blocks or different_tokens:
+            raise DesignError(
+                "checkpoints of one training run have one architecture, no blocks and one "
+                "tokenizer: leave these out, or leave the steps out"
+            )
+        run = line_up_steps(stores, steps=None if steps is True else steps)
+        return _training(run, folder, inference, progress)
     lineup = line_up(
         stores, architectures=architectures, blocks=blocks, different_tokens=different_tokens
     )
@@ -94,3 +109,16 @@ def compare(
         step("report")
         claims = hypothesis_claims(comparison)
         return write_comparison(comparison, claims, answers(comparison, claims), made)
+
+
+def _training(run: TrainingRun, folder: str | Path, inference: Inference, progress: bool) -> Path:
+    total = len(run.members) + 1
+    with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:
+
+        def step(what: str) -> None:
+            bar.set_description(f"compare: {what}")
+            bar.update()
+
+        training = follow(run, inference=inference, step=step)
+        step("report")
+        return write_training(training, made)

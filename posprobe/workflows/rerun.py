@@ -116,6 +116,7 @@ def _loading(store: ActivationStore) -> dict[str, Any]:
             "capture it again"
         )
     loading = dict(recorded.get("model", {}))
+    loading.pop("asked_revision", None)  # a branch or tag, of which the revision is the commit
     if "model" not in loading:
         raise StoreError(
             f"{store.path}: its model {store.model!r} was in memory, which no file records: "
