@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.signal import lfilter
+from scipy.special import gamma
 from sklearn.model_selection import PredefinedSplit
 
 from posprobe.architectures import MixedFit, compare_architectures, two_stage_f
@@ -30,6 +31,8 @@ from posprobe.intervals import (
     Inference,
     Interval,
     cluster_weights,
+    crossing,
+    crossing_limits,
     fieller_ratio,
     in_processes,
     log_ratio_bootstrap_t,
@@ -46,6 +49,9 @@ PERSISTENCE = 0.98  # of the noise, from token to token
 REMOVED = 0.4  # true fraction removed in the paired design
 N_HEADS = 12
 N_LAYERS = 6
+N_STEPS = 12  # of a curve
+POWER = 1.5  # of exponential values, which makes them more skewed
+RISE = ((5.0, 7.0), (0.0, 1.0))  # places and values between which a curve rises
 CASES = ("normal", "blocks", "skewed", "unequal", "weak")  # models of architectures
 
 
@@ -503,6 +509,23 @@ def _repeat_architectures(k: int, rng: np.random.Generator, truth: float) -> Out
     return found
 
 
+def _repeat_curves(n: int, rng: np.random.Generator, truth: float) -> Outcomes:
+    """A curve over steps: a band over skewed units, and half of a rise under noise."""
+    weights = cluster_weights(n, 500, rng).astype(float)
+    skewed = rng.exponential(size=(n, N_STEPS)) ** POWER
+    draws, squares = (weights @ units / n for units in (skewed, skewed**2))
+    errors = [
+        np.sqrt(np.maximum(mean_square - mean**2, 0) / (n - 1))
+        for mean_square, mean in (((skewed**2).mean(0), skewed.mean(0)), (squares, draws))
+    ]
+    band = max_t(skewed.mean(0), draws, n=n, level=LEVEL, errors=(errors[0], errors[1]))
+    size = 1 + 0.5 * rng.normal(size=(n, 1))
+    rise = size * np.interp(np.arange(N_STEPS), *RISE) + 0.3 * rng.normal(size=(n, N_STEPS))
+    low, high = crossing_limits(crossing(weights @ rise / n, np.arange(N_STEPS)), level=LEVEL)
+    covered = ((band.low <= gamma(1 + POWER)) & (gamma(1 + POWER) <= band.high)).all()
+    return {"band": float(covered), "half": float(low <= np.mean(RISE[0]) <= high)}
+
+
 STUDIES: dict[str, Study] = {
     "paired ratio": Study(
         {
@@ -562,5 +585,13 @@ STUDIES: dict[str, Study] = {
         },
         _repeat_architectures,
         sizes=(3, 5, 8),
+    ),
+    "curves": Study(
+        {
+            "band": Measure(f"studentised max-T, {N_STEPS} steps, skewed", "coverage", LEVEL),
+            # Noise makes a first crossing earlier rather than later.
+            "half": Measure("half of a rise, percentiles", "coverage", LEVEL, (0.9, 0.98)),
+        },
+        _repeat_curves,
     ),
 }

@@ -30,7 +30,7 @@ def observed(study, n, repetitions):
 
 
 @pytest.mark.parametrize("n", [30, 100])
-@pytest.mark.parametrize("study", ["paired ratio", "many heads"])
+@pytest.mark.parametrize("study", ["paired ratio", "many heads", "curves"])
 def test_coverage(study, n):
     check(run(repetitions=300, sizes=[n], studies=[study], progress=False))
 
