@@ -4,34 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from mechanism.measuring import LENGTH, captured, loss_gained, losses, variances_left
 from tqdm.auto import tqdm
 
 import posprobe
-from posprobe.models import NO_INTERVENTION, ObservableModel, StreamEdit
-from posprobe.probes import ClusterGram, features, fit_eraser
+from posprobe.models import NO_INTERVENTION, ObservableModel
+from posprobe.probes import features
 from posprobe.store import ActivationStore
+from posprobe.workflows.edits import erase_position, erase_random
 
 BLOCK, PROBED = 10, (10, 11, 15, 20, 29)
 N_NATURAL = 40
-
-
-def position_gram(store: ActivationStore) -> ClusterGram:
-    """Statistics of the stream at unit RMS; the concept is position and log(1 + position)."""
-    X, y, groups, _ = features(store, BLOCK, "residual")
-    return ClusterGram.from_arrays(X, np.column_stack([y, np.log1p(y)]), groups)
-
-
-def edits_of(gram: ClusterGram) -> dict[str, StreamEdit]:
-    """Position erased, and as many random directions."""
-    erasers = {"position": fit_eraser(gram)}
-    erasers["random"] = fit_eraser(gram, random_rank=erasers["position"].rank)
-    return {
-        what: StreamEdit(BLOCK, f"{what} erased", eraser.mean, eraser.inward, eraser.outward)
-        for what, eraser in erasers.items()
-    }
 
 
 def erased_tables(
@@ -43,13 +27,15 @@ def erased_tables(
     text = posprobe.capture(model, files / "natural.h5", **natural)
     before = losses(model, native, NO_INTERVENTION, n)
     rows, probes = [], probe_rows(text, "nothing")
-    for what, edit in tqdm(edits_of(position_gram(text)).items(), desc="erased"):
+    makers = {"position": erase_position, "random": erase_random}
+    edits = {what: make(model, text.path, BLOCK) for what, make in makers.items()}
+    for what, edit in tqdm(edits.items(), desc="erased"):
         with model.editing(edit):
             store = captured(model, files / f"erased_{what}.h5", n)
             gained = loss_gained(losses(model, native, NO_INTERVENTION, n), before)
             again = posprobe.capture(model, files / f"natural_{what}.h5", **natural)
         probes += probe_rows(again, what)
-        left = variances_left(native, store, BLOCK)
+        left = variances_left(native, store)
         rows.append({"erased": what, "rank": edit.rank} | left | gained)
     erased = pd.DataFrame(rows).assign(native_loss=before.mean())
     return {"erased": erased, "probes": pd.DataFrame(probes)}

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 import posprobe
-from posprobe.channels import REQUIRED, channel_effects, gather_variances
-from posprobe.intervals import fieller_ratio, mean_interval
+from posprobe.channels import REQUIRED, remaining
+from posprobe.intervals import mean_interval
 from posprobe.models import Intervention, ObservableModel, Observer
 from posprobe.store import ActivationStore
 
@@ -38,25 +38,15 @@ def losses(
     return np.array([found[item] for item in sorted(found)])
 
 
-def pseudo_values_of(store: ActivationStore, name: str, n: int, first: int = 0) -> np.ndarray:
-    """Jackknife pseudo-values of a variance, over heads and layers from `first` on, by item."""
-    layers = (channel_effects(store, layer) for layer in range(first, store.n_layers))
-    effects = (layer.take(np.arange(n)) for layer in layers)
-    return gather_variances(effects).mean((0, 1)).pseudo[name][:, 0, 0]
-
-
-def variances_left(
-    native: ActivationStore, store: ActivationStore, first: int = 0
-) -> dict[str, float | None]:
+def variances_left(native: ActivationStore, store: ActivationStore) -> dict[str, float]:
     """What a change leaves of V_R and V_M, relative to the same items natively."""
-    row: dict[str, float | None] = {}
-    for name in ("V_R", "V_M"):
-        pair = (pseudo_values_of(each, name, store.n_items, first) for each in (native, store))
-        left = fieller_ratio(*pair, quantity="ratio", estimand=f"{name} left")
-        low, high = np.array([left.low, left.high], float)  # NaN where it is unbounded
-        row |= {f"{name}_left": left.estimate, f"{name}_left_low": low}
-        row[f"{name}_left_high"] = high
-    return row
+    table = remaining(native, store).set_index("variance")
+    ends = {"": "left", "_low": "low", "_high": "high"}
+    return {
+        f"{name}_left{end}": table.loc[name, column]
+        for name in ("V_R", "V_M")
+        for end, column in ends.items()
+    }
 
 
 def loss_gained(changed: np.ndarray, native: np.ndarray) -> dict[str, float | None]:

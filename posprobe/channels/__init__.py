@@ -6,6 +6,7 @@ variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
 planning       says how many items a wanted width needs
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
 bands          splits effects and variances by band of rotation
+remaining      says what a change of the model leaves of each variance
 """
 
 from posprobe.channels.bands import KEYS, BandEffects, band_effects, decompose_bands, why_no_bands
@@ -20,6 +21,7 @@ from posprobe.channels.reading import (
     score_shift,
     why_not_split,
 )
+from posprobe.channels.remaining import remaining
 from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "overall_variances",
     "plan_items",
     "position_covariance",
+    "remaining",
     "score_shift",
     "shares",
     "simulate_items",

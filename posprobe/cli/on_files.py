@@ -21,6 +21,7 @@ from posprobe.cli.options import (
     Numbers,
     inference_options,
 )
+from posprobe.errors import shown
 
 if TYPE_CHECKING:
     from posprobe.intervals import Inference
@@ -159,6 +160,36 @@ def generalize(
         return
     shown = table.drop(columns=["sequences", "bias", "bias_low", "bias_high"])
     click.echo(shown.to_string(index=False, float_format="%.3g"))
+
+
+@main.command()
+@click.argument("native", type=click.Path(path_type=Path))
+@click.argument("changed", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--first", type=int, help="First layer that counts.  [default: 0, or the first edited block]"
+)
+@click.option("--level", type=float, default=0.95, show_default=True, help="Level of intervals.")
+@JSON
+def remains(
+    native: Path, changed: tuple[Path, ...], first: int | None, level: float, as_json: bool
+) -> None:
+    """Say what changes of a model leave of its channels.
+
+    NATIVE is a capture of the shifted design, CHANGED are captures of the same items with
+    something taken away: a band, a mask, position in the stream.
+    """
+    from posprobe.channels import remaining
+
+    store = posprobe.ActivationStore(native)
+    tables = {
+        str(path): remaining(store, posprobe.ActivationStore(path), first=first, level=level)
+        for path in changed
+    }
+    if as_json:
+        print_json({path: json.loads(t.to_json(orient="records")) for path, t in tables.items()})
+        return
+    for path, table in tables.items():
+        click.echo(f"{shown(path)}\n{table.to_string(index=False, float_format='%.3g')}\n")
 
 
 @main.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +24,17 @@ from posprobe.cli.options import (
     TEXT,
     Conditions,
     Numbers,
+    Place,
     Precision,
     inference_options,
 )
 from posprobe.errors import shown
 
 if TYPE_CHECKING:
+    from posprobe.models import ObservableModel, StreamEdit
     from posprobe.stimuli import Text
+
+Edit = tuple[Path, tuple[int, ...]] | None
 
 
 @main.command()
@@ -144,6 +150,20 @@ def audit(
     default=(),
     help="Leave bands out of all scores, numbered from 0 for the fastest.",
 )
+@click.option(
+    "--erase",
+    type=Place(1),
+    help="Erase position from the stream that enters a block, as the natural capture FILE of this "
+    "model has it.",
+)
+@click.option(
+    "--erase-random", type=Place(1), help="Erase as many random directions: the control of --erase."
+)
+@click.option(
+    "--steer",
+    type=Place(3),
+    help="Move the stream that enters a block as far as it moves between two positions of FILE.",
+)
 @click.option("--n", type=int, default=40, show_default=True, help="Sequences or windows.")
 @click.option(
     "--first-item",
@@ -192,6 +212,9 @@ def capture(
     model_dtype: str,
     revision: str | None,
     quiet: bool,
+    erase: Edit,
+    erase_random: Edit,
+    steer: Edit,
     **given: Any,
 ) -> None:
     """Run a stimulus through MODEL and write what is recorded to one HDF5 file."""
@@ -205,15 +228,31 @@ def capture(
     options, given = CaptureOptions().split(given)
     given |= {"text": text, "progress": not quiet, "options": options}
     loading = {"variant": variant, "device": device, "dtype": model_dtype, "revision": revision}
+    edits = {"erase": erase, "erase-random": erase_random, "steer": steer}
     if dask is not None:
         from posprobe.captures import capture_distributed, connect
+
+        if asked := [name for name, edit in edits.items() if edit]:
+            raise click.UsageError(f"--{asked[0]} edits one model in memory: leave --dask out")
 
         with connect(dask) as client:
             capture_distributed(model, output, client, loading=loading, **given).close()
     else:
         loaded = posprobe.load_model(model, **loading)  # type: ignore[arg-type]
-        posprobe.capture(loaded, output, **given).close()
+        with _edited(loaded, edits):
+            posprobe.capture(loaded, output, **given).close()
     print_path(output.absolute())
+
+
+def _edited(model: ObservableModel, edits: dict[str, Edit]) -> AbstractContextManager[None]:
+    """The model with the edits that were asked for, or as it is."""
+    from posprobe.workflows.edits import erase_position, erase_random, move_position
+
+    makers: dict[str, Callable[..., StreamEdit]] = {
+        "erase": erase_position, "erase-random": erase_random, "steer": move_position
+    }  # fmt: skip
+    made = [makers[name](model, edit[0], *edit[1]) for name, edit in edits.items() if edit]
+    return model.editing(*made) if made else nullcontext()
 
 
 @main.command()

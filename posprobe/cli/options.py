@@ -43,6 +43,25 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers such as 1,2,4,8", param, ctx)
 
 
+class Place(click.ParamType):
+    """A file with a block, and with two positions: ``natural.h5:10`` or ``natural.h5:10:33:97``."""
+
+    def __init__(self, numbers: int) -> None:
+        self.numbers = numbers
+        self.name = "FILE:BLOCK" + ":FROM:TO" * (numbers == 3)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Path, tuple[int, ...]]:
+        """Text to the file and its numbers."""
+        if isinstance(value, tuple):
+            return value
+        path, *numbers = str(value).rsplit(":", self.numbers)
+        if not path or len(numbers) != self.numbers or not all(map(str.isdigit, numbers)):
+            self.fail(
+                f"{value!r}: write {self.name}, as in natural.h5:10{':33:97' * (self.numbers == 3)}"
+            )
+        return Path(path), tuple(map(int, numbers))
+
+
 class Conditions(click.ParamType):
     """Factors with their levels, separated by blanks: ``position0=native,bos length=128,512``."""
 
