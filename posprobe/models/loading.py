@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from posprobe.errors import ModelError, quieted
+from posprobe.errors import ModelError, in_short, quieted
 from posprobe.models.checkpoints import Checkpoint
 from posprobe.models.variants import Variant
 
@@ -273,10 +273,9 @@ def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
         found = _tokenizer_file(location, place["revision"])
         if found is None:
             return None
-        reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"model {checkpoint.name!r}: its tokenizer cannot be read ({found}: "
-            f"{type(error).__name__}: {reason}); download it again"
+            f"{in_short(error)}); download it again"
         ) from error
 
 

@@ -108,6 +108,14 @@ def test_a_wider_model_takes_fewer_tokens():
     assert batch_tokens(wide, 2**30) < batch_tokens(narrow, 2**30)
 
 
+def assert_emulated_like_cpu(folder, family, places, case):
+    with (
+        ActivationStore(folder / f"{family}-cpu-{case}.h5") as expected,
+        ActivationStore(folder / f"{family}-{places}-{case}.h5") as found,
+    ):
+        assert_close(found, expected, 2e-5)
+
+
 FAMILIES = ("llama", "mistral", "gemma2", "nope")
 
 
@@ -129,7 +137,12 @@ def emulated(tmp_path_factory):
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "aten::add got tensors on emulated:0 and emulated:1"
+    assert done.stdout.splitlines() == [
+        "aten::add got tensors on emulated:0 and emulated:1",
+        "llama _scaled_dot_product_cudnn_attention",
+        "mistral _efficient_attention_forward",
+        "nope _flash_attention_forward",
+    ]
     return out
 
 
@@ -137,11 +150,13 @@ def emulated(tmp_path_factory):
 @pytest.mark.parametrize("places", ["one", "two"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_devices_are_never_mixed(family, places, case, emulated):
-    with (
-        ActivationStore(emulated / f"{family}-cpu-{case}.h5") as expected,
-        ActivationStore(emulated / f"{family}-{places}-{case}.h5") as found,
-    ):
-        assert_close(found, expected, 2e-5)
+    assert_emulated_like_cpu(emulated, family, places, case)
+
+
+@pytest.mark.parametrize("case", device_child.CASES)
+@pytest.mark.parametrize("family", device_child.FUSED)
+def test_the_layout_of_kernels_of_a_gpu_is_understood(family, case, emulated):
+    assert_emulated_like_cpu(emulated, family, "fused", case)
 
 
 @gpu
