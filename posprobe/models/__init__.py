@@ -3,6 +3,7 @@
 entry                          from a name or a model in memory to a proved model
 bundled, checkpoints, loading  from a name to weights and a tokenizer
 memory                         a model that is in memory already
+offload                        weights that accelerate keeps on the CPU or on disk
 gguf_header, gguf_keys,
 gguf_rotation, gguf_conversion a GGUF file converted to a checkpoint, proved, or refused
 decoders                       which models can be observed, and where their blocks are
