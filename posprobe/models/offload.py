@@ -18,7 +18,8 @@ __all__ = ["computing_devices", "input_device", "is_kept", "numbers_of"]
 def _hook(module: torch.nn.Module) -> Any:
     """The hook that lends weights to a module, or None; recognised by its map of weights."""
     hook = getattr(module, "_hf_hook", None)
-    return hook if getattr(hook, "weights_map", None) is not None else None
+    hooks = getattr(hook, "hooks", (hook,))  # one, or several in turn
+    return next((each for each in hooks if getattr(each, "weights_map", None) is not None), None)
 
 
 def is_kept(model: torch.nn.Module, name: str) -> bool:

@@ -147,6 +147,14 @@ def test_softcaps_and_values_of_another_width_take_the_blockwise_path(gpu):
     assert found.used == []
 
 
+def test_a_window_that_hides_nothing_is_none(gpu):
+    found = gpu(CUDNN)
+    attend(*draw(), Visibility(window=69), Scoring(0.3))
+    assert found.used == []
+    attend(*draw(), Visibility(window=70), Scoring(0.3))
+    assert {*found.used} == {gpu_kernels.CUDNN}
+
+
 # --- kernels that are wrong, missing, or do not run ---
 
 LIES = {
