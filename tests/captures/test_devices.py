@@ -121,6 +121,7 @@ def test_an_offloaded_model_gives_the_bits_of_the_whole_one(offloaded, folder, t
     for name in whole.header.quantities:
         np.testing.assert_array_equal(found.read(name), whole.read(name), err_msg=name)
     assert found.header.weights_digest == whole.header.weights_digest
+    assert found.header.rounding == {"unknown": "its weights are offloaded"}
     if offloaded.borrowed:
         assert all(weights[name] is now for name, now in offloaded.model.named_parameters())
 
