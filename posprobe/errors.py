@@ -35,6 +35,7 @@ __all__ = [
     "Telling",
     "as_html",
     "fact_table",
+    "in_short",
     "missing_package",
     "noting",
     "progress_bar",
@@ -66,6 +67,17 @@ def shown(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def in_short(error: Exception) -> str:
+    r"""Describe an exception of another library's code in one line.
+
+    Examples
+    --------
+    >>> in_short(ValueError("first\nsecond"))
+    'ValueError: first second'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 class PosprobeError(ValueError):

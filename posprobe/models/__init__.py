@@ -3,12 +3,14 @@
 entry                          from a name or a model in memory to a proved model
 bundled, checkpoints, loading  from a name to weights and a tokenizer
 memory                         a model that is in memory already
+offload                        weights that accelerate keeps on the CPU or on disk
 gguf_header, gguf_keys,
 gguf_rotation, gguf_conversion a GGUF file converted to a checkpoint, proved, or refused
 decoders                       which models can be observed, and where their blocks are
 rotary, variants               changes of the configuration
 interventions                  changes of the attention
-attention                      output and log-normalizer from one kernel
+attention                      output and log-normalizer by blocks, the reference
+kernels                        the same from a fused kernel, proved against the reference
 scores, observation, masks     what is recorded, and how transformers calls it
 edits                          what is done to the residual stream
 writing                        what of attention's output reaches the residual stream

@@ -6,27 +6,18 @@ may attend to. The normalizer and the attention weights are
 
 .. math:: z_i = \log \sum_{j \in A(i)} e^{s_{ij}}, \qquad \log \alpha_{ij} = s_{ij} - z_i .
 
-The output and :math:`z` come from a fused kernel that returns the log-sum-exp, or from a blockwise
-online softmax if there is no such kernel.
+A blockwise online softmax computes the output and :math:`z` on every device. It is the reference
+for the fused kernels of `posprobe.models.kernels`, which return the log-sum-exp and are faster.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "BLOCK",
-    "Scoring",
-    "Visibility",
-    "attend",
-    "attend_blockwise",
-    "attend_fused",
-    "fused_kernel_is_sound",
-]
+__all__ = ["BLOCK", "Scoring", "Visibility", "attend_blockwise"]
 
 BLOCK = 256
 
@@ -151,56 +142,13 @@ class Scoring:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
-) -> tuple[Tensor, Tensor]:
-    """Compute the attention output and its log-normalizer without a T x T array.
-
-    Parameters
-    ----------
-    query : Tensor, shape (batch, head, query, d)
-        Queries, after rotary embedding and QK-norm.
-    key, value : Tensor, shape (batch, key-value head, key, d)
-        Keys and values.
-    visibility : Visibility
-        Keys that each query may attend to.
-    scoring : Scoring
-        How queries and keys become scores.
-
-    Returns
-    -------
-    output : Tensor, shape (batch, head, query, d)
-        Weighted sums of the values.
-    normalizer : Tensor, shape (batch, head, query)
-        Logarithm of each softmax denominator, in nats; float64 if the query is, else float32.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from posprobe.models.attention import Scoring, Visibility, attend
-    >>> query = key = torch.zeros(1, 1, 4, 8)
-    >>> output, normalizer = attend(query, key, key, Visibility(), Scoring(1.0))
-    >>> [round(n, 4) for n in normalizer.exp().flatten().tolist()]  # the number of visible keys
-    [1.0, 2.0, 3.0, 4.0]
-    """
-    fused = (
-        scoring.softcap is None
-        and query.shape[-1] == value.shape[-1]
-        and fused_kernel_is_sound(query.device.type, query.dtype)
-    )
-    path = attend_fused if fused else attend_blockwise
-    output, normalizer = path(query, key, value, visibility, scoring)
-    if scoring.sink_logit is not None:
-        whole = scoring.with_sink_logit(normalizer)
-        output = output * (normalizer - whole).exp().unsqueeze(-1).to(output.dtype)
-        normalizer = whole
-    return output, normalizer
-
-
 def attend_blockwise(
     query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
-    """Compute `attend` by an online softmax over blocks of keys, the reference for all kernels."""
+    """Compute `posprobe.models.kernels.attend` by an online softmax over blocks of keys.
+
+    A learned sink logit is left out of the denominator.
+    """
     n_queries, n_keys = query.shape[2], key.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
     output = query.new_empty(query.shape[:-1] + value.shape[-1:])
@@ -229,47 +177,3 @@ def attend_blockwise(
         output[:, :, rows] = (weighted / total.unsqueeze(-1)).to(output.dtype)
         normalizer[:, :, rows] = top + total.log()
     return output, normalizer
-
-
-def attend_fused(
-    query: Tensor, key: Tensor, value: Tensor, visibility: Visibility, scoring: Scoring
-) -> tuple[Tensor, Tensor]:
-    """Compute `attend` by the fused CPU kernel; with a window, in blocks of queries."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    scale = scoring.scaling
-    if visibility.window is None or visibility.window >= key.shape[2]:
-        return kernel(query, key, value, 0.0, visibility.causal, scale=scale)
-    n_queries, n_keys = query.shape[2], key.shape[2]
-    index = torch.arange(max(n_queries, n_keys), device=query.device)
-    blocks = []
-    for first in range(0, n_queries, BLOCK):
-        rows = slice(first, min(first + BLOCK, n_queries))
-        columns = slice(*visibility.key_range(rows.start, rows.stop, n_keys))
-        visible = visibility.mask(index[rows], index[columns])
-        bias = query.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        part = (query[:, :, rows], key[:, :, columns], value[:, :, columns])
-        blocks.append(kernel(*part, 0.0, False, attn_mask=bias, scale=scale))
-    outputs, normalizers = zip(*blocks, strict=True)
-    return torch.cat(outputs, 2), torch.cat(normalizers, 2)
-
-
-@functools.cache
-def fused_kernel_is_sound(device: str, dtype: torch.dtype) -> bool:
-    """Whether the fused kernel exists on this device and agrees with the blockwise reference."""
-    name = "_scaled_dot_product_flash_attention_for_cpu"
-    if device != "cpu" or not hasattr(torch.ops.aten, name):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 4, 70, 16, generator=generator).to(dtype)
-    key, value = (torch.randn(2, 2, 70, 16, generator=generator).to(dtype) for _ in range(2))
-    tolerance = 1e-5 if dtype in (torch.float32, torch.float64) else 5e-2
-    for visibility in (Visibility(), Visibility(window=9), Visibility(causal=False)):
-        case = (query, key, value, visibility, Scoring(0.3))
-        try:
-            fused = attend_fused(*case)
-        except RuntimeError:
-            return False
-        for got, expected in zip(fused, attend_blockwise(*case), strict=True):
-            if not torch.allclose(got.double(), expected.double(), atol=tolerance, rtol=tolerance):
-                return False
-    return True

@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from posprobe.errors import ModelError
+from posprobe.models.offload import is_kept, numbers_of
 
 __all__ = ["check_state", "check_weights", "coarsest_dtype", "find_blocks", "size"]
 
@@ -85,7 +86,7 @@ def check_state(model: torch.nn.Module) -> None:
     Raises
     ------
     ModelError
-        If the model is compiled, or some of its weights are offloaded.
+        If the model is compiled, or some of its weights are nowhere.
     """
     # torch.compile sets _orig_mod; an isinstance test would import dynamo
     wrapped = hasattr(model, "_orig_mod")
@@ -94,11 +95,13 @@ def check_state(model: torch.nn.Module) -> None:
             "the model is compiled, so its parts cannot be observed; pass it as it was before "
             "torch.compile"
         )
-    away = [name for name, weight in model.named_parameters() if weight.is_meta]
+    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    away = [name for name, each in numbers.items() if each.is_meta and not is_kept(model, name)]
     if away:
         raise ModelError(
-            f"{len(away)} of the model's weights are offloaded ({away[0]}), so they cannot be "
-            "read; load it whole, in a smaller dtype or onto more GPUs (device='auto')"
+            f"{len(away)} of the model's weights and buffers are on the meta device ({away[0]}), "
+            "and accelerate does not keep them elsewhere, so they cannot be read; load the model "
+            "with device='auto'"
         )
 
 
@@ -128,13 +131,14 @@ def check_weights(model: torch.nn.Module, blocks: list[torch.nn.Module]) -> None
         for layer, block in enumerate(blocks)
         for name, weight in block.named_parameters()
     }
-    for full_name, weight in model.named_parameters():
+    for full_name, own in model.named_parameters():
+        weight = numbers_of(model, full_name, own)
         if not weight.is_floating_point() or weight.dtype.itemsize < 2:  # quantised
             continue
         # the sum reads the weight once without a copy, and is finite only if all terms are
         if torch.isfinite(weight.sum(dtype=torch.float32)):
             continue
-        where, name = layers.get(id(weight), ("the model", full_name))
+        where, name = layers.get(id(own), ("the model", full_name))
         for what, bad in (("NaN", weight.isnan()), ("infinities", weight.isinf())):
             if count := int(bad.sum()):
                 values = "value" if count == 1 else "values"

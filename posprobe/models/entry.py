@@ -62,8 +62,8 @@ def load_model(
     dtype : {"float32", "float64", "bfloat16"} or None, default=None
         Type of weights and activations. None means float32.
     device : str or None, default=None
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which spreads the layers over all GPUs.
-        None means a GPU if there is one.
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which spreads the layers over all GPUs
+        and the CPU, and reads from disk what fits nowhere. None means a GPU if there is one.
     revision : str or None, default=None
         Revision of a hub model. None means its main branch.
     trust_remote_code : bool, default=False

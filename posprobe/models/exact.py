@@ -171,6 +171,8 @@ def _exact_rotations(calls: _Calls) -> dict[int, Tensor]:
 def _wide(module: torch.nn.Module) -> torch.nn.Module:
     """A copy in float64."""
     weights = [*module.parameters(), *module.buffers()]
+    if any(weight.is_meta for weight in weights):
+        raise ModelError("its weights are offloaded")
     odd = {w.dtype for w in weights} - {*TYPES, torch.int64, torch.int32, torch.bool}
     if odd:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in odd))

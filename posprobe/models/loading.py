@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import psutil  # type: ignore[import-untyped]  # accelerate needs it too
 import torch
 import transformers
 from huggingface_hub import is_offline_mode
@@ -22,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from posprobe.errors import ModelError, quieted
+from posprobe.errors import ModelError, in_short, quieted
 from posprobe.models.checkpoints import Checkpoint
 from posprobe.models.variants import Variant
 
@@ -30,6 +32,7 @@ __all__ = ["DTYPES", "check_device", "load_checkpoint", "load_tokenizer", "quiet
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 HUB_TIMEOUT = 5  # seconds
+GIB = 2**30
 # Files that hold a vocabulary; other files of a tokenizer say how the vocabulary is used.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 # Surplus weights that the forward pass of text does not use: buffers of old versions, scales of a
@@ -131,7 +134,8 @@ def load_checkpoint(
     place : dict
         Keywords from `source`.
     device : str, default="cpu"
-        Device of the weights; with ``"auto"``, transformers distributes the layers.
+        Device of the weights; with ``"auto"``, transformers distributes the layers, and what fits
+        nowhere stays on disk.
 
     Returns
     -------
@@ -142,7 +146,7 @@ def load_checkpoint(
     ModelError
         If the model is not a decoder, its files lack weights, have surplus weights, weights of
         other shapes, pickles or code of their own, the variant does not apply, or the model cannot
-        be loaded.
+        be loaded or is larger than the free memory.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
@@ -150,6 +154,8 @@ def load_checkpoint(
             raise ModelError(f"model {checkpoint.name!r} is an encoder-decoder, not a decoder")
         _refuse_pickled_shards(checkpoint.name, config, place)
         variant.change_config(config.get_text_config())
+        if device != "auto":
+            _refuse_too_large(checkpoint.name, config, dtype, place, device)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **place,
             config=config,
@@ -172,11 +178,6 @@ def load_checkpoint(
             "a .gguf file, a hub id that is reachable, or 'smollm2'"
         ) from error
     _refuse_other_weights(checkpoint.name, model, report)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ModelError(
-            f"model {checkpoint.name!r} does not fit into the memory of its devices; use a smaller "
-            "dtype or more of them"
-        )
     return model if device == "auto" else model.to(device)
 
 
@@ -197,6 +198,35 @@ def _reason(error: BaseException, place: dict[str, Any]) -> str:
         return f"is not on this machine, and the hub cannot be reached ({why})"
     reason = " ".join(str(error).split()).partition(". ")[0][:160]
     return f"could not be loaded ({type(error).__name__}: {reason})"
+
+
+def _refuse_too_large(
+    name: str, config: Any, dtype: torch.dtype, place: dict[str, Any], device: str
+) -> None:
+    """Refuse weights that are larger than the free memory, before they are read."""
+    if getattr(config, "quantization_config", None) is not None:
+        return  # they are smaller in memory than their type says
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=place["trust_remote_code"]
+        )
+    needed = sum(weight.nbytes for weight in empty.parameters())
+    for where in dict.fromkeys(("cpu", device)):  # they are read on the CPU
+        free = _free_memory(where)
+        if needed > free:
+            raise ModelError(
+                f"model {name!r} takes {needed / GIB:.1f} GiB in "
+                f"{str(dtype).removeprefix('torch.')}, and {where} has {free / GIB:.1f} GiB free; "
+                "use a smaller dtype, or device 'auto', which reads what does not fit from disk, "
+                "layer by layer"
+            )
+
+
+def _free_memory(device: str) -> int:
+    """Free memory of a device, in bytes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    return int(psutil.virtual_memory().available)
 
 
 def _refuse_pickled_shards(name: str, config: Any, place: dict[str, Any]) -> None:
@@ -273,10 +303,9 @@ def load_tokenizer(checkpoint: Checkpoint, place: dict[str, Any]) -> Any:
         found = _tokenizer_file(location, place["revision"])
         if found is None:
             return None
-        reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"model {checkpoint.name!r}: its tokenizer cannot be read ({found}: "
-            f"{type(error).__name__}: {reason}); download it again"
+            f"{in_short(error)}); download it again"
         ) from error
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from posprobe.errors import ModelError
+from posprobe.models.offload import is_kept
 
 __all__ = ["adapters_of", "check_tokenizer", "given_model", "name_in_memory", "origin_of"]
 
@@ -56,8 +57,8 @@ def given_model(model: Any) -> transformers.PreTrainedModel:
             f"{kind} is quantised by bitsandbytes, whose results depend on the batch; load it in "
             "bfloat16 or float32"
         )
-    weights = list(found.parameters())
-    if weights and all(weight.is_meta for weight in weights):
+    weights = dict(found.named_parameters())
+    if weights and all(w.is_meta and not is_kept(found, name) for name, w in weights.items()):
         raise ModelError(f"{kind} is on the meta device, without weights; load them first")
     return found
 

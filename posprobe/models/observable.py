@@ -30,6 +30,7 @@ from posprobe.models.interventions import Intervention
 from posprobe.models.loading import quiet
 from posprobe.models.memory import adapters_of, origin_of
 from posprobe.models.observation import Observer, observing
+from posprobe.models.offload import computing_devices, input_device, numbers_of
 from posprobe.models.passes import borrowing, plain_torch, undisturbed
 from posprobe.models.proofs import ATTENTION, prove_observable, random_tokens
 from posprobe.models.rotary import differing_rotation
@@ -194,7 +195,7 @@ class ObservableModel:
             "class": type(self.model).__name__,
             "layers": f"{self.n_layers} of {self.n_heads} heads, width {self.width}",
             "type": str(coarsest_dtype(self.model)).removeprefix("torch."),
-            "device": self.model.device,
+            "device": input_device(self.model),
             "variant": self.variant,
             "quantization": self.quantization,
             "positions": self.max_length,
@@ -368,15 +369,15 @@ class ObservableModel:
             digest.update(f"{adapter} {factor:g};".encode())
         for key, tensor in weights:
             digest.update(key.encode())
-            flat = tensor.detach().cpu().contiguous().view(-1)
-            digest.update(flat.view(torch.uint8).numpy())
+            flat = numbers_of(self.model, key, tensor).detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
         digest.update("".join(edits).encode())
         self._digest = state, digest.hexdigest()
         return self._digest[1]
 
     def free_memory(self) -> int | None:
         """Return the free bytes on the fullest of the model's GPUs, or None if it uses no GPU."""
-        gpus = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
+        gpus = [device for device in computing_devices(self.model) if device.type == "cuda"]
         return min((torch.cuda.mem_get_info(gpu)[0] for gpu in gpus), default=None)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -391,7 +392,7 @@ class ObservableModel:
         -------
         Tensor, shape (..., width)
         """
-        return self.model.get_input_embeddings()(tokens.to(self.model.device))
+        return self.model.get_input_embeddings()(tokens.to(input_device(self.model)))
 
     @property
     def mean_embedding(self) -> Tensor:
@@ -502,7 +503,7 @@ class ObservableModel:
             observing(observer),
             self._residual_hooks(observer),
         ):
-            inputs: dict[str, Tensor] = {"input_ids": tokens.to(self.model.device)}
+            inputs: dict[str, Tensor] = {"input_ids": tokens.to(input_device(self.model))}
             if embedding0 is not None:
                 embedded = self.embed(tokens).clone()
                 embedded[:, 0] = embedding0.to(embedded)
@@ -533,7 +534,7 @@ class ObservableModel:
         shown = contextlib.nullcontext() if observer is None else observing(observer)
         self.check()
         with self.undisturbed(needed), shown:
-            return self.model(tokens.to(self.model.device), use_cache=False).logits
+            return self.model(tokens.to(input_device(self.model)), use_cache=False).logits
 
     def intervention(self) -> Intervention:
         """Return the change of the attention that belongs to the variant."""
@@ -583,6 +584,6 @@ def _state(model: torch.nn.Module) -> tuple[Any, ...]:
 
 
 def _version(tensor: Tensor) -> tuple[Any, ...]:
-    """What changes as soon as a tensor does; tensors of inference mode do not count changes."""
-    changes = object() if tensor.is_inference() else tensor._version
+    """What changes as soon as a tensor does; some do not count changes, or have no numbers."""
+    changes = object() if tensor.is_inference() or tensor.is_meta else tensor._version
     return tensor.data_ptr(), tensor.dtype, changes

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from posprobe.errors import ModelError
-from posprobe.models.attention import Scoring, Visibility, attend
+from posprobe.models.attention import Scoring, Visibility
 from posprobe.models.band_scores import observe_bands
 from posprobe.models.interventions import NO_INTERVENTION, Intervention
+from posprobe.models.kernels import attend
 from posprobe.models.scores import Observation, observe_scores
 
 __all__ = ["Observer", "observed_attention", "observing", "output_projection"]

@@ -48,8 +48,8 @@ def borrowing(model: transformers.PreTrainedModel, attention: str | None = None)
     """Give a model back as it was, whatever is set in it meanwhile.
 
     That is the attributes of its modules and configurations (attention, training mode, caches of
-    rotary embeddings), their buffers, and which weights have gradients. Values inside a tensor are
-    not copied: no pass changes them.
+    rotary embeddings), their buffers and weights, and which weights have gradients. Values inside a
+    tensor are not copied: no pass changes them.
 
     Parameters
     ----------
@@ -58,7 +58,10 @@ def borrowing(model: transformers.PreTrainedModel, attention: str | None = None)
     attention : str or None, default=None
         Name of an attention implementation to set for the time being.
     """
-    modules = [(part, dict(vars(part)), dict(part._buffers)) for part in model.modules()]
+    modules = [
+        (part, dict(vars(part)), dict(part._buffers), dict(part._parameters))
+        for part in model.modules()
+    ]
     configs = [(config, dict(vars(config))) for config in _configs(model)]
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     try:
@@ -68,9 +71,10 @@ def borrowing(model: transformers.PreTrainedModel, attention: str | None = None)
                 config.return_dict = True
         yield
     finally:
-        for part, attributes, buffers in modules:
+        for part, attributes, buffers, weights in modules:
             _put_back(vars(part), attributes)
             _put_back(part._buffers, buffers)
+            _put_back(part._parameters, weights)  # accelerate makes those that it lends anew
         for config, attributes in configs:
             _put_back(vars(config), attributes)
         for weight in trained:

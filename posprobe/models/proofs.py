@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from posprobe.errors import ModelError
+from posprobe.errors import ModelError, in_short
 from posprobe.models.interventions import Intervention
 from posprobe.models.masks import recognise_mask
 from posprobe.models.observation import Observer, observed_attention
@@ -116,7 +116,7 @@ def prove_observable(observable: Observable) -> tuple[int, ...]:
         raise ModelError(f"model {name!r}: {error}") from error
     except Exception as error:  # of the model's own code, which ran with its own mask
         raise ModelError(
-            f"model {name!r} does not run with posprobe's attention ({_in_short(error)}): its "
+            f"model {name!r} does not run with posprobe's attention ({in_short(error)}): its "
             "layers work on the mask themselves, so it cannot be observed"
         ) from error
     _prove_callbacks(name, observer.layers, observable.n_layers)
@@ -150,13 +150,8 @@ def _native_logits(observable: Observable, tokens: Tensor) -> Tensor:
         mixed = f"; its weights are of {len(dtypes)} types ({', '.join(sorted(dtypes))})"
         raise ModelError(
             f"model {observable.name!r} does not run on {tokens.shape[1]} random tokens "
-            f"({_in_short(error)}){mixed if len(dtypes) > 1 else ''}"
+            f"({in_short(error)}){mixed if len(dtypes) > 1 else ''}"
         ) from error
-
-
-def _in_short(error: Exception) -> str:
-    """An exception of a model's own code, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _prove_stream(observable: Observable, tokens: Tensor) -> None:

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import capture_child as child
 import device_child
 import numpy as np
@@ -79,13 +82,48 @@ def test_devices_that_are_not_there_are_refused(folder):
         load_model(folder, device=f"cuda:{number}")
 
 
-def test_a_model_that_does_not_fit_is_refused(folder, monkeypatch):
-    load = torch.nn.Module.parameters
-    monkeypatch.setattr(
-        torch.nn.Module, "parameters", lambda *args: (p.to("meta") for p in load(*args))
+def test_a_model_that_does_not_fit_is_refused_with_its_size(folder, monkeypatch):
+    weights = tiny.tiny_model("mistral", dtype=torch.float32).parameters()
+    needed = sum(weight.nbytes for weight in weights)
+    memory = SimpleNamespace(available=needed)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    load_model(folder, device="cpu")
+    memory.available = needed - 1
+    load_model(folder, device="cpu", dtype="bfloat16")
+    load_model(folder, device="auto")
+    monkeypatch.setattr("posprobe.models.loading.GIB", 1024)
+    words = (
+        f"takes {needed / 1024:.1f} GiB in float32, and cpu has .* GiB free; use a smaller dtype"
     )
-    with pytest.raises(ModelError, match="does not fit into the memory of its devices"):
+    with pytest.raises(ModelError, match=words):
         load_model(folder, device="cpu")
+
+
+@pytest.fixture(params=["cpu_offload", "disk_offload", "auto"])
+def offloaded(request, folder, tmp_path, monkeypatch):
+    """A model with weights that accelerate keeps elsewhere."""
+    plain = transformers.AutoModelForCausalLM.from_pretrained
+    if request.param == "cpu_offload":
+        return load_model(accelerate.cpu_offload(plain(folder)), name=folder)
+    if request.param == "disk_offload":
+        return load_model(accelerate.disk_offload(plain(folder), tmp_path / "away"), name=folder)
+    # as if memory had room for the embeddings alone
+    some = partial(plain, max_memory={"cpu": 60_000})
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", some)
+    return load_model(folder, device="auto")
+
+
+def test_an_offloaded_model_gives_the_bits_of_the_whole_one(offloaded, folder, tmp_path):
+    weights = dict(offloaded.model.named_parameters())
+    assert any(weight.is_meta for weight in weights.values())
+    whole = take(load_model(folder, device="cpu"), tmp_path / "whole.h5")
+    found = take(offloaded, tmp_path / "found.h5")
+    for name in whole.header.quantities:
+        np.testing.assert_array_equal(found.read(name), whole.read(name), err_msg=name)
+    assert found.header.weights_digest == whole.header.weights_digest
+    assert found.header.rounding == {"unknown": "its weights are offloaded"}
+    if offloaded.borrowed:
+        assert all(weights[name] is now for name, now in offloaded.model.named_parameters())
 
 
 def batch_tokens(model, free):
@@ -106,6 +144,14 @@ def test_a_pass_takes_what_fits_into_a_gpu():
 def test_a_wider_model_takes_fewer_tokens():
     narrow, wide = child.model(), child.model(intermediate_size=480)
     assert batch_tokens(wide, 2**30) < batch_tokens(narrow, 2**30)
+
+
+def assert_emulated_like_cpu(folder, family, places, case):
+    with (
+        ActivationStore(folder / f"{family}-cpu-{case}.h5") as expected,
+        ActivationStore(folder / f"{family}-{places}-{case}.h5") as found,
+    ):
+        assert_close(found, expected, 2e-5)
 
 
 FAMILIES = ("llama", "mistral", "gemma2", "nope")
@@ -129,7 +175,12 @@ def emulated(tmp_path_factory):
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "aten::add got tensors on emulated:0 and emulated:1"
+    assert done.stdout.splitlines() == [
+        "aten::add got tensors on emulated:0 and emulated:1",
+        "llama _scaled_dot_product_cudnn_attention",
+        "mistral _efficient_attention_forward",
+        "nope _flash_attention_forward",
+    ]
     return out
 
 
@@ -137,11 +188,13 @@ def emulated(tmp_path_factory):
 @pytest.mark.parametrize("places", ["one", "two"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_devices_are_never_mixed(family, places, case, emulated):
-    with (
-        ActivationStore(emulated / f"{family}-cpu-{case}.h5") as expected,
-        ActivationStore(emulated / f"{family}-{places}-{case}.h5") as found,
-    ):
-        assert_close(found, expected, 2e-5)
+    assert_emulated_like_cpu(emulated, family, places, case)
+
+
+@pytest.mark.parametrize("case", device_child.CASES)
+@pytest.mark.parametrize("family", device_child.FUSED)
+def test_the_layout_of_kernels_of_a_gpu_is_understood(family, case, emulated):
+    assert_emulated_like_cpu(emulated, family, "fused", case)
 
 
 @gpu
@@ -158,12 +211,10 @@ def test_bfloat16_on_a_gpu_is_near_float32(folder, tmp_path):
 def test_layers_on_several_gpus_give_the_numbers_of_one(folder, tmp_path):
     model = load_model(folder, device="cpu")
     found = tiny.tiny_model("mistral", dtype=torch.float32)
-    from accelerate import dispatch_model
-
     last = torch.cuda.device_count() - 1
     places = {"model.embed_tokens": 0, "model.norm": last, "lm_head": last, "model.rotary_emb": 0}
     places |= {f"model.layers.{layer}": min(layer, last) for layer in range(3)}
-    spread = ObservableModel(dispatch_model(found, places), name=model.name)
+    spread = ObservableModel(accelerate.dispatch_model(found, places), name=model.name)
     one, other = take(model, tmp_path / "a.h5"), take(spread, tmp_path / "b.h5", batch_tokens=2048)
     np.testing.assert_allclose(other.normalizer(2), one.normalizer(2), atol=1e-4)
     np.testing.assert_allclose(other.residual(3), one.residual(3), rtol=1e-3, atol=1e-3)

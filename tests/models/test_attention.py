@@ -1,12 +1,11 @@
 """Fused and blockwise attention against the explicit softmax, in float64."""
 
-import math
-
 import pytest
 import torch
 
-from posprobe.models import BLOCK, attention
-from posprobe.models.attention import Scoring, Visibility, attend
+from posprobe.models import BLOCK, kernels
+from posprobe.models.attention import Scoring, Visibility, attend_blockwise
+from posprobe.models.kernels import attend
 
 CAUSAL, FULL = Visibility(), Visibility(causal=False)
 
@@ -49,10 +48,12 @@ def assert_equal(case, *, tolerance=1e-11):
 def path(request, monkeypatch):
     """Each of the two paths; the fused one must really be in use."""
     if request.param == "blockwise":
-        monkeypatch.setattr(attention, "fused_kernel_is_sound", lambda *_: False)
-        monkeypatch.setattr(attention, "attend_fused", None)
+        monkeypatch.setattr(kernels, "fused_kernel", lambda *_: None)
     else:
-        assert attention.fused_kernel_is_sound("cpu", torch.float64)
+        (kernel,) = kernels.KERNELS["cpu"]
+        for mask in kernel.masks:
+            found = kernels.fused_kernel(torch.device("cpu"), torch.float64, 8, mask)
+            assert found is kernel
     return request.param
 
 
@@ -150,71 +151,6 @@ def test_head_selection_takes_its_own_learned_sinks():
     assert Scoring(1.0).of_heads([3, 1]).sink_logit is None
 
 
-@pytest.fixture
-def fresh_self_test():
-    attention.fused_kernel_is_sound.cache_clear()
-    yield
-    attention.fused_kernel_is_sound.cache_clear()
-
-
-def off_by_ln2(fused):
-    def broken(*case):
-        output, normalizer = fused(*case)
-        return output, normalizer + math.log(2)
-
-    return broken
-
-
-def wrong_output(fused):
-    def broken(*case):
-        output, normalizer = fused(*case)
-        return output * 1.001, normalizer
-
-    return broken
-
-
-def window_off_by_one(fused):
-    def broken(query, key, value, visibility, scoring):
-        if visibility.window is not None:
-            visibility = Visibility(visibility.causal, visibility.window + 1)
-        return fused(query, key, value, visibility, scoring)
-
-    return broken
-
-
-def ignores_causality(fused):
-    def broken(query, key, value, visibility, scoring):
-        return fused(query, key, value, Visibility(False, visibility.window), scoring)
-
-    return broken
-
-
-def absent(_):
-    def broken(*_case):
-        raise RuntimeError("no grouped heads here")
-
-    return broken
-
-
-@pytest.mark.usefixtures("fresh_self_test")
-@pytest.mark.parametrize(
-    "breaking", [off_by_ln2, wrong_output, window_off_by_one, ignores_causality, absent]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_wrong_kernel_is_found_and_not_used(breaking, dtype, monkeypatch):
-    monkeypatch.setattr(attention, "attend_fused", breaking(attention.attend_fused))
-    assert not attention.fused_kernel_is_sound("cpu", dtype)
-    assert_equal((*draw(40, dtype=dtype), Visibility(window=9), Scoring(0.3)), tolerance=2e-6)
-
-
-@pytest.mark.usefixtures("fresh_self_test")
-def test_without_a_kernel_there_is_the_blockwise_path(monkeypatch):
-    assert not attention.fused_kernel_is_sound("meta", torch.float32)
-    monkeypatch.delattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", False)
-    monkeypatch.setattr(attention, "hasattr", lambda *_: False, raising=False)
-    assert not attention.fused_kernel_is_sound("cpu", torch.float32)
-
-
 def test_no_mask_is_ever_a_square(monkeypatch):
     length, sizes = 4 * BLOCK, []
     plain = Visibility.mask
@@ -226,5 +162,5 @@ def test_no_mask_is_ever_a_square(monkeypatch):
     monkeypatch.setattr(Visibility, "mask", spy)
     case = draw(length, batch=1)
     attend(*case, Visibility(window=9), Scoring(0.3))
-    attention.attend_blockwise(*case, CAUSAL, Scoring(0.3))
+    attend_blockwise(*case, CAUSAL, Scoring(0.3))
     assert max(sizes) <= BLOCK * 2 * BLOCK

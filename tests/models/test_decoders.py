@@ -157,21 +157,34 @@ def test_compiled_model_is_refused():
         ObservableModel(model)
 
 
-def test_offloaded_model_is_refused(tmp_path):
-    model = accelerate.disk_offload(tiny.tiny_model("llama"), tmp_path)
-    with pytest.raises(ModelError, match=r"30 of the model's weights are offloaded \(model\.embed"):
+def test_weights_that_are_nowhere_are_named():
+    model = tiny.tiny_model("llama")
+    model.model.layers[1].mlp.to("meta")
+    words = r"3 of the model's weights and buffers are on the meta device \(model\.layers\.1\.mlp"
+    with pytest.raises(ModelError, match=words):
+        ObservableModel(model)
+    model = tiny.tiny_model("llama")
+    model.model.rotary_emb.to("meta")
+    with pytest.raises(ModelError, match=r"meta device \(model\.rotary_emb\.inv_freq\)"):
         ObservableModel(model)
 
 
+def test_offloaded_weights_that_are_not_numbers_are_named():
+    model = tiny.tiny_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"weights of layer 1 hold NaN \(mlp.up_proj, 1 value"):
+        ObservableModel(accelerate.cpu_offload(model))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_model_that_is_compiled_or_offloaded_after_it_was_wrapped_is_refused(tmp_path):
+def test_model_that_is_compiled_or_emptied_after_it_was_wrapped_is_refused():
     model = ObservableModel(tiny.tiny_model("llama"))
     model.model.model.layers[1].compile()
     with pytest.raises(ModelError, match="is compiled"):
         streams(model)
     model = ObservableModel(tiny.tiny_model("llama"))
-    accelerate.cpu_offload(model.model)
-    with pytest.raises(ModelError, match="are offloaded"):
+    model.model.model.layers[1].to("meta")
+    with pytest.raises(ModelError, match="are on the meta device"):
         streams(model)
 
 
