@@ -1,6 +1,6 @@
 """Cost of an audit, part by part, beside the plain forward passes of the same tokens.
 
-    python benchmarks/audit.py [--quick] [--model smollm2] [--full] [--out FILE.md]
+    python benchmarks/audit.py [--quick] [--model smollm2] [--n N] [--full] [--out FILE.md]
     taskset -c 1 env OMP_NUM_THREADS=1 python benchmarks/audit.py          on one core
 
 One audit runs in this process, into a folder that is deleted; after each capture, the batches of
@@ -165,13 +165,14 @@ def row(name, seconds, passes):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--n", type=int, default=None, help="sequences and windows; 40 and 32")
     parser.add_argument("--full", action="store_true", help="with all interventions")
     parser.add_argument(
         "--quick", action="store_true", help="a short run that only proves it works"
     )
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    sizes = QUICK if options.quick else {}
+    sizes = QUICK if options.quick else {"n": options.n}
     with tempfile.TemporaryDirectory() as folder:
         spent, tokens = measure(options.model, folder, full=options.full, **sizes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

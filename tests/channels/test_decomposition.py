@@ -14,9 +14,9 @@ from posprobe.channels import (
     gather_variances,
     position_covariance,
     shares,
+    variances,
 )
 from posprobe.channels import decomposition as channels
-from posprobe.channels import variances
 from posprobe.channels.variances import resampled
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference, bootstrap_limits
