@@ -205,13 +205,15 @@ def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
                 variance_columns(cells, inference.level, SPLIT),
             )
             tables.append(pd.concat([label, *columns], axis=1).assign(positions=name))
-        for name, parts in tested.items():
-            parts.append(variances.flat(name))
+        for quantity, parts in tested.items():
+            parts.append(variances.flat(quantity))
     table = pd.concat(tables, ignore_index=True)
     heads = (table["layer"] != "all").to_numpy()
-    for name, parts in tested.items():
-        estimates, draws = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
-        table.loc[heads, f"{name}_p_adjusted"] = adjusted_p(estimates, draws, variances.n_items)
+    for quantity, parts in tested.items():
+        estimates, draws = (np.concatenate(whole, axis=-1) for whole in zip(*parts, strict=True))
+        table.loc[heads, f"{quantity}_p_adjusted"] = adjusted_p(
+            estimates, draws, effects[0].n_items
+        )
     return table[["positions", *table.columns.drop("positions")]]
 
 

@@ -230,7 +230,8 @@ def _distinct(cells: Array) -> tuple[Array, NDArray[np.intp]]:
 
     The mask effect is the same at all offsets that are averaged over the same rows.
     """
-    new = np.append(True, (cells[1:] != cells[:-1]).any((1, 2)))
+    new = np.ones(len(cells), dtype=bool)
+    new[1:] = (cells[1:] != cells[:-1]).any((1, 2))
     return cells[new], np.cumsum(new) - 1
 
 

@@ -410,6 +410,13 @@ def test_the_same_figure_gives_the_same_text(tables):
         assert "matplotlib" not in first.lower()
 
 
+def test_a_dollar_sign_is_drawn_and_encloses_no_mathematics(tables):
+    named = tables["replacement"].assign(treatment=["$x$", "mean", "zero"])
+    svg = to_svg(draw("replacement", tables | {"replacement": named}), "replacement")
+    assert "$x$" in svg
+    assert named["treatment"][0] == "$x$"
+
+
 @pytest.mark.parametrize("name", ["channels_shifted", "heads_share", "specification"])
 def test_a_figure_that_is_drawn_once_is_that_of_savefig(name, tables):
     figure, saved = draw(name, tables), draw(name, tables)
