@@ -128,5 +128,5 @@ def _later_norm(store: ActivationStore, layer: int) -> float:
     if layer not in (store.header.residual_layers or ()):
         return float("nan")
     later = store.residual_positions > 0
-    norms = np.linalg.norm(store.residual(layer).astype(np.float32), axis=-1)
+    norms = np.linalg.norm(store.residual(layer).astype(np.float32, copy=False), axis=-1)
     return float(np.median(norms[later])) if later.any() else float("nan")

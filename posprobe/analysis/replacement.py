@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from posprobe.analysis.sinks import SINK_THRESHOLD, sink_attention
-from posprobe.channels import channel_effects, early_limit, gather_variances
+from posprobe.channels import ChannelEffects, channel_effects, early_limit, gather_variances
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference, Interval, fieller_ratio
 from posprobe.store import ActivationStore
@@ -60,11 +60,26 @@ def fraction_removed(
     DesignError
         If the files do not have the same windows behind the same prefixes.
     """
-    overall = []
-    for store, items in zip((native, replaced), common_items(native, replaced), strict=True):
-        layers = (channel_effects(store, k) for k in range(store.n_layers))
-        effects = (layer.take(items).up_to(up_to) for layer in layers)
-        overall.append(gather_variances(effects).mean((0, 1)))
+    items = common_items(native, replaced)
+    return _removed(_effects(native), _effects(replaced), items, up_to, level)
+
+
+def _effects(store: ActivationStore) -> list[ChannelEffects]:
+    return [channel_effects(store, layer) for layer in range(store.n_layers)]
+
+
+def _removed(
+    native: list[ChannelEffects],
+    replaced: list[ChannelEffects],
+    items: tuple[NDArray[np.intp], NDArray[np.intp]],
+    up_to: int,
+    level: float,
+) -> tuple[Interval, float, float]:
+    """Do as `fraction_removed`, with the effects of all layers and their common items."""
+    overall = [
+        gather_variances(layer.take(own).up_to(up_to) for layer in layers).mean((0, 1))
+        for layers, own in zip((native, replaced), items, strict=True)
+    ]
     before, after = (variances.pseudo["V_R"][:, 0, 0] for variances in overall)
     interval = ratio_of_variances(before, after, level=level, estimand="fraction of V_R removed")
     native_variance, replaced_variance = (float(v.estimate["V_R"][0, 0]) for v in overall)
@@ -133,12 +148,12 @@ def replacement_table(
     """
     rows = []
     first = None
+    before_all, native_rate = _effects(native), sink_rate(native)
     for store in replaced:
         treatment = store.header.position0_treatment
+        items, after_all, rate = common_items(native, store), _effects(store), sink_rate(store)
         for positions, up_to in (("early", early_limit(native)), ("all", native.prefixes[-1])):
-            interval, before, after = fraction_removed(
-                native, store, up_to=up_to, level=inference.level
-            )
+            interval, before, after = _removed(before_all, after_all, items, up_to, inference.level)
             primary = treatment == PRIMARY_TREATMENT and positions == "early"
             if primary and first is None:
                 first = interval
@@ -151,8 +166,8 @@ def replacement_table(
                     **interval.row("fraction_removed"),
                     "V_R_native": before,
                     "V_R_replaced": after,
-                    "sink_rate_native": sink_rate(native),
-                    "sink_rate_replaced": sink_rate(store),
+                    "sink_rate_native": native_rate,
+                    "sink_rate_replaced": rate,
                 }
             )
     return pd.DataFrame(rows), first

@@ -183,7 +183,8 @@ def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
         channel_effects(store, layer, same_rows=True, max_units=MAX_UNITS)
         for layer in range(store.n_layers)
     ]
-    tables, tested = [], []
+    tables: list[pd.DataFrame] = []
+    tested: dict[str, list[tuple[Array, Array]]] = {"V_T": [], "V_R": []}
     for name, layers in _ranges(effects, early_limit(store)).items():
         each = [layer.by_offset() for layer in layers]
         variances = Variances.side_by_side([gather_variances([layer], inference) for layer in each])
@@ -204,11 +205,15 @@ def _offsets(store: ActivationStore, inference: Inference) -> pd.DataFrame:
                 variance_columns(cells, inference.level, SPLIT),
             )
             tables.append(pd.concat([label, *columns], axis=1).assign(positions=name))
-        tested.append(variances)
+        for quantity, parts in tested.items():
+            parts.append(variances.flat(quantity))
     table = pd.concat(tables, ignore_index=True)
     heads = (table["layer"] != "all").to_numpy()
-    for name in ("V_T", "V_R"):
-        table.loc[heads, f"{name}_p_adjusted"] = adjusted_p(Variances.side_by_side(tested), name)
+    for quantity, parts in tested.items():
+        estimates, draws = (np.concatenate(whole, axis=-1) for whole in zip(*parts, strict=True))
+        table.loc[heads, f"{quantity}_p_adjusted"] = adjusted_p(
+            estimates, draws, effects[0].n_items
+        )
     return table[["positions", *table.columns.drop("positions")]]
 
 

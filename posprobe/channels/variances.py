@@ -123,15 +123,20 @@ class Variances(Telling):
         if name in self._kept:
             return self._kept[name]
         products = self.products[name]
-        cells = products.reshape(-1, *products.shape[-2:])
+        cells, which = _distinct(products.reshape(-1, *products.shape[-2:]))
         draws, errors = np.empty((2, len(self.weights), len(cells)))
         size = max(1, BLOCK // max(1, self.weights.size))
         for at in range(0, len(cells), size):
             part = np.s_[:, at : at + size]
             draws[part], errors[part] = resampled(cells[at : at + size], self.weights)
         shape = (-1, *products.shape[:2])
-        self._kept[name] = draws.reshape(shape), errors.reshape(shape)
+        self._kept[name] = draws[:, which].reshape(shape), errors[:, which].reshape(shape)
         return self._kept[name]
+
+    def flat(self, name: str) -> tuple[Array, Array]:
+        """Return the estimate and the bootstrap draws of a variance: (L H,), (B, L H)."""
+        draws = self.replicates(name)[0]
+        return self.estimate[name].ravel(), draws.reshape(len(draws), -1)
 
     def limits(self, name: str, level: float) -> tuple[Array, Array]:
         """Compute the limits of the studentised bootstrap of one variance.
@@ -218,6 +223,16 @@ class Variances(Telling):
 
     def _with(self, change: Callable[[Array], Array]) -> Variances:
         return Variances({k: change(v) for k, v in self.products.items()}, self.weights)
+
+
+def _distinct(cells: Array) -> tuple[Array, NDArray[np.intp]]:
+    """Return cells that differ from the one before, and which of them each cell is.
+
+    The mask effect is the same at all offsets that are averaged over the same rows.
+    """
+    new = np.ones(len(cells), dtype=bool)
+    new[1:] = (cells[1:] != cells[:-1]).any((1, 2))
+    return cells[new], np.cumsum(new) - 1
 
 
 def resampled(products: Array, weights: Array) -> tuple[Array, Array]:
@@ -362,7 +377,7 @@ def variance_table(
     table = pd.concat([pd.DataFrame(labels), variance_columns(variances, level)], axis=1)
     if len(table) > 1:
         for name in ("V_T", "V_R"):
-            table[f"{name}_p_adjusted"] = adjusted_p(variances, name)
+            table[f"{name}_p_adjusted"] = adjusted_p(*variances.flat(name), variances.n_items)
     return table
 
 
@@ -382,14 +397,20 @@ def variance_columns(
     return pd.concat([table, _described(variances, table, level)], axis=1)
 
 
-def adjusted_p(variances: Variances, name: str) -> Array:
-    """Return max-T p-values of all cells, NaN where a variance is the same in all replicates."""
-    draws = variances.replicates(name)[0].reshape(len(variances.weights), -1)
+def adjusted_p(estimates: Array, draws: Array, n: int) -> Array:
+    """Return max-T p-values of cells, NaN where a variance is the same in all replicates.
+
+    Parameters
+    ----------
+    estimates, draws : ndarray of shape (cells,), (B, cells)
+        A variance, in the data and in bootstrap samples that are the same for all cells.
+    n : int
+        Number of items.
+    """
     varies = np.ptp(draws, axis=0) > 1e-10 * np.abs(draws).max(axis=0)
     p_values = np.full(len(varies), np.nan)
     if varies.any():
-        estimate = variances.estimate[name].ravel()[varies]
-        p_values[varies] = max_t(estimate, draws[:, varies], n=variances.n_items).p_value
+        p_values[varies] = max_t(estimates[varies], draws[:, varies], n=n).p_value
     return p_values
 
 

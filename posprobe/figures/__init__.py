@@ -6,10 +6,16 @@ same everywhere, see `posprobe.figures.style`. Nothing here touches matplotlib's
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+from collections.abc import Iterator
+from typing import TypeVar
 
 import matplotlib as mpl
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from posprobe.errors import DesignError
@@ -50,6 +56,7 @@ PANELS: dict[str, Panel] = (
 COMPARISON_PANELS: dict[str, Panel] = architectures.PANELS
 TRAINING_PANELS: dict[str, Panel] = training.PANELS
 EVERY_PANEL = PANELS | COMPARISON_PANELS | TRAINING_PANELS
+Canvas = TypeVar("Canvas", FigureCanvasAgg, FigureCanvasSVG)
 UNUSED_IDS = re.compile(r' id="[A-Za-z]+[A-Za-z0-9.]*_\d+"')
 
 
@@ -89,7 +96,14 @@ def draw(name: str, tables: Tables) -> Figure | None:
 
 def _literal(tables: Tables) -> Tables:
     """Tables whose names matplotlib draws as they are: dollar signs would enclose mathematics."""
-    return {name: table.replace(r"\$", r"\\$", regex=True) for name, table in tables.items()}
+    return {name: _escaped(table) for name, table in tables.items()}
+
+
+def _escaped(table: pd.DataFrame) -> pd.DataFrame:
+    words = table.select_dtypes(exclude=["number", "bool"])
+    if not any("$" in "".join(map(str, column)) for _, column in words.items()):
+        return table  # in most: looking for what to replace takes longer than drawing
+    return table.replace(r"\$", r"\\$", regex=True)
 
 
 def to_png(figure: Figure) -> bytes:
@@ -105,8 +119,8 @@ def to_png(figure: Figure) -> bytes:
         Without date and program name.
     """
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    with mpl.rc_context(STYLE), _drawn_once(figure, FigureCanvasAgg, dpi=200) as canvas:
+        canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -125,8 +139,21 @@ def to_svg(figure: Figure, name: str) -> str:
         An ``<svg>`` element without date, program name or XML prolog.
     """
     buffer = io.StringIO()
-    with mpl.rc_context(STYLE | {"svg.hashsalt": f"posprobe {name}", "svg.id": name}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    style = STYLE | {"svg.hashsalt": f"posprobe {name}", "svg.id": name}
+    with mpl.rc_context(style), _drawn_once(figure, FigureCanvasSVG, figure.dpi) as canvas:
+        canvas.print_svg(buffer, metadata=nothing)
     text = buffer.getvalue()
     return UNUSED_IDS.sub("", text[text.index("<svg") :])
+
+
+@contextlib.contextmanager
+def _drawn_once(figure: Figure, kind: type[Canvas], dpi: float) -> Iterator[Canvas]:
+    """Lend a figure a canvas, which lays it out as it draws it; `savefig` draws it twice."""
+    canvas, own_dpi = figure.canvas, figure.dpi
+    figure.set_dpi(dpi)
+    try:
+        yield kind(figure)
+    finally:
+        figure.set_canvas(canvas)
+        figure.set_dpi(own_dpi)

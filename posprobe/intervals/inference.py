@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from posprobe.errors import DesignError
 from posprobe.intervals.arrays import Array
@@ -85,8 +86,9 @@ class Inference:
         Returns
         -------
         ndarray of shape (n_resamples, n_clusters)
+            Read only, since they are drawn once.
         """
-        return cluster_weights(n_clusters, self.n_resamples, self.seed).astype(float)
+        return _drawn(n_clusters, self.n_resamples, self.seed)
 
     def refit_weights(self, n_clusters: int) -> Array:
         """Draw bootstrap weights for refits, the same at every call; see `cluster_weights`.
@@ -99,5 +101,13 @@ class Inference:
         Returns
         -------
         ndarray of shape (n_refits, n_clusters)
+            Read only, since they are drawn once.
         """
-        return cluster_weights(n_clusters, self.n_refits, self.seed).astype(float)
+        return _drawn(n_clusters, self.n_refits, self.seed)
+
+
+@lru_cache(maxsize=16)
+def _drawn(n_clusters: int, n_resamples: int, seed: int) -> Array:
+    weights = cluster_weights(n_clusters, n_resamples, seed).astype(float)
+    weights.setflags(write=False)
+    return weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -82,7 +82,7 @@ def fieller_ratio(
     n, (mean_a, mean_b) = len(a), (a.mean(), b.mean())
     if mean_a == 0:
         raise DesignError("the mean of the baseline is exactly 0, so a ratio to it does not exist")
-    t2 = stats.t.isf((1 - level) / 2, n - 1) ** 2 / n
+    t2 = _squared_quantile(level, n - 1) / n
     (s_aa, s_ab), (_, s_bb) = np.cov(a, b)
     # The discriminant of the quadratic, in a form without cancellation where errors are small.
     spread = t2 * np.var(mean_a * b - mean_b * a, ddof=1) - t2**2 * (s_aa * s_bb - s_ab**2)
@@ -94,6 +94,12 @@ def fieller_ratio(
         limits = float((middle - half) / leading), float((middle + half) / leading)
     interval = _ratio_interval(ratio, limits, quantity, level, "fieller", estimand, n)
     return dataclasses.replace(interval, test=partial(_fieller_p, a=a, b=b, quantity=quantity))
+
+
+@lru_cache(maxsize=16)
+def _squared_quantile(level: float, df: int) -> float:
+    """Return the square of Student's two-sided quantile, which SciPy takes long to find."""
+    return float(stats.t.isf((1 - level) / 2, df)) ** 2
 
 
 def _fieller_p(value: float, *, a: Array, b: Array, quantity: Quantity) -> float:

@@ -106,7 +106,7 @@ def features(
     columns, feature_groups = [], {}
     stop = 0
     for name, values in blocks.items():
-        flat = values.reshape(*values.shape[:2], -1)[keep].astype(np.float64)
+        flat = values.reshape(*values.shape[:2], -1)[keep].astype(np.float64, copy=False)
         if not np.isfinite(flat).all():
             row = int(np.argwhere(keep)[~np.isfinite(flat).all(1)][0, 0])
             sequence = range(store.n_sequences)[sequences][row]
@@ -172,5 +172,6 @@ def _blocks(
     if which in ("residual", "joint"):
         stream = store.read("residual", layer, sequences).astype(np.float64)
         rms = np.sqrt(np.square(stream).mean(-1, keepdims=True))
-        blocks["residual"] = stream / np.where(rms > 0, rms, 1.0)
+        stream /= np.where(rms > 0, rms, 1.0)
+        blocks["residual"] = stream
     return blocks

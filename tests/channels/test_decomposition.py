@@ -14,8 +14,10 @@ from posprobe.channels import (
     gather_variances,
     position_covariance,
     shares,
+    variances,
 )
 from posprobe.channels import decomposition as channels
+from posprobe.channels.variances import resampled
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference, bootstrap_limits
 
@@ -112,6 +114,25 @@ def test_replicates_are_those_of_repeated_items_and_their_errors_the_jackknifes(
         jackknife = variances.pseudo[name].std(0, ddof=1) / 3
         _, plain = Variances(variances.products, once).replicates(name)
         np.testing.assert_allclose(plain[0], jackknife, atol=1e-12)
+
+
+def test_cells_that_are_the_same_are_resampled_once_and_each_gets_its_own(rng, monkeypatch):
+    effects = simulated(rng, 9, GRID, -GRID / 2, 3)
+    inference, seen = Inference(n_resamples=100), []
+    one, other = (products for products in effects.products()["V_T"][:2])
+    cells = np.stack([one, one, other, one])
+    products = dict.fromkeys(("V_T", "V_M", "V_R", "C_MR", "V_S"), cells[None])
+    weights = gather_variances([effects], inference).weights
+
+    def counted(products, weights):
+        seen.append(len(products))
+        return resampled(products, weights)
+
+    monkeypatch.setattr(variances, "resampled", counted)
+    found = Variances(products, weights).replicates("V_T")
+    assert seen == [3]
+    for draws, alone in zip(found, resampled(cells, weights), strict=True):
+        np.testing.assert_array_equal(draws[:, 0], alone)
 
 
 def test_paired_conditions_are_subtracted_item_by_item(rng):

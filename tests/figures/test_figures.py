@@ -1,14 +1,16 @@
 """Figures: what the tables say is drawn, with its interval, in the colours of all others."""
 
+import io
 import xml.etree.ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
 from posprobe.errors import DesignError
-from posprobe.figures import PANELS, draw, to_svg
-from posprobe.figures.style import MASK, RESIDUAL, TOTAL
+from posprobe.figures import PANELS, UNUSED_IDS, draw, to_png, to_svg
+from posprobe.figures.style import MASK, RESIDUAL, STYLE, TOTAL
 
 LAYERS = range(4)
 REPLACED = dict(
@@ -406,6 +408,28 @@ def test_the_same_figure_gives_the_same_text(tables):
         assert first == second
         assert "date" not in first.lower()
         assert "matplotlib" not in first.lower()
+
+
+def test_a_dollar_sign_is_drawn_and_encloses_no_mathematics(tables):
+    named = tables["replacement"].assign(treatment=["$x$", "mean", "zero"])
+    svg = to_svg(draw("replacement", tables | {"replacement": named}), "replacement")
+    assert "$x$" in svg
+    assert named["treatment"][0] == "$x$"
+
+
+@pytest.mark.parametrize("name", ["channels_shifted", "heads_share", "specification"])
+def test_a_figure_that_is_drawn_once_is_that_of_savefig(name, tables):
+    figure, saved = draw(name, tables), draw(name, tables)
+    canvas, dpi = figure.canvas, figure.dpi
+    once = to_svg(figure, name), to_png(figure)
+    assert (figure.canvas, figure.dpi) == (canvas, dpi)
+    svg, png = io.StringIO(), io.BytesIO()
+    with mpl.rc_context(STYLE | {"svg.hashsalt": f"posprobe {name}", "svg.id": name}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        saved.savefig(svg, format="svg", metadata=nothing)
+        saved.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    drawing = svg.getvalue()
+    assert once == (UNUSED_IDS.sub("", drawing[drawing.index("<svg") :]), png.getvalue())
 
 
 def test_figures_are_whole_svg_files_and_share_no_identifier(tables):

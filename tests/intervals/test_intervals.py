@@ -519,6 +519,15 @@ def test_few_resamples_are_taken_with_a_warning():
     assert Inference(n_resamples=100, n_refits=10).n_refits == 10
 
 
+def test_weights_of_all_intervals_are_drawn_once_and_nobody_changes_them():
+    weights = Inference(n_resamples=100, seed=3).weights(12)
+    assert weights is Inference(n_resamples=100, level=0.9, seed=3).weights(12)
+    assert weights is not Inference(n_resamples=100, seed=4).weights(12)
+    np.testing.assert_array_equal(weights, cluster_weights(12, 100, 3))
+    with pytest.raises(ValueError, match="read-only"):
+        weights[0] = 1
+
+
 # --- p-values: an interval excludes a value where its p-value is below 1 - level, and only there
 
 

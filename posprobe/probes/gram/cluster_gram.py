@@ -308,7 +308,8 @@ class ClusterGram(Telling):
             raise DesignError(f"{found.shape} labels for {len(self)} sequences: give one for each")
         coarse, inverse = distinct(found)
         grams = np.zeros((len(coarse), *self.grams.shape[1:]))
-        np.add.at(grams, inverse, self.grams)
+        for number, gram in zip(inverse.tolist(), self.grams, strict=True):
+            grams[number] += gram
         return ClusterGram(grams, coarse, self.shift, self.n_targets)
 
     def sum(self, weights: ArrayLike | None = None) -> Array:

@@ -147,9 +147,11 @@ def _batch_scores(
 ) -> Array:
     members = [np.flatnonzero(folds == k) for k in range(folds.max() + 1)]
     flat = gram.grams.reshape(len(gram), -1)
-    sums = np.stack([weights[:, m] @ flat[m] for m in members], axis=1)
-    sums = sums.reshape(len(weights), len(members), *gram.grams.shape[1:])
-    return np.stack([_replicate(fold_sums, design, subsets, start) for fold_sums in sums])
+    sums = np.empty((len(members), len(weights), *gram.grams.shape[1:]))
+    for own, fold_sums in zip(members, sums, strict=True):
+        np.matmul(weights[:, own], flat[own], out=fold_sums.reshape(len(weights), -1))
+    each = sums.swapaxes(0, 1)
+    return np.stack([_replicate(fold_sums, design, subsets, start) for fold_sums in each])
 
 
 def _replicate(
