@@ -85,7 +85,7 @@ def _needed(band: object, rows: pd.DataFrame) -> str:
     return (
         f"- **The band {band} is needed for the residual channel: {verdict}.** Without it "
         f"V_R is {with_interval(own, 'V_R_left')} times what it was; without as many random pairs "
-        f"{drawn}. The loss rises by {with_interval(own, 'loss')} nats per token, from "
+        f"{drawn}. The loss changes by {with_interval(own, 'loss')} nats per token, from "
         f"{own['native_loss']:.2f}; with random pairs by "
         f"{'; '.join(with_interval(row, 'loss') for _, row in control.iterrows())}."
     )
@@ -137,7 +137,7 @@ def erasing_finding(erased: pd.DataFrame) -> list[str]:
         f"- **Position in the stream at block 10 is needed for the residual channel behind it: "
         f"{verdict}.** Without it V_R of the blocks from 10 on is "
         f"{with_interval(own, 'V_R_left')} times what it was, without as many random directions "
-        f"{with_interval(control, 'V_R_left')}. The loss rises by {with_interval(own, 'loss')} and "
+        f"{with_interval(control, 'V_R_left')}. The loss changes by {with_interval(own, 'loss')} and "
         f"{with_interval(control, 'loss')} nats per token."
     ]
 
