@@ -21,9 +21,14 @@ Weights of the seeds from 3 on are not kept. `tables/layers.csv` has what was me
 `tables/models.csv` their digests and how they were trained. Seeds that the tables have are not
 measured again; delete a row of `models.csv` to have it done anew.
 
+Seed 3 was trained where a processor has no instructions for bfloat16: products were computed in
+float32 and rounded once, as such instructions do (column `products`). Contrasts are within seeds,
+so this does not mix with architecture.
+
 Run it with ``python analyses/05_seeds.py`` for what is bundled and in the tables, or with
-``--train 1`` to train the next seed that is missing (an hour on one core: three models).
-Checkpoints go to ``build/zoo``; interrupted, it goes on where it was.
+``--train 1`` to train the next seed that is missing (three models: an hour on a core that
+multiplies bfloat16 by itself, two on another). Checkpoints go to ``build/zoo``; interrupted, it
+goes on where it was.
 """
 
 from __future__ import annotations

@@ -72,5 +72,6 @@ def provenance(folder: Path) -> dict[str, object]:
         "text": said["data"]["sha256"][:12],
         "python": said["versions"]["python"],
         "torch": said["versions"]["torch"],
+        "products": said.get("products", "native"),  # of bfloat16 matrices
         "model_file": said["files"]["model.safetensors"][:12],
     }
