@@ -18,7 +18,7 @@ __all__ = ["analyze"]
 
 
 def analyze(
-    files: Iterable[str | Path],
+    files: str | Path | Iterable[str | Path],
     folder: str | Path,
     *,
     inference: Inference = Inference(),
@@ -29,7 +29,7 @@ def analyze(
 
     Parameters
     ----------
-    files : iterable of str or Path
+    files : str or Path, or an iterable of these
         Captures of one model and variant. Files of one design with different items are read as one.
     folder : str or Path
         Gets report.html, claims.json, tables/ and figures/; made if it does not exist.
