@@ -22,6 +22,13 @@ Erasing. Position and log(1 + position) are erased from the stream that enters b
 change (LEACE), fitted on 40 natural sequences; as many random directions are erased as a control.
 Measured again: V_R and V_M of the blocks from 10 on, the loss, and probes of later streams.
 
+Steering. The stream that enters block 10 is moved, at all tokens alike, by its regression on
+position and log(1 + position), as far as from token 33 to 97; as a control as far in a random
+direction. What this changes in the log attention weights of windows behind 33 tokens is regressed
+on the change of R when the same windows are moved from 33 to 97, over heads of the blocks from 10
+on and pairs of different items: 1 if moving the stream does what moving the text does under one
+mask.
+
 Elsewhere. Probes of position are trained on positions 1 to 64 of 40 natural sequences of 512 tokens
 and scored at the positions behind, in other blocks, under `ntk(8)` and `yarn(8)`, with BOS at
 position 0, and on Python source code; always on sequences that did not train them.
@@ -33,9 +40,11 @@ half of the sequences (those of the same ones would share their noise).
 
 Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band is needed
 if the interval of the V_R that is left without it excludes 1 and does not overlap that of the
-control. A code goes on if the lower limit of R2 of the best block's probe is above 1/2 in every
-range behind the trained one, and does not if all upper limits are below. A code is low-dimensional
-if all upper limits of its effective dimension are below 5, in blocks whose code has a size above 0.
+control. Steering does what moving does if the lower limit of that slope is above 0 and above the
+control's upper limit. A code goes on if the lower limit of R2 of the best block's probe is above
+1/2 in every range behind the trained one, and does not if all upper limits are below. A code is
+low-dimensional if all upper limits of its effective dimension are below 5, in blocks whose code has
+a size above 0.
 Intervals are at 95%, over items, and not adjusted for the number of bands and variants.
 
 Run it with ``python analyses/04_mechanism.py``. The report goes to
@@ -55,6 +64,7 @@ from mechanism.erasing import erased_tables
 from mechanism.measuring import LENGTH, captured, loss_gained, losses, variances_left
 from mechanism.page import write_page
 from mechanism.shape import shape_tables
+from mechanism.steering import steered_table
 from tqdm.auto import tqdm
 
 from posprobe.channels import decompose, decompose_bands
@@ -134,6 +144,9 @@ def main(n: int, n_changed: int, draws: int, files: Path, report: Path) -> None:
     tables |= {"zeroed": zeroed_table(*standard, range(draws))}
     write_page(report, tables)
     tables |= erased_tables(*standard)
+    write_page(report, tables)
+    model, store, *rest = standard
+    tables |= {"steered": steered_table(model, store, files / "natural.h5", *rest)}
     write_page(report, tables)
     natural = natural_files("smollm2", files)
     tables |= {"elsewhere": elsewhere_table(natural)}

@@ -12,8 +12,9 @@ trained on. docs/training.md says what is measured and how the intervals are mad
 
 Rule. Half-way is where a quantity has first made half of its change from step 0 to 6,000. Within a
 run, one comes before another if the interval of the ratio of their steps excludes 1. The order of a
-pair is supported for the family if it is the same, and known, in every run; contradicted if two
-runs say the opposite; undecided otherwise. Runs are few, so this describes them and is no test.
+pair is supported for the family if it is the same, and known, in every run, and there are two or
+more; contradicted if two runs say the opposite; undecided otherwise. Runs are few, so this
+describes them and is no test.
 
 Weights are not kept. `tables/` has what was measured at every step, with the digests of the
 weights. Runs that the tables have are not measured again; delete their rows of `checkpoints.csv` to

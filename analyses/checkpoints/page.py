@@ -77,7 +77,7 @@ def orders(tables: dict[str, pd.DataFrame]) -> list[tuple[str, str, str, str]]:
         if firsts[other]:
             verdict = "contradicted"
         else:
-            verdict = "supported" if firsts[one] == n_runs else "undecided"
+            verdict = "supported" if firsts[one] == n_runs > 1 else "undecided"
         said = "; ".join(
             f"{row['model']}: "
             + (f"{NAMES[row['first']]} first, " if row["first"] != "open" else "open, ")

@@ -8,12 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from mechanism.elsewhere import draw_elsewhere, elsewhere_finding, elsewhere_lines
 from mechanism.shape import draw_shape, shape_finding, shape_lines
+from mechanism.steering import steering_finding, steering_lines
 from prose import wrapped
 
 from posprobe.figures import to_svg
 from posprobe.report.words import number, with_interval
 
 UNFINISHED = "The script had not run to its end when it wrote this page: questions are missing."
+QUESTIONS = {"zeroed", "erased", "steered", "elsewhere", "shape"}
 CHANNELS = {"T": "net effect", "M": "mask channel", "R": "residual channel", "S": "sink's part"}
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#858585")
 
@@ -30,6 +32,7 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
         "",
         *findings(overall, tables.get("zeroed")),
         *(erasing_finding(tables["erased"]) if "erased" in tables else []),
+        *(steering_finding(tables["steered"]) if "steered" in tables else []),
         *(elsewhere_finding(tables["elsewhere"]) if "elsewhere" in tables else []),
         *(shape_finding(tables["shape"]) if "shape" in tables else []),
         "",
@@ -40,9 +43,10 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
         *shares(overall, tables["channels"]),
         "![Shares of the channels by band](figures/bands.svg)",
         "",
-        *([] if {"erased", "elsewhere", "shape"} <= tables.keys() else [UNFINISHED, ""]),
+        *([] if tables.keys() >= QUESTIONS else [UNFINISHED, ""]),
         *(without(tables["zeroed"]) if "zeroed" in tables else []),
         *(erasing(tables["erased"], tables["probes"]) if "erased" in tables else []),
+        *(steering_lines(tables["steered"]) if "steered" in tables else []),
         *(elsewhere_lines(tables["elsewhere"]) if "elsewhere" in tables else []),
         *(shape_lines(tables["shape"], tables["alignment"]) if "shape" in tables else []),
     ]
@@ -85,7 +89,7 @@ def _needed(band: object, rows: pd.DataFrame) -> str:
     return (
         f"- **The band {band} is needed for the residual channel: {verdict}.** Without it "
         f"V_R is {with_interval(own, 'V_R_left')} times what it was; without as many random pairs "
-        f"{drawn}. The loss rises by {with_interval(own, 'loss')} nats per token, from "
+        f"{drawn}. The loss changes by {with_interval(own, 'loss')} nats per token, from "
         f"{own['native_loss']:.2f}; with random pairs by "
         f"{'; '.join(with_interval(row, 'loss') for _, row in control.iterrows())}."
     )
@@ -137,8 +141,8 @@ def erasing_finding(erased: pd.DataFrame) -> list[str]:
         f"- **Position in the stream at block 10 is needed for the residual channel behind it: "
         f"{verdict}.** Without it V_R of the blocks from 10 on is "
         f"{with_interval(own, 'V_R_left')} times what it was, without as many random directions "
-        f"{with_interval(control, 'V_R_left')}. The loss rises by {with_interval(own, 'loss')} and "
-        f"{with_interval(control, 'loss')} nats per token."
+        f"{with_interval(control, 'V_R_left')}. The loss changes by {with_interval(own, 'loss')} "
+        f"and {with_interval(control, 'loss')} nats per token."
     ]
 
 

@@ -6,10 +6,11 @@ variances      gives V_T, V_M, V_R, C_MR and the shares their intervals
 planning       says how many items a wanted width needs
 decomposition  builds the tables by layer, head and offset (`posprobe.decompose`)
 bands          splits effects and variances by band of rotation
-remaining      says what a change of the model leaves of each variance
+changes        says what a change of the model leaves of each variance
 """
 
 from posprobe.channels.bands import KEYS, BandEffects, band_effects, decompose_bands, why_no_bands
+from posprobe.channels.changes import remaining
 from posprobe.channels.decomposition import MAX_UNITS, SPLIT, Decomposition, decompose
 from posprobe.channels.effects import ChannelEffects, position_covariance
 from posprobe.channels.planning import LEAST_ITEMS, overall_variances, plan_items, simulate_items
@@ -21,7 +22,6 @@ from posprobe.channels.reading import (
     score_shift,
     why_not_split,
 )
-from posprobe.channels.remaining import remaining
 from posprobe.channels.variances import Variances, gather_variances, shares, variance_table
 
 __all__ = [

@@ -402,9 +402,12 @@ def _order(places: Mapping[str, tuple[Array, Array]], level: float) -> pd.DataFr
     """How many times later one half-way is than another; which is first where 1 is excluded."""
     rows = []
     for one, other in combinations(sorted(places, key=lambda name: float(places[name][0])), 2):
-        (here, drawn), (there, drawn_there) = places[one], places[other]
-        low, high = crossing_limits(drawn_there - drawn, level=level)
+        apart, drawn = (
+            there - here for here, there in zip(places[one], places[other], strict=True)
+        )
+        low, high = crossing_limits(drawn, level=level)
         before = one if low > 0 else "open"
-        ratio = dict(zip(("ratio", "low", "high"), np.exp2([there - here, low, high]), strict=True))
+        limits = np.exp2([float(apart), low, high])
+        ratio = dict(zip(("ratio", "low", "high"), limits, strict=True))
         rows.append({"earlier": one, "later": other, **ratio, "first": before})
     return pd.DataFrame(rows)

@@ -147,7 +147,8 @@ def _plain(training: Training) -> dict[str, Any]:
     """Plain values, without NaN."""
 
     def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-        return table.astype(object).where(table.notna(), None).to_dict("records")
+        plain = table.astype(object).where(table.notna(), None)
+        return [{str(k): v for k, v in row.items()} for row in plain.to_dict("records")]
 
     return {
         "steps": list(training.run.steps),

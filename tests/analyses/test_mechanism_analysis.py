@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scripts
 
+from posprobe.channels import channel_effects
 from posprobe.models import NO_INTERVENTION, find_bands, load_model
 
 
@@ -35,6 +36,13 @@ def tables(analysis, model, tmp_path_factory):
         found = {"bands": bands, "channels": whole}
         found |= {"zeroed": analysis.zeroed_table(*standard, range(1))}
         found |= analysis.erased_tables(*standard)
+        for name, value in (
+            ("BLOCK", 2),
+            ("START", store.prefixes[1]),
+            ("STOP", store.prefixes[2]),
+        ):
+            patch.setattr(part("steering"), name, value)
+        found["steered"] = analysis.steered_table(model, store, files / "natural.h5", files, 4)
         short = {"LENGTH": 64, "N": 16, "TRAINED_TO": 12, "LAYERS": (1, 3)}
         short["FILES"] = {"native": {}, "ntk(8)": {"variant": "ntk(8)"}}
         for name, value in short.items():
@@ -108,6 +116,7 @@ def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
         "Shares of the bands",
         "Without a band",
         "Position erased at block",
+        "Moved along position at block",
         "Probes",
         "The shape",
     ):
@@ -115,6 +124,41 @@ def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
     assert sorted(p.stem for p in tmp_path.glob("tables/*.csv")) == sorted(tables)
     for name in ("bands", "elsewhere", "shape"):
         assert (tmp_path / "figures" / f"{name}.svg").read_text().startswith("<svg")
+
+
+def test_the_share_of_a_move_has_known_answers(rng):
+    steering = part("steering")
+    effect = rng.normal(size=40)
+    moved, steered = (k * effect + 0.5 * rng.normal(size=(24, 40)) for k in (1.0, 0.6))
+    found = steering.share_made(steered, moved)
+    assert found.low < 0.6 < found.high
+    assert found.high - found.low < 0.2
+    pairs = [(i, j) for i in range(24) for j in range(24) if i != j]
+    numerator, denominator = (
+        np.mean([x[i] @ moved[j] for i, j in pairs]) for x in (steered, moved)
+    )
+    assert found.estimate == pytest.approx(numerator / denominator)
+    assert steering.alignment(steered, moved) == pytest.approx(1, abs=0.05)
+    assert steering.alignment(-steered, moved) == pytest.approx(-1, abs=0.05)
+    nothing = steering.share_made(0.5 * rng.normal(size=(24, 40)), moved)
+    assert nothing.low < 0 < nothing.high
+
+
+def test_a_stream_that_is_not_moved_makes_no_share(analysis, model, tmp_path, monkeypatch):
+    shorter(monkeypatch, analysis)
+    store = analysis.captured(model, tmp_path / "a.h5", 4)
+    for name, value in zip(("BLOCK", "START", "STOP"), (2, *store.prefixes[1:3]), strict=True):
+        monkeypatch.setattr(part("steering"), name, value)
+    steered, moved = part("steering").steered_and_moved(store, store, 4)
+    assert steered.shape == moved.shape == (4, 2 * 4)
+    assert not steered.any()
+    assert moved.any()
+    effects = channel_effects(store, 2)
+    own = effects.total[:, 2] - effects.total[:, 1]
+    weights = [part("steering").log_weights(store, 2, 4)]
+    monkeypatch.setattr(part("steering"), "START", store.prefixes[2])
+    weights.append(part("steering").log_weights(store, 2, 4))
+    np.testing.assert_allclose(weights[1] - weights[0], own.mean(-1), atol=1e-5)
 
 
 def test_every_file_is_scored_behind_the_trained_range(tables):

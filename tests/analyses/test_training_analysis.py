@@ -56,6 +56,7 @@ def tables_of(analysis, *runs):
         (("V_M", "V_M", "open"), "undecided"),
         (("V_M", "V_R", "V_M"), "contradicted"),
         (("open", "open", "open"), "undecided"),
+        (("V_M",), "undecided"),  # one run is no family
     ],
 )
 def test_the_order_of_a_pair_follows_the_rule(firsts, verdict, analysis):
