@@ -198,9 +198,9 @@ def _step(store: ActivationStore, steps: Mapping[int, str] | None) -> int:
         raise DesignError(
             f"{place(store)} matches {found}: give each file one, as in --step 1000='*step1000*'"
         )
-    found = named_step(store)
-    if found is not None:
-        return found
+    number = named_step(store)
+    if number is not None:
+        return number
     raise DesignError(
         f"{place(store)} says no training step, in its revision, model or path: put it into a "
         "folder such as step1000, or say --step 1000='PATTERN'"
