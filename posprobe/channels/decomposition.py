@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from posprobe.channels.variances import (
     variance_columns,
     variance_table,
 )
-from posprobe.errors import DesignError, Telling
+from posprobe.errors import DesignError, Telling, changed
 from posprobe.intervals import Array, Inference, studentized_means
 from posprobe.store import ActivationStore, opened
 
@@ -145,7 +144,7 @@ def decompose(
         result = posprobe.decompose("shifted.h5")
         result.overall[["V_T", "V_M", "V_R", "share_mask", "share_residual"]]
     """
-    inference = dataclasses.replace(inference, **changes)
+    inference = changed(inference, changes)
     with opened(store) as own:
         return _decompose(own, up_to, by_offset, inference)
 

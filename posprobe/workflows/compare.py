@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from posprobe.claims import answers, hypothesis_claims
 from posprobe.comparison import TrainingRun, compare_lineup, follow, line_up, line_up_steps
-from posprobe.errors import DesignError, progress_bar
+from posprobe.errors import DesignError, changed, progress_bar
 from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_comparison, write_training
 from posprobe.store import open_stores, path_list
@@ -81,7 +80,7 @@ def compare(
         posprobe.compare(glob.glob("out/*/shifted.h5"), "out/report")
         posprobe.compare(glob.glob("out/step*/*.h5"), "out/training", steps=True)
     """
-    inference = dataclasses.replace(inference, **changes)
+    inference = changed(inference, changes)
     paths = [Path(path).absolute() for path in path_list(files)]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
