@@ -62,7 +62,7 @@ def findings(tables: dict[str, pd.DataFrame]) -> list[str]:
         f"- **{NAMES[one].capitalize()} changes before {NAMES[other]}: {verdict}.** {said}"
         for one, other, verdict, said in orders(tables)
     ]
-    return [f"Runs: {', '.join(runs)}.", "", *lines, *changes(tables["half_way"])]
+    return [f"Runs: {', '.join(runs)}.", "", *changes(tables["half_way"]), *lines]
 
 
 def orders(tables: dict[str, pd.DataFrame]) -> list[tuple[str, str, str, str]]:

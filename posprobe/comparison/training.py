@@ -349,7 +349,8 @@ def _sink_curves(attention: Array, inference: Inference) -> list[Curve]:
 
 def _probes(store: ActivationStore) -> Array:
     """Squared errors of probes out of fold and of the mean position: (block, 2, sequence)."""
-    layers = [k for k in store.header.residual_layers or () if k > 0]
+    kept = "residual" in store.header.quantities
+    layers = [k for k in store.header.residual_layers or () if k > 0 and kept]
     found = []
     for layer in layers:
         X, y, groups, _ = features(store, layer, "residual")

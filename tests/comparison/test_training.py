@@ -209,6 +209,25 @@ def test_what_ends_where_it_began_has_no_half_way(tmp_path):
     assert "order" not in found.tables
 
 
+def test_the_head_is_chosen_on_other_sequences_than_those_that_measure_it(tmp_path):
+    """Thirty heads that differ from sequence to sequence, and not from each other."""
+    rng = np.random.default_rng(3)
+    files = run_of(tmp_path, (0, 15, 63), naturals=False)
+    for step in (0, 15, 63):
+        sink = np.repeat(rng.normal(size=(1, 14, 1, 30)), 6, axis=2)
+        arrays = {"normalizer": np.log(1 + np.exp(sink)), "sink_score": sink}
+        files.append(
+            synthetic.write(
+                tmp_path / f"step{step}" / "natural.h5", arrays, model="zoo/run",
+                weights_digest=f"{step}",
+            )
+        )  # fmt: skip
+    attention = np.exp(sink - arrays["normalizer"]).mean((1, 2))[0]
+    found = curve(follow(line_up_steps(files), inference=QUICK), "sink_attention")["estimate"]
+    assert abs(found.iloc[-1] - attention.mean()) < 0.15
+    assert found.iloc[-1] < attention.max() - 0.05
+
+
 def test_a_rate_that_no_sample_moves_has_no_band(training):
     rows = curve(training, "sink_rate")
     assert rows["low"].iloc[0] != rows["low"].iloc[0]  # NaN: no head sinks, in no sample
