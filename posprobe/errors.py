@@ -6,6 +6,7 @@ The message of an error says what was wrong, with which name, and what to do nex
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import html
 import io
 import logging
@@ -34,6 +35,7 @@ __all__ = [
     "StoreError",
     "Telling",
     "as_html",
+    "changed",
     "fact_table",
     "in_short",
     "missing_package",
@@ -51,6 +53,34 @@ EVERY = 30.0  # seconds between two lines about progress in a log
 WITH_MODELS = ("torch", "transformers", "accelerate", "gguf")  # the extra `models`
 LINE = "{desc} {n_fmt} of {total_fmt} {unit}s ({percentage:.0f}%), {elapsed} gone, {remaining} left"
 REPEATED = 1.0  # seconds within which a signal is the same one again, by another way
+
+
+def changed(settings: Any, fields: Mapping[str, Any]) -> Any:
+    """Return a copy of settings with some fields changed.
+
+    Parameters
+    ----------
+    settings : dataclass
+        The settings, such as `posprobe.intervals.Inference`.
+    fields : mapping of str to value
+        New values, by the names of the fields: the arguments of a call that are none of its own.
+
+    Returns
+    -------
+    dataclass
+
+    Raises
+    ------
+    TypeError
+        If a field does not exist. The message names it, and those that do.
+    """
+    known = [field.name for field in dataclasses.fields(settings)]
+    if unknown := [name for name in fields if name not in known]:
+        raise TypeError(
+            f"{unknown[0]!r} is no argument of this call, nor a field of "
+            f"{type(settings).__name__} ({', '.join(known)})"
+        )
+    return dataclasses.replace(settings, **fields)
 
 
 def shown(text: str) -> str:

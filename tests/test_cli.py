@@ -312,7 +312,7 @@ def test_a_precision_is_a_number_with_or_without_a_name(given, expected, monkeyp
     monkeypatch.setattr(
         audit_workflow, "audit", lambda *_, **options: asked.update(options) or tmp_path
     )
-    found = invoke("audit", "model", "--precision", given, "--max-items", 99)
+    found = invoke("audit", "model", "-o", tmp_path, "--precision", given, "--max-items", 99)
     if expected is None:
         assert found.exit_code == 2
         assert "is not a number such as 0.1, or V_M=0.1" in found.stderr
@@ -703,9 +703,13 @@ def test_outputs_that_cannot_be_written(captured, model_folder, text_file, tmp_p
     )
     size = ["--n", 5, "--length", 64, "--text", text_file, "--quiet"]
     refused(invoke("audit", model_folder, "--out", blocked / "out", *size), "cannot be written")
-    for place in (blocked / "a.h5", tmp_path / "nowhere" / "a.h5"):
-        found = invoke("capture", model_folder, "-o", place, *size)
-        refused(found, "cannot write the file", "check the folder")
+    for place, remedy in (
+        (blocked / "a.h5", "check the folder"),
+        (tmp_path / "nowhere" / "a.h5", f"make the folder first (mkdir -p {tmp_path / 'nowhere'})"),
+    ):
+        # The model is not there either: a place that cannot be written is said before it is loaded.
+        for model in (model_folder, tmp_path / "no model"):
+            refused(invoke("capture", model, "-o", place, *size), "cannot write the file", remedy)
     assert blocked.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

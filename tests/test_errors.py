@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+import posprobe
 from posprobe import errors
 from posprobe.errors import Stopped, noting, progress_bar, signals_blocked, stoppable
 
@@ -114,3 +115,16 @@ def test_nothing_is_shown_where_nothing_was_asked_for(monkeypatch, capsys):
     with progress_bar(False, total=2) as bar:
         bar.update(2)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: posprobe.analyze(["a.h5"], "out", resamples=99),
+        lambda: posprobe.compare(["a.h5"], "out", resamples=99),
+        lambda: posprobe.capture("model", "a.h5", resamples=99),
+    ],
+)
+def test_an_argument_that_is_none_is_named_with_those_that_are(call):
+    with pytest.raises(TypeError, match=r"'resamples' is no argument of this call, nor .* \("):
+        call()

@@ -26,7 +26,8 @@ tables = {
 tables["ridge"].round(3)
 
 # %%
-# The pipeline is scored on the same rows, in folds of sequences.
+# The pipeline is scored on the same rows, in folds of sequences. ``low`` and ``high`` are the 95%
+# limits of R2 over sequences, for both.
 
 tables["neighbours"].round(3)
 

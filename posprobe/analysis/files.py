@@ -204,8 +204,14 @@ def _check_same(store: ActivationStore, first: ActivationStore) -> None:
         if values[0] != values[1]:
             raise DesignError(
                 f"{store.path.name} differs from {first.path.name} in {name}; analyze one "
-                "model and one change of its attention at a time"
+                "model and one change of its attention at a time" + _hint(store, first)
             )
+
+
+def _hint(*stores: ActivationStore) -> str:
+    """Where files with an edited stream belong."""
+    edited = any("posprobe_stream_edits" in store.header.config for store in stores)
+    return " (posprobe remains compares an edited stream with the native one)" if edited else ""
 
 
 def _check_new(store: ActivationStore, others: list[ActivationStore]) -> None:

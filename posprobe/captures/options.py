@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from posprobe.errors import StimulusError
+from posprobe.errors import StimulusError, changed
 from posprobe.models import NO_INTERVENTION, Intervention
 
 __all__ = ["OFFSETS", "QUANTITIES", "CaptureOptions"]
@@ -120,7 +120,7 @@ class CaptureOptions:
         TypeError
             If a field does not exist.
         """
-        return dataclasses.replace(self, **fields)
+        return changed(self, fields)
 
     def split(self, given: Mapping[str, Any]) -> tuple[CaptureOptions, dict[str, Any]]:
         """Separate the fields of the options from other keywords.

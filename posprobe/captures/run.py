@@ -33,7 +33,7 @@ from posprobe.models import (
     plain_torch,
 )
 from posprobe.stimuli import Corpus, Stimulus, TextSource, make_stimulus, read_text
-from posprobe.store import ActivationStore, BackgroundWriter, Header, StoreWriter
+from posprobe.store import ActivationStore, BackgroundWriter, Header, StoreWriter, check_place
 
 __all__ = ["Consumer", "capture", "capture_stimulus", "draw", "fill", "token_bar"]
 
@@ -158,6 +158,7 @@ def capture(
         `posprobe.make_stimulus` and `capture_stimulus`.
     """
     options = options.changed(**changes)
+    check_place(path, resume=resume, overwrite=overwrite)
     words = read_text(text)
     if not isinstance(model, ObservableModel):
         model = load_model(model, tokenizer=tokenizer)

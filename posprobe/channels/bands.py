@@ -19,7 +19,6 @@ that of position p, each band contributes in proportion, :math:`S^b = S\, \delta
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ from posprobe.channels.reading import (
     why_not_split,
 )
 from posprobe.channels.variances import Variances, check_items, paired_weights
-from posprobe.errors import DesignError, Telling
+from posprobe.errors import DesignError, Telling, changed
 from posprobe.intervals import Inference, fieller_ratio, studentized_means
 from posprobe.store import BAND_DATA_SETS, ActivationStore
 
@@ -236,7 +235,7 @@ def decompose_bands(
     DesignError
         If the file cannot be split by band (`why_no_bands`), or has fewer than three items.
     """
-    inference = dataclasses.replace(inference, **changes)
+    inference = changed(inference, changes)
     products: dict[str, list[Array]] = {}
     means: list[Array] = []
     for layer in range(store.n_layers):

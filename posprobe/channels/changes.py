@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -52,7 +54,7 @@ def remaining(
     ------
     DesignError
         If the captures have other layers, tokens or designs, fewer than three items in common, or
-        no layer from `first` on.
+        no layer from `first` on; or if the stream was edited in the native one alone.
 
     Examples
     --------
@@ -75,13 +77,21 @@ def remaining(
     return pd.DataFrame(rows)
 
 
+def _edits(store: ActivationStore) -> list[dict[str, Any]]:
+    return list(store.header.config.get("posprobe_stream_edits", []))
+
+
 def _edited(store: ActivationStore) -> int:
-    edits = store.header.config.get("posprobe_stream_edits", [])
-    return min((int(edit["layer"]) for edit in edits), default=0)
+    return min((int(edit["layer"]) for edit in _edits(store)), default=0)
 
 
 def _check(native: ActivationStore, changed: ActivationStore, first: int) -> None:
     names = f"{native.path.name} and {changed.path.name}"
+    if _edits(native) and not _edits(changed):
+        raise DesignError(
+            f"the stream is edited in {native.path.name} and not in {changed.path.name}: give the "
+            "native capture first"
+        )
     if (native.n_layers, native.n_heads) != (changed.n_layers, changed.n_heads):
         raise DesignError(f"{names} are of models of other sizes: give two captures of one model")
     if not 0 <= first < native.n_layers:

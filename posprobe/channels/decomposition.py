@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from posprobe.channels.variances import (
     variance_columns,
     variance_table,
 )
-from posprobe.errors import DesignError, Telling
+from posprobe.errors import DesignError, Telling, changed
 from posprobe.intervals import Array, Inference, studentized_means
-from posprobe.store import ActivationStore
+from posprobe.store import ActivationStore, opened
 
 __all__ = ["MAX_UNITS", "Decomposition", "decompose"]
 
@@ -80,7 +80,7 @@ class Decomposition(Telling):
 
 
 def decompose(
-    store: ActivationStore,
+    store: ActivationStore | str | Path,
     *,
     up_to: int | None = None,
     by_offset: bool = False,
@@ -112,8 +112,8 @@ def decompose(
 
     Parameters
     ----------
-    store : ActivationStore
-        A capture with all scores.
+    store : ActivationStore, str or Path
+        A capture with all scores, or its file.
     up_to : int or None
         Use only positions up to this one, and the reference. By default all positions are used.
     by_offset : bool
@@ -141,10 +141,17 @@ def decompose(
     --------
     ::
 
-        result = posprobe.decompose(posprobe.ActivationStore("shifted.h5"))
+        result = posprobe.decompose("shifted.h5")
         result.overall[["V_T", "V_M", "V_R", "share_mask", "share_residual"]]
     """
-    inference = dataclasses.replace(inference, **changes)
+    inference = changed(inference, changes)
+    with opened(store) as own:
+        return _decompose(own, up_to, by_offset, inference)
+
+
+def _decompose(
+    store: ActivationStore, up_to: int | None, by_offset: bool, inference: Inference
+) -> Decomposition:
     layers = range(store.n_layers)
     effects = [channel_effects(store, layer, max_units=MAX_UNITS) for layer in layers]
     if up_to is not None:

@@ -40,6 +40,7 @@ Edit = tuple[Path, tuple[int, ...]] | None
 @main.command()
 @click.argument("model")
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path),
     default=Path("out"),
@@ -221,7 +222,9 @@ def capture(
     check_limit(MODELS)
     from posprobe.captures import CaptureOptions
     from posprobe.models import Intervention, parse_heads
+    from posprobe.store import check_place
 
+    check_place(output, resume=given["resume"], overwrite=given["overwrite"])
     if cut_sink is not None:
         given["intervention"] = Intervention(cut_sink=parse_heads(cut_sink))
     text, given = _read(**given)

@@ -26,6 +26,7 @@ from posprobe.store import ActivationStore
 __all__ = ["Lineup", "Member", "line_up"]
 
 SEED = re.compile(r"-\d+$")
+STEP = re.compile(r"(?:step|iter|checkpoint)s?[-_=]?(\d+)", re.IGNORECASE)
 SHAPES = {
     "prefixes": "the same --length and --window",
     "window": "the same --window",
@@ -166,7 +167,8 @@ def line_up(
     refuse_other_naturals(members)
     items = common_items(members)
     same = same_tokens([member.shifted for member in members], items, different_tokens)
-    return Lineup(tuple(members), paired, items, same, _notes(members, items, same))
+    notes = (*_step_notes(members, paired), *_notes(members, items, same))
+    return Lineup(tuple(members), paired, items, same, notes)
 
 
 def _check_independent(groups: Mapping[tuple[str, str], Sequence[ActivationStore]]) -> None:
@@ -178,7 +180,8 @@ def _check_independent(groups: Mapping[tuple[str, str], Sequence[ActivationStore
         if digests.setdefault(_path(group[0]), digest) != digest:
             raise DesignError(
                 f"the files contain two sets of weights named {group[0].model!r}: capture a model "
-                "with one --model-dtype, and different models from folders of different names"
+                "with one --model-dtype, and different models from folders of different names; "
+                "checkpoints of one training run are compared with --steps"
             )
     for digest, found in variants.items():
         if len(found) > 1:
@@ -409,6 +412,35 @@ def _item_notes(members: Sequence[Member], items: NDArray[np.int32]) -> list[str
         f"the files have {min(counts)} to {max(counts)} items: the {len(items)} that all of them "
         "have are compared"
     ]
+
+
+def _step_notes(members: Sequence[Member], paired: bool) -> list[str]:
+    """One note where the files look like checkpoints of one training run."""
+    steps = {named_step(member.shifted) for member in members}
+    names = {STEP.sub("", PurePath(member.shifted.model).name) for member in members}
+    if paired or len(names) > 1 or None in steps or len(steps) < len(members):
+        return []
+    return [
+        "the models look like checkpoints of one training run, and here they count as independent: "
+        "posprobe compare --steps follows a run"
+    ]
+
+
+def asked_revision(store: ActivationStore) -> str:
+    """Return the revision of the hub that a capture asked for, or an empty text."""
+    return str(store.header.options.get("model", {}).get("asked_revision") or "")
+
+
+def named_step(store: ActivationStore) -> int | None:
+    """Return the training step in a file's revision, model's name or path, or None."""
+    for text in (
+        asked_revision(store),
+        PurePath(store.model).name,
+        *reversed(store.path.parts[-2:]),
+    ):
+        if numbers := STEP.findall(text):
+            return int(numbers[-1])
+    return None
 
 
 def _digest_notes(members: Sequence[Member]) -> list[str]:

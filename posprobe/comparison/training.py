@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
@@ -17,8 +15,10 @@ from posprobe.analysis import SINK_THRESHOLD, sink_attention
 from posprobe.channels import channel_effects, gather_variances
 from posprobe.comparison.lineup import (
     Member,
+    asked_revision,
     common_items,
     files_of,
+    named_step,
     place,
     refuse_interventions,
     refuse_other_designs,
@@ -41,7 +41,6 @@ CURVES = {
     "probe": "R² of ridge probes for position, mean over blocks",
 }
 TIMED = ("V_M", "V_R", "sink_attention", "probe")  # smooth, so half of a change has a place
-STEP = re.compile(r"(?:step|iter|checkpoint)s?[-_=]?(\d+)", re.IGNORECASE)
 OVERLAP = 12  # as in `PositionProbe.interval` of a fixed probe
 
 
@@ -190,9 +189,7 @@ def line_up_steps(
 
 
 def _step(store: ActivationStore, steps: Mapping[int, str] | None) -> int:
-    model = store.header.options.get("model", {})
-    revision = str(model.get("asked_revision") or "")
-    known = (revision, store.model, str(store.path))
+    known = (asked_revision(store), store.model, str(store.path))
     if steps is not None:
         fitting = [k for k, p in steps.items() if any(fnmatch.fnmatchcase(t, p) for t in known)]
         if len(fitting) == 1:
@@ -201,9 +198,9 @@ def _step(store: ActivationStore, steps: Mapping[int, str] | None) -> int:
         raise DesignError(
             f"{place(store)} matches {found}: give each file one, as in --step 1000='*step1000*'"
         )
-    for text in (revision, PurePath(store.model).name, *reversed(store.path.parts[-2:])):
-        if numbers := STEP.findall(text):
-            return int(numbers[-1])
+    number = named_step(store)
+    if number is not None:
+        return number
     raise DesignError(
         f"{place(store)} says no training step, in its revision, model or path: put it into a "
         "folder such as step1000, or say --step 1000='PATTERN'"

@@ -323,7 +323,7 @@ class ObservableModel:
         if self.tokenizer is None:
             raise ModelError(
                 f"model {self.name!r} has no tokenizer; pass token ids, or give load_model a "
-                "tokenizer"
+                "tokenizer (of a folder: put tokenizer.json and its other files beside the weights)"
             )
         with quiet():
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posprobe.errors import DesignError
-from posprobe.store import ActivationStore
+from posprobe.store import ActivationStore, opened
 
 __all__ = ["FEATURES", "Features", "feature_blocks", "features"]
 
@@ -44,7 +45,7 @@ class Features(NamedTuple):
 
 
 def features(
-    store: ActivationStore,
+    store: ActivationStore | str | Path,
     layer: int,
     which: str = "joint",
     *,
@@ -54,8 +55,8 @@ def features(
 
     Parameters
     ----------
-    store : ActivationStore
-        A capture with the quantities of the features.
+    store : ActivationStore, str or Path
+        A capture with the quantities of the features, or its file.
     layer : int
         Index of the layer. The residual stream is the one that enters it.
     which : {"joint", "normalizer", "residual", "attention", "scores"}
@@ -89,11 +90,16 @@ def features(
     --------
     ::
 
-        X, y, groups, feature_groups = features(ActivationStore("natural.h5"), layer=5)
+        X, y, groups, feature_groups = features("natural.h5", layer=5)
         PositionProbe().fit(X, y, groups=groups).r2_  # out of fold; score(X, y) is in sample
     """
     if which not in FEATURES:
         raise DesignError(f"features {which!r} are unknown; use one of {', '.join(FEATURES)}")
+    with opened(store) as own:
+        return _read(own, layer, which, sequences)
+
+
+def _read(store: ActivationStore, layer: int, which: str, sequences: slice) -> Features:
     blocks = _blocks(store, layer, which, sequences)
     first = 1 + (max(_seen_offsets(store, layer)) if which in ("attention", "scores") else 0)
     positions = store.residual_positions if which in ("residual", "joint") else store.positions

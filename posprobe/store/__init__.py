@@ -8,9 +8,9 @@ The format is described in ``docs/format.md``, whose tables come from `posprobe.
 
 from posprobe.store.axes import AXES
 from posprobe.store.background import BackgroundWriter
-from posprobe.store.files import RESUME
+from posprobe.store.files import RESUME, check_place
 from posprobe.store.held import HeldStore
-from posprobe.store.joined import JoinedStore, open_stores, why_apart
+from posprobe.store.joined import JoinedStore, open_stores, opened, path_list, why_apart
 from posprobe.store.layout import (
     ATTENTION_GAIN,
     ATTRIBUTES,
@@ -52,9 +52,12 @@ __all__ = [
     "JoinedStore",
     "ShardFolder",
     "StoreWriter",
+    "check_place",
     "difference",
     "missing_parts",
     "open_stores",
+    "opened",
+    "path_list",
     "repeated_items",
     "repeats_in_words",
     "why_apart",

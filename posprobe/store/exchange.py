@@ -14,6 +14,7 @@ import numpy as np
 
 from posprobe.errors import StoreError
 from posprobe.store.axes import AXES
+from posprobe.store.files import REPLACE
 from posprobe.store.layout import DATA_SETS, Header
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def export(
     if path.suffix not in writers:
         raise StoreError(f"{path.name} ends in neither .safetensors nor .parquet: choose one")
     if path.exists() and not overwrite:
-        raise StoreError(f"{path} exists: choose another name, or ask to overwrite it")
+        raise StoreError(f"{path} exists: choose another name, or {REPLACE}")
     chosen = _checked(header, quantities)
     try:
         writers[path.suffix](header, read, path, chosen, layers)

@@ -12,7 +12,9 @@ from posprobe.errors import StoreError
 
 __all__ = [
     "LOCKING",
+    "REPLACE",
     "RESUME",
+    "check_place",
     "journal_path",
     "lock",
     "partial_path",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 RESUME = "run the same capture again with --resume"
+REPLACE = "replace it with --overwrite"
 LOCKING = "POSPROBE_LOCKING"  # environment variable; "off" is for file systems without locks
 
 
@@ -69,8 +72,29 @@ def refusing(path: Path, action: str) -> Iterator[None]:
             remedy = f"free some space, then {RESUME}"
         elif error.errno == errno.EFBIG:
             remedy = f"allow larger files (ulimit -f), then {RESUME}"
+        elif error.errno == errno.ENOENT and not path.parent.exists():
+            remedy = f"make the folder first (mkdir -p {path.parent})"
         reason = error.strerror or str(error).splitlines()[0]
         raise StoreError(f"{path}: cannot {action} ({reason}): {remedy}") from error
+
+
+def check_place(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Refuse a place for a new file in time, before a model is loaded for it.
+
+    Raises
+    ------
+    StoreError
+        If there is no such folder, or the file, or an unfinished one, exists and is neither to be
+        resumed nor to be overwritten.
+    """
+    path = Path(path).absolute()
+    with refusing(path, "write the file"):
+        os.stat(f"{path.parent}{os.sep}")
+    if resume or overwrite:
+        return
+    for existing in (path, partial_path(path)):
+        if existing.exists():
+            raise StoreError(f"{existing} exists: choose another name, {RESUME}, or {REPLACE}")
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,9 @@ from posprobe.store.layout import DATA_SETS, KEPT_AT_POSITION0, OWN_POSITION, He
 from posprobe.store.reader import ActivationStore
 from posprobe.store.repeats import repeated_items, repeats_in_words
 
-__all__ = ["JoinedStore", "open_stores", "why_apart"]
+__all__ = ["JoinedStore", "open_stores", "opened", "path_list", "why_apart"]
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 # What may differ between captures of other items of the same stimulus.
 OF_FILE = ("n_sequences", "rounding", "versions", "batch_tokens", "options", "version")
@@ -148,12 +151,31 @@ def _reopened(paths: list[str], verify: bool) -> JoinedStore:
     return JoinedStore(paths, verify=verify)
 
 
-def open_stores(paths: Iterable[str | os.PathLike[str]]) -> list[ActivationStore]:
+def path_list(paths: Paths) -> list[str | os.PathLike[str]]:
+    """Return paths as a list; a single path is a list of one, not of its letters.
+
+    >>> path_list("a.h5"), path_list(["a.h5", "b.h5"])
+    (['a.h5'], ['a.h5', 'b.h5'])
+    """
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+@contextlib.contextmanager
+def opened(store: ActivationStore | str | os.PathLike[str]) -> Iterator[ActivationStore]:
+    """Give a store as it is, or open the capture of this name and close it again."""
+    if isinstance(store, str | os.PathLike):
+        with ActivationStore(store) as own:
+            yield own
+    else:
+        yield store
+
+
+def open_stores(paths: Paths) -> list[ActivationStore]:
     """Open captures, and join those that differ in nothing but their items.
 
     Parameters
     ----------
-    paths : iterable of str or Path
+    paths : str or Path, or an iterable of these
         Captures.
 
     Returns
@@ -168,7 +190,7 @@ def open_stores(paths: Iterable[str | os.PathLike[str]]) -> list[ActivationStore
         file given twice has.
     """
     groups: list[list[ActivationStore]] = []
-    for store in map(ActivationStore, paths):
+    for store in map(ActivationStore, path_list(paths)):
         for group in groups:
             if why_apart(group[0].header, store.header) is None:
                 group.append(store)

@@ -20,6 +20,7 @@ import numpy as np
 
 from posprobe.errors import StoreError
 from posprobe.store.files import (
+    REPLACE,
     RESUME,
     journal_path,
     partial_path,
@@ -91,9 +92,7 @@ class ShardFolder:
             self.folder.mkdir(exist_ok=True)
             return []
         if found and not resume:
-            raise StoreError(
-                f"{self.folder} holds {len(found)} shards: {RESUME}, or ask to overwrite it"
-            )
+            raise StoreError(f"{self.folder} holds {len(found)} shards: {RESUME}, or {REPLACE}")
         return found
 
     def merge(self, writer: StoreWriter, sequences: slice, index: Mapping[str, np.ndarray]) -> None:

@@ -19,6 +19,7 @@ from posprobe.errors import StoreError
 from posprobe.store.digests import begin_digest, combined, digest_table, extended
 from posprobe.store.files import (
     RESUME,
+    check_place,
     journal_path,
     lock,
     partial_path,
@@ -134,13 +135,7 @@ class StoreWriter:
         """
         writer = cls(path, header, sync_seconds)
         with writer._closing_on_error():
-            if not overwrite:
-                for existing in (writer.path, partial_path(writer.path)):
-                    if existing.exists():
-                        raise StoreError(
-                            f"{existing} exists: choose another name, {RESUME}, "
-                            "or ask to overwrite it"
-                        )
+            check_place(writer.path, overwrite=overwrite)
             writer._index = checked_index(header, index)
             writer._lay_out()
             writer._open()

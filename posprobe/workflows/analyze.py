@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from posprobe.analysis import analyze_files, possible_steps, sort_files
 from posprobe.claims import make_claims
-from posprobe.errors import progress_bar
+from posprobe.errors import changed, progress_bar
 from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_report
 from posprobe.store import open_stores
@@ -18,7 +17,7 @@ __all__ = ["analyze"]
 
 
 def analyze(
-    files: Iterable[str | Path],
+    files: str | Path | Iterable[str | Path],
     folder: str | Path,
     *,
     inference: Inference = Inference(),
@@ -29,7 +28,7 @@ def analyze(
 
     Parameters
     ----------
-    files : iterable of str or Path
+    files : str or Path, or an iterable of these
         Captures of one model and variant. Files of one design with different items are read as one.
     folder : str or Path
         Gets report.html, claims.json, tables/ and figures/; made if it does not exist.
@@ -50,7 +49,7 @@ def analyze(
     PosprobeError
         If the files cannot be analyzed together; the message is one line.
     """
-    inference = dataclasses.replace(inference, **changes)
+    inference = changed(inference, changes)
     captured = sort_files(open_stores(files))
     total = len(possible_steps(captured)) + 1
     with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:

@@ -19,7 +19,7 @@ from posprobe.analysis import (
 )
 from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
 from posprobe.channels import LEAST_ITEMS, MAX_UNITS, overall_variances, why_not_split
-from posprobe.errors import DesignError, noting, progress_bar
+from posprobe.errors import DesignError, changed, noting, progress_bar
 from posprobe.intervals import Goal, Inference, Interval, next_size
 from posprobe.models import Intervention, ModelSource, ObservableModel, load_model
 from posprobe.report import output_folder
@@ -213,7 +213,7 @@ def audit(
     PosprobeError
         If a model, text, size or folder cannot be used; the message is one line.
     """
-    inference = dataclasses.replace(inference, **changes)
+    inference = changed(inference, changes)
     size = Size(n, length, window, prefixes, tuple(offsets), batch_tokens, bos, residual_layers)
     size.check()
     words = read_text(text)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from posprobe.claims import answers, hypothesis_claims
 from posprobe.comparison import TrainingRun, compare_lineup, follow, line_up, line_up_steps
-from posprobe.errors import DesignError, progress_bar
+from posprobe.errors import DesignError, changed, progress_bar
 from posprobe.intervals import Inference
 from posprobe.report import output_folder, write_comparison, write_training
-from posprobe.store import open_stores
+from posprobe.store import open_stores, path_list
 
 __all__ = ["compare"]
 
 
 def compare(
-    files: Iterable[str | Path],
+    files: str | Path | Iterable[str | Path],
     folder: str | Path,
     *,
     architectures: Mapping[str, str] | None = None,
@@ -40,7 +39,7 @@ def compare(
 
     Parameters
     ----------
-    files : iterable of str or Path
+    files : str or Path, or an iterable of these
         A capture of the shifted design for each model; optionally its natural captures (for
         sinks) and its captures with position 0 replaced.
     folder : str or Path
@@ -81,8 +80,8 @@ def compare(
         posprobe.compare(glob.glob("out/*/shifted.h5"), "out/report")
         posprobe.compare(glob.glob("out/step*/*.h5"), "out/training", steps=True)
     """
-    inference = dataclasses.replace(inference, **changes)
-    paths = [Path(path).absolute() for path in files]
+    inference = changed(inference, changes)
+    paths = [Path(path).absolute() for path in path_list(files)]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
         raise DesignError(f"file {twice[0]} is given twice: give each file once")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from tqdm.auto import tqdm
 
-from posprobe.errors import DesignError
+from posprobe.errors import DesignError, progress_bar
 from posprobe.probes import Features, PositionProbe, between, features, transfer_scores
-from posprobe.store import ActivationStore
+from posprobe.store import ActivationStore, path_list
 
 __all__ = ["generalize"]
 
@@ -22,7 +21,7 @@ ONE_WIDTH = ("residual", "normalizer")  # features that have the same columns in
 
 def generalize(
     path: str | Path,
-    others: Iterable[str | Path] = (),
+    others: str | Path | Iterable[str | Path] = (),
     *,
     which: str = "residual",
     layers: Sequence[int] | None = None,
@@ -46,7 +45,7 @@ def generalize(
     ----------
     path : str or Path
         A capture of the natural design, to train on.
-    others : iterable of str or Path
+    others : str or Path, or an iterable of these
         Captures of the same model, under other conditions.
     which : {"residual", "normalizer"}
         The features; see `posprobe.probes.features`.
@@ -87,7 +86,7 @@ def generalize(
     """
     if which not in ONE_WIDTH:
         raise DesignError(f"features {which!r}: use one of {', '.join(ONE_WIDTH)}")
-    store, *stores = (ActivationStore(each) for each in (path, *others))
+    store, *stores = (ActivationStore(each) for each in (path, *path_list(others)))
     for one in (store, *stores):
         if one.design != "natural":
             raise DesignError(f"{one.path.name} is of the {one.design} design: use a natural one")
@@ -100,18 +99,20 @@ def generalize(
     chosen = _layers([store, *stores], which, layers)
     same = {id(one): _same_sequences(store, one) for one in (store, *stores)}
     tables = []
-    for layer in tqdm(chosen, desc="posprobe: generalize", unit="layer", disable=not progress):
-        source = between(features(store, layer, which), 1, last + 1, name=store.path.name)
-        targets = list(_targets(store, stores, chosen, layer, last))
-        for known in (True, False):
-            asked = [one for one in targets if same[id(one.store)] == known]
-            if asked:
-                found = transfer_scores(
-                    PositionProbe(), source, _read(asked, which),
-                    same_sequences=known, level=level, seed=seed,
-                )  # fmt: skip
-                places = pd.DataFrame([one.place(layer) for one in asked])
-                tables.append(places.join(found.drop(columns="target")))
+    with progress_bar(progress, total=len(chosen), desc="generalize", unit="layer") as bar:
+        for layer in chosen:
+            source = between(features(store, layer, which), 1, last + 1, name=store.path.name)
+            targets = list(_targets(store, stores, chosen, layer, last))
+            for known in (True, False):
+                asked = [one for one in targets if same[id(one.store)] == known]
+                if asked:
+                    found = transfer_scores(
+                        PositionProbe(), source, _read(asked, which),
+                        same_sequences=known, level=level, seed=seed,
+                    )  # fmt: skip
+                    places = pd.DataFrame([one.place(layer) for one in asked])
+                    tables.append(places.join(found.drop(columns="target")))
+            bar.update()
     return pd.concat(tables, ignore_index=True)
 
 
@@ -188,7 +189,7 @@ def _layers(
         wanted = f"layers {', '.join(map(str, chosen))}" if chosen else "a layer in common"
         raise DesignError(
             f"no {which} of {wanted} in all files: use layers of {common}, or capture them with "
-            "--residual-layers"
+            "--layers"
         )
     return chosen
 

@@ -18,7 +18,7 @@ from posprobe.channels import SPLIT, overall_variances, plan_items
 from posprobe.comparison import VALUES, compare_lineup, line_up
 from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Goal, Inference
-from posprobe.store import ActivationStore, open_stores
+from posprobe.store import ActivationStore, open_stores, path_list
 
 __all__ = ["SizePlan", "plan"]
 
@@ -98,7 +98,7 @@ def _finite(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def plan(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     *,
     quantity: str = "V_R",
     precision: float | None = None,
@@ -119,7 +119,7 @@ def plan(
 
     Parameters
     ----------
-    paths : iterable of str or Path
+    paths : str or Path, or an iterable of these
         Captures of the shifted design, or one folder of a comparison.
     quantity : str
         V_T, V_M, V_R or C_MR; for models also relative, V_R/(V_R + V_M).
@@ -155,7 +155,7 @@ def plan(
     """
     goal = Goal(PRECISION if precision is None else precision, power, assurance, level)
     of_models = replace(goal, precision=math.inf) if precision is None else goal
-    given = [Path(path) for path in paths]
+    given = [Path(path) for path in path_list(paths)]
     known = (*SPLIT, *(name for name in VALUES if name not in SPLIT))
     if quantity not in known:
         raise DesignError(f"quantity {quantity!r} is unknown: use one of {', '.join(known)}")

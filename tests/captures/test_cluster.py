@@ -124,11 +124,12 @@ def test_command_line_writes_the_same_file(processes, folder, whole, tmp_path):
     with ActivationStore(path) as found, ActivationStore(whole) as expected:
         assert np.array_equal(found.tokens, expected.tokens)
         assert found.header.n_sequences == OPTIONS["n"]
-    for option, said in (
-        ("--overwrite", "length 500 exceeds the 64 positions"),
-        ("--past-training", "12 chunks of 499 need 5988"),
+    arguments += ["--overwrite", "--length", "500"]
+    for options, said in (
+        ([], "length 500 exceeds the 64 positions"),
+        (["--past-training"], "12 chunks of 499 need 5988"),
     ):
-        too_long = CliRunner().invoke(main, [*map(str, arguments), "--length", "500", option])
+        too_long = CliRunner().invoke(main, [*map(str, arguments), *options])
         assert (too_long.exit_code, too_long.output.count("\n")) == (2, 1)
         assert said in too_long.output
 

@@ -4,7 +4,7 @@ import capture_child as child
 import pytest
 from stored import leftovers
 
-from posprobe.captures import capture_stimulus
+from posprobe.captures import capture, capture_stimulus
 from posprobe.errors import (
     ModelError,
     PosprobeError,
@@ -60,8 +60,10 @@ def test_existing_file_is_kept_unless_it_may_be_overwritten(llama, tmp_path):
     path = tmp_path / "a.h5"
     capture_stimulus(llama, child.stimulus(), path, progress=False)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"a\.h5 exists: choose another name"):
+    with pytest.raises(StoreError, match=r"a\.h5 exists: .*, or replace it with --overwrite"):
         capture_stimulus(llama, child.stimulus(seed=9), path, progress=False)
+    with pytest.raises(StoreError, match=r"a\.h5 exists"):  # before the model is looked for
+        capture(tmp_path / "no model", path)
     assert path.read_bytes() == before
     store = capture_stimulus(llama, child.stimulus(seed=9), path, progress=False, overwrite=True)
     assert store.header.seed == 9

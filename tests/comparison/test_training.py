@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from lineups import file_of
 
 from posprobe.cli import main
-from posprobe.comparison import follow, line_up_steps
+from posprobe.comparison import follow, line_up, line_up_steps
 from posprobe.errors import DesignError
 from posprobe.figures import TRAINING_PANELS, draw
 from posprobe.intervals import Inference
@@ -70,6 +70,25 @@ def training(stores):
 
 
 # --- which step ---
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [
+        (("run/step1", "run/step20", "run/step300"), True),
+        (("run/checkpoint-1", "run/checkpoint-20"), True),
+        (("run/step1", "other/step1"), False),
+        (("rope-step1", "ntk-step20"), False),
+        (("rope-0", "rope-1"), False),
+    ],
+)
+def test_checkpoints_without_their_steps_are_noted(names, noted, tmp_path):
+    files = [
+        file_of(tmp_path / f"{k}.h5", name, weights_digest=f"{k}", model=f"zoo/{name}")
+        for k, name in enumerate(names)
+    ]
+    said = " ".join(line_up(files).notes)
+    assert ("posprobe compare --steps follows a run" in said) == noted
 
 
 def test_files_are_sorted_by_step_in_any_order(stores):

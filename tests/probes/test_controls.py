@@ -74,7 +74,26 @@ def test_any_probe_takes_controls_in_one_call(probe):
     assert table.loc["position", "r2"] > 0.5 > 0.2 > table.loc["shifted", "r2"]
     assert (table["mae"] > 0).all()
     assert not hasattr(probe, "n_features_in_")
-    assert ("low" in table) == isinstance(probe, GroupRidgeCV)
+    assert (table["low"] < table["r2"]).all()
+    assert (table["r2"] < table["high"]).all()
+
+
+def test_the_interval_of_any_regressor_is_over_sequences():
+    X, y, groups = make_positions(sequences=20, noise=3.0)
+    ridge, same = (
+        with_controls(probe, X, y, groups).loc[0, ["r2", "low", "high"]].astype(float)
+        for probe in (PositionProbe(alphas=[1.0]), Ridge(alpha=1.0))
+    )
+    np.testing.assert_allclose(same, ridge, atol=0.02)
+    # The same rows twice are no more sequences, and so no more certain.
+    doubled = (np.repeat(each, 2, axis=0) for each in (X, y, groups))
+    twice = with_controls(Ridge(alpha=1.0), *doubled).loc[0, ["r2", "low", "high"]]
+    np.testing.assert_allclose(twice.astype(float), same, atol=0.02)
+
+
+def test_too_few_sequences_have_no_interval():
+    few = with_controls(Ridge(), *make_positions(sequences=12))
+    assert few[["low", "high"]].isna().all(axis=None)
 
 
 def test_the_same_seed_gives_the_same_controls():

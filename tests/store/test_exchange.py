@@ -147,7 +147,7 @@ def test_files_are_not_overwritten_unless_told(store, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_text("mine")
     with pytest.raises(
-        StoreError, match=r"a\.safetensors exists: choose another name, or ask to ov"
+        StoreError, match=r"a\.safetensors exists: choose another name, or replace it with --ov"
     ):
         store.export(path)
     assert path.read_text() == "mine"

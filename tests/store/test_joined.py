@@ -1,6 +1,7 @@
 """Several captures of one design are read as one, or refused in one line."""
 
 import pickle
+from pathlib import Path
 
 import capture_child as child
 import numpy as np
@@ -10,7 +11,8 @@ from synthetic import effect_store, shifted_index
 from posprobe import decompose
 from posprobe.captures import capture_stimulus
 from posprobe.errors import StoreError
-from posprobe.store import ActivationStore, JoinedStore, open_stores
+from posprobe.probes import features
+from posprobe.store import ActivationStore, JoinedStore, open_stores, opened
 
 GRID = np.linspace(1.0, 0.0, 5)
 ALONE = {"position0_alone"}  # first tokens run many in a pass, which changes the last bits
@@ -181,3 +183,32 @@ def test_one_file_and_content_at_position_0_are_refused(tmp_path):
         JoinedStore([a, b])
     with pytest.raises(StoreError, match="there are 1 files to join"):
         JoinedStore([a])
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_is_a_list_of_one(kind, folder):
+    path = folder / "shifted_a.h5"
+    assert [store.path for store in open_stores(kind(path))] == [path]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_is_opened_for_those_who_read_a_store_and_closed_behind_them(kind, folder):
+    path = folder / "shifted_a.h5"
+    with opened(kind(path)) as store:
+        assert store.n_items == 3
+    with pytest.raises(StoreError, match="is closed"):
+        store.read("normalizer", 0)
+    own = ActivationStore(path)
+    with opened(own) as store:
+        assert store is own
+    own.read("normalizer", 0)  # it stays open
+
+
+def test_estimates_take_the_name_of_a_file(folder):
+    path = folder / "shifted_whole.h5"
+    store = ActivationStore(path)
+    assert decompose(path, n_resamples=100).by_head.equals(
+        decompose(store, n_resamples=100).by_head
+    )
+    for one, other in zip(features(path, 0), features(store, 0), strict=True):
+        np.testing.assert_equal(one, other)

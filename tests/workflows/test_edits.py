@@ -167,3 +167,14 @@ def test_captures_that_do_not_pair_are_refused(model, folder, tmp_path):
             remaining(store, other)
     with pytest.raises(DesignError, match="first=4 must be a layer from 0 to 3"):
         remaining(store, store, first=4)
+
+
+def test_an_edited_file_in_the_wrong_place_is_sent_to_the_right_one(model, folder, tmp_path):
+    with model.editing(erase_position(model, folder / "natural.h5", BLOCK)):
+        edited = posprobe.capture(
+            model, tmp_path / "erased.h5", design="shifted", n=8, length=64, progress=False
+        )
+    with pytest.raises(DesignError, match=r"edited in erased\.h5 and not in shifted\.h5: give the"):
+        remaining(edited, ActivationStore(folder / "shifted.h5"))
+    with pytest.raises(DesignError, match="posprobe remains compares an edited stream"):
+        posprobe.analyze([folder / "natural.h5", edited.path], tmp_path / "page", progress=False)

@@ -96,3 +96,18 @@ def test_a_model_of_another_width_is_refused(files, tmp_path, rng):
     synthetic.study_files(tmp_path, rng)
     with pytest.raises(DesignError, match=r"target 'natural\.h5' has 4 features, the probe 128"):
         quiet(files / "native.h5", [tmp_path / "natural.h5"], trained_to=10, layers=[1])
+
+
+def test_a_log_gets_lines_instead_of_a_bar(files, capfd):
+    table = generalize(files / "native.h5", files / "ntk.h5", layers=[1], trained_to=8)
+    assert set(table["target_file"]) == {"native.h5", "ntk.h5"}  # one path is a list of one
+    assert "\r" not in capfd.readouterr().err
+
+
+def test_the_option_that_a_refusal_names_is_one_of_capture(files):
+    from posprobe.cli.on_models import capture
+
+    with pytest.raises(DesignError, match="capture them with --layers") as error:
+        quiet(files / "native.h5", layers=[2])
+    named = str(error.value).split()[-1]
+    assert named in {name for option in capture.params for name in option.opts}

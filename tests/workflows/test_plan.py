@@ -20,7 +20,7 @@ def text(folder, name, size, **stimulus):
 
 
 def test_one_file_plans_items_as_does_a_capture_in_two_files(tmp_path):
-    (found,) = posprobe.plan([lineups.file_of(tmp_path / "a.h5", "one", n=12).path], **FEW)
+    (found,) = posprobe.plan(lineups.file_of(tmp_path / "a.h5", "one", n=12).path, **FEW)
     assert (found.unit, found.n) == ("items", 12)
     assert found.what.startswith("V_R, BOS at position 0")
     assert 8 <= found.needed["precision"] <= 200
