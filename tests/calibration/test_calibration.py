@@ -12,10 +12,12 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.cross_decomposition import PLSRegression
+from sklearn.model_selection import GroupKFold
 
 from posprobe.errors import DesignError
 from posprobe.intervals import cluster_weights, fieller_ratio, max_t
-from posprobe.probes import PositionProbe
+from posprobe.probes import PositionProbe, with_controls
 from posprobe.workflows.selfcheck import STUDIES, Study, gate, run, run_study, simulate_sequences
 
 
@@ -33,6 +35,28 @@ def observed(study, n, repetitions):
 @pytest.mark.parametrize("study", ["paired ratio", "many heads", "curves"])
 def test_coverage(study, n):
     check(run(repetitions=300, sizes=[n], studies=[study], progress=False))
+
+
+@pytest.mark.parametrize("n", [20, 40])
+def test_limits_of_any_regressor_cover_the_score_of_its_folds_on_new_sequences(n):
+    """R2 of partial least squares, against the same fold probes on 400 sequences."""
+    covered, repetitions = 0, 60
+    for seed in np.random.SeedSequence(n).spawn(repetitions):
+        rng = np.random.default_rng(seed)
+        X, y, groups = simulate_sequences(n, rng)
+        new_X, new_y, _ = simulate_sequences(400, rng)
+        row = with_controls(PLSRegression(2), X, y, groups).iloc[0]
+        scores = [
+            1 - np.square(new_y - fold.predict(new_X).ravel()).sum()
+            / np.square(new_y - new_y.mean()).sum()
+            for fold in (
+                PLSRegression(2).fit(X[train], y[train])
+                for train, _ in GroupKFold(5).split(X, y, groups)
+            )
+        ]  # fmt: skip
+        covered += row["low"] <= np.mean(scores) <= row["high"]
+    low, _ = gate(0.95, repetitions)
+    assert low <= covered / repetitions
 
 
 @pytest.fixture(scope="module")
