@@ -135,58 +135,6 @@ def with_controls(
     In 300 simulated studies each, these limits covered the score of partial least squares on new
     sequences in .97 (20 sequences) and .92 (40); ``tests/calibration`` repeats it.
     """
-    y, groups = np.asarray(y), np.asarray(groups)
-    if groups.shape != y.shape[:1]:
-        raise DesignError(f"groups {groups.shape} for y {y.shape}: give the sequence of every row")
-    rng, out = np.random.default_rng(random_state), y.copy()
-    labels, sequence = distinct(groups)
-    for s in range(len(labels)):
-        rows = np.flatnonzero(sequence == s)
-        out[rows] = np.roll(y[rows], int(rng.integers(len(rows))))
-    return out
-
-
-def with_controls(
-    probe: Any, X: Any, y: ArrayLike, groups: ArrayLike, *, cv: int = 5, random_state: Any = 0
-) -> pd.DataFrame:
-    """Score a probe on positions and on both controls.
-
-    Parameters
-    ----------
-    probe : estimator
-        A `GroupRidgeCV`, such as `PositionProbe`, which is scored out of fold with its own folds
-        (for a `VariancePartition`, the joint model is scored); or any other scikit-learn
-        regressor. The probe is cloned and not changed.
-    X : array-like of shape (n, p)
-        Features.
-    y : array-like of shape (n,)
-        Positions, in tokens.
-    groups : array-like of shape (n,)
-        Sequence of every row.
-    cv : int, default=5
-        Number of folds of sequences for other regressors.
-    random_state : int or Generator, default=0
-        Seed of both controls, or a random generator.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row for each ``control``: "position" (the probe itself), "permuted" and "shifted". The
-        columns are ``r2``, ``mae`` (tokens), ``selectivity`` (r2 of the probe less that of the
-        control), and ``low`` and ``high``, the 95% interval of r2 over sequences with the estimand
-        "fixed_probe": the probe of each fold as it was fitted, on new sequences. They are None with
-        fewer than 13 sequences.
-
-    Raises
-    ------
-    DesignError
-        If `groups` does not have one label for each row.
-
-    Notes
-    -----
-    In 150 simulated studies each, with 20 or 40 sequences that have offsets of their own, these
-    limits covered .92 to .94 for partial least squares and .91 to .97 for kernel ridge regression.
-    """
     y, groups = np.asarray(y, dtype=np.float64), np.asarray(groups)
     if groups.shape != y.shape:
         raise DesignError(f"groups {groups.shape} for y {y.shape}: give the sequence of every row")
