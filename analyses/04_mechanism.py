@@ -19,7 +19,8 @@ many pairs of each layer, drawn at random from all, are left out. Measured again
 loss on the tokens of the window behind the longest prefix.
 
 Erasing. Position and log(1 + position) are erased from the stream that enters block 10 by the least
-change (LEACE), fitted on 40 natural sequences; as many random directions are erased as a control.
+change (LEACE), fitted on 40 natural sequences; controls erase as many random directions, and the
+frequency of the token, log(1 + count) and its square, which is content.
 Measured again: V_R and V_M of the blocks from 10 on, the loss, and probes of later streams.
 
 Steering. The stream that enters block 10 is moved, at all tokens alike, by its regression on
@@ -38,14 +39,14 @@ its effective dimension, bend, and the shares that position and its logarithm ex
 the codes of two blocks, texts or variants are one shape after the best rotation, each from another
 half of the sequences (those of the same ones would share their noise).
 
-Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band is needed
-if the interval of the V_R that is left without it excludes 1 and does not overlap that of the
-control. Steering does what moving does if the lower limit of that slope is above 0 and above the
-control's upper limit. A code goes on if the lower limit of R2 of the best block's probe is above
-1/2 in every range behind the trained one, and does not if all upper limits are below. A code is
-low-dimensional if all upper limits of its effective dimension are below 5, in blocks whose code has
-a size above 0.
-Intervals are at 95%, over items, and not adjusted for the number of bands and variants.
+Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band, or
+position in the stream, is needed if the interval of the V_R that is left without it excludes 1 and
+does not overlap those of its controls. Steering does what moving does if the lower limit of that
+slope is above 0 and above the control's upper limit. A code goes on if the lower limit of R2 of the
+best block's probe is above 1/2 in every range behind the trained one, and does not if all upper
+limits are below. A code is low-dimensional if all upper limits of its effective dimension are below
+5, in blocks whose code has a size above 0. Intervals are at 95%, over items, and not adjusted for
+the number of bands and variants.
 
 Run it with ``python analyses/04_mechanism.py``. The report goes to
 ``analyses/reports/04_mechanism``, captured files to ``out/04_mechanism``; interrupted, it goes on

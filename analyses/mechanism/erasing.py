@@ -1,21 +1,34 @@
-"""Position erased from the stream that enters one block, against as many random directions."""
+"""Position erased from the stream that enters one block, against random and content directions."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from mechanism.measuring import LENGTH, captured, loss_gained, losses, variances_left
 from tqdm.auto import tqdm
 
 import posprobe
-from posprobe.models import NO_INTERVENTION, ObservableModel
-from posprobe.probes import features
+from posprobe.models import NO_INTERVENTION, ObservableModel, StreamEdit
+from posprobe.probes import ClusterGram, features, fit_eraser
 from posprobe.store import ActivationStore
 from posprobe.workflows.edits import erase_position, erase_random
 
 BLOCK, PROBED = 10, (10, 11, 15, 20, 29)
 N_NATURAL = 40
+
+
+def erase_content(model: ObservableModel, path: Path, layer: int) -> StreamEdit:
+    """Erase how frequent a token is, log(1 + count) and its square: as many directions."""
+    store = ActivationStore(path)
+    X, _, groups, _ = features(store, layer, "residual")
+    tokens = store.tokens[:, 1:].ravel()  # a row for each position behind 0, sequence by sequence
+    frequency = np.log1p(np.bincount(tokens))[tokens]
+    concept = np.column_stack([frequency, frequency**2])
+    eraser = fit_eraser(ClusterGram.from_arrays(X, concept, groups))
+    what = "frequency of the token erased"
+    return StreamEdit(layer, what, eraser.mean, eraser.inward, eraser.outward)
 
 
 def erased_tables(
@@ -27,7 +40,7 @@ def erased_tables(
     text = posprobe.capture(model, files / "natural.h5", **natural)
     before = losses(model, native, NO_INTERVENTION, n)
     rows, probes = [], probe_rows(text, "nothing")
-    makers = {"position": erase_position, "random": erase_random}
+    makers = {"position": erase_position, "random": erase_random, "content": erase_content}
     edits = {what: make(model, text.path, BLOCK) for what, make in makers.items()}
     for what, edit in tqdm(edits.items(), desc="erased"):
         with model.editing(edit):

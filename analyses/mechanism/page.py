@@ -133,16 +133,18 @@ def without(zeroed: pd.DataFrame) -> list[str]:
 
 def erasing_finding(erased: pd.DataFrame) -> list[str]:
     """Whether erasing position removes part of the residual channel, and more than the control."""
-    own, control = (erased[erased["erased"] == what].iloc[0] for what in ("position", "random"))
-    less = own["V_R_left_high"] < min(1.0, control["V_R_left_low"])
-    more = own["V_R_left_low"] > max(1.0, control["V_R_left_high"])
+    rows = erased.set_index("erased")
+    own, random, content = (rows.loc[what] for what in ("position", "random", "content"))
+    less = own["V_R_left_high"] < min(1.0, random["V_R_left_low"], content["V_R_left_low"])
+    more = own["V_R_left_low"] > max(1.0, random["V_R_left_high"], content["V_R_left_high"])
     verdict = "supported" if less else "contradicted: V_R grows" if more else "undecided"
     return [
         f"- **Position in the stream at block 10 is needed for the residual channel behind it: "
         f"{verdict}.** Without it V_R of the blocks from 10 on is "
         f"{with_interval(own, 'V_R_left')} times what it was, without as many random directions "
-        f"{with_interval(control, 'V_R_left')}. The loss changes by {with_interval(own, 'loss')} "
-        f"and {with_interval(control, 'loss')} nats per token."
+        f"{with_interval(random, 'V_R_left')}, without the frequency of the token "
+        f"{with_interval(content, 'V_R_left')}. The loss changes by {with_interval(own, 'loss')}, "
+        f"{with_interval(random, 'loss')} and {with_interval(content, 'loss')} nats per token."
     ]
 
 

@@ -98,6 +98,8 @@ def test_erasing_takes_position_from_the_stream_and_the_control_does_not(tables)
     assert probes["nothing", 2] > 0.04  # a small model, and few sequences
     assert probes["position", 2] < 0.1 * probes["nothing", 2]
     assert probes["random", 2] > 0.8 * probes["nothing", 2]
+    assert probes["content", 2] > 0.5 * probes["nothing", 2]
+    assert list(tables["erased"]["rank"]) == [2, 2, 2]
 
 
 def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
