@@ -307,9 +307,15 @@ def locate(path: Path, header: Header) -> dict[str, Place]:
     ------
     StoreError
         If a data set is missing, compressed or chunked, or of another shape or type. The message
-        says what was expected and what was found.
+        says what was expected and what was found. Also if a file of format 1, which has no digests,
+        has some: its version was changed, and damage would go unnoticed.
     """
     with open_hdf5(path) as file:
+        if header.version == 1 and "digest" in file:
+            raise StoreError(
+                f"{path} says format version 1, which has no digests, and has some: its header was "
+                "changed; copy the file again, or capture again"
+            )
         return {name: _place(path, file, name, header) for name in header.datasets()}
 
 

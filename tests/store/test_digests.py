@@ -104,6 +104,11 @@ def test_damage_is_found(kind, copy):
     refuse(copy, message)
 
 
+def test_a_file_that_is_called_older_than_it_is_does_not_escape_its_digests(copy):
+    edit(copy, lambda file: file.attrs.__setitem__("version", 1))
+    refuse(copy, "says format version 1, which has no digests, and has some")
+
+
 def test_a_whole_file_is_verified(copy):
     assert ActivationStore(copy).verify() == ActivationStore(copy).n_digests == 1 + len(PARTS)
 
