@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,7 @@ def compare(
     lineup = line_up(
         stores, architectures=architectures, blocks=blocks, different_tokens=different_tokens
     )
-    total = len(lineup.members) + 2
-    with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:
-
-        def step(what: str) -> None:
-            bar.set_description(f"compare: {what}")
-            bar.update()
-
+    with _reporting(folder, len(lineup.members) + 2, progress) as (made, step):
         comparison = compare_lineup(lineup, inference=inference, step=step)
         step("report")
         claims = hypothesis_claims(comparison)
@@ -111,13 +106,21 @@ def compare(
 
 
 def _training(run: TrainingRun, folder: str | Path, inference: Inference, progress: bool) -> Path:
-    total = len(run.members) + 1
+    with _reporting(folder, len(run.members) + 1, progress) as (made, step):
+        training = follow(run, inference=inference, step=step)
+        step("report")
+        return write_training(training, made)
+
+
+@contextlib.contextmanager
+def _reporting(
+    folder: str | Path, total: int, progress: bool
+) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """Give the folder of a report, and what is told of every step towards it."""
     with output_folder(folder) as made, progress_bar(progress, total=total, unit="step") as bar:
 
         def step(what: str) -> None:
             bar.set_description(f"compare: {what}")
             bar.update()
 
-        training = follow(run, inference=inference, step=step)
-        step("report")
-        return write_training(training, made)
+        yield made, step
