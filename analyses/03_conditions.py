@@ -43,8 +43,8 @@ from pathlib import Path
 import click
 import pandas as pd
 from conditions import figures, quantised, removal, signs, untrained
-from conditions.models import SCORES, available
-from conditions.page import slug, write_page
+from conditions.models import SCORES, available, slug
+from conditions.page import write_page
 from tqdm.auto import tqdm
 
 import posprobe

@@ -28,6 +28,11 @@ DESCRIPTIONS = {
 }
 
 
+def slug(model: str) -> str:
+    """Name of a model's folder."""
+    return model.lower().replace(" ", "_")
+
+
 def available(qwen: str | None, fetch: bool, folder: Path) -> dict[str, str]:
     """What `posprobe.load_model` takes for each model that is there."""
     models = {"SmolLM2-135M": "smollm2"}

@@ -6,18 +6,13 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from conditions.models import DESCRIPTIONS
+from conditions.models import DESCRIPTIONS, slug
 from prose import wrapped
 
 from posprobe.report.words import bounds, number, percent
 
 VARIANCES = {"V_T": "V_T", "V_M": "V_M", "V_R": "V_R", "C_MR": "C"}
 SHARES = {"share_mask": "mask's share", "share_residual": "residual's share"}
-
-
-def slug(model: str) -> str:
-    """Name of a model's folder."""
-    return model.lower().replace(" ", "_")
 
 
 def short(text: str) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from mechanism.findings import Finding
+from mechanism.measuring import Blocks
 from tqdm.auto import tqdm
 
 import posprobe
@@ -13,7 +15,6 @@ from posprobe.report.words import number, with_interval
 from posprobe.workflows.generalize import generalize
 
 LENGTH, N, TRAINED_TO = 512, 40, 64
-LAYERS = (1, 5, 10, 15, 20, 25, 29)
 FILES = {
     "native": {},
     "ntk(8)": {"variant": "ntk(8)"},
@@ -24,15 +25,16 @@ FILES = {
 READ = 0.5  # R2 from which a code is called read
 
 
-def natural_files(name: str, files: Path) -> dict[str, Path]:
+def natural_files(source: str, files: Path) -> dict[str, Path]:
     """Capture the streams of one text natively and under each change, and of another text."""
     files.mkdir(parents=True, exist_ok=True)
     paths = {}
     for what, options in tqdm(FILES.items(), desc="natural"):
         own = dict(options)
-        model = posprobe.load_model(name, variant=own.pop("variant", "standard"))
+        model = posprobe.load_model(source, variant=own.pop("variant", "standard"))
         paths[what] = files / f"natural_{len(paths)}.h5"
-        plan = dict(n=N, length=LENGTH, quantities=("residual",), residual_layers=LAYERS)
+        plan = dict(n=N, length=LENGTH, quantities=("residual",))
+        plan["residual_layers"] = Blocks.of(model).read
         posprobe.capture(model, paths[what], resume=True, progress=False, **plan, **own).close()
     return paths
 
@@ -45,7 +47,7 @@ def elsewhere_table(paths: dict[str, Path]) -> pd.DataFrame:
     return table.assign(target_file=table["target_file"].map(names))
 
 
-def elsewhere_finding(table: pd.DataFrame) -> list[str]:
+def elsewhere_finding(table: pd.DataFrame) -> Finding:
     """How far behind the trained range the best layer's probe still reads position."""
     far = table[table["question"] == "positions"]
     near, behind = far[far["start"] == 1], far[far["start"] > 1]
@@ -58,11 +60,13 @@ def elsewhere_finding(table: pd.DataFrame) -> list[str]:
     holds = (rows["r2_low"] > READ).all()
     lost = (rows["r2_high"] < READ).all()
     verdict = "supported" if holds else "contradicted" if lost else "undecided"
-    return [
-        f"- **The code for positions 1 to {TRAINED_TO} goes on behind them: {verdict}.** The best "
-        f"probe (block {best['layer']:.0f}, R² {with_interval(best, 'r2')} there) reads at "
-        f"positions {said}."
-    ]
+    return Finding(
+        f"The code for positions 1 to {TRAINED_TO} goes on behind them",
+        verdict,
+        f"R² {with_interval(rows.iloc[0], 'r2')} next behind",
+        f"The best probe (block {best['layer']:.0f}, R² {with_interval(best, 'r2')} there) reads "
+        f"at positions {said}.",
+    )
 
 
 def elsewhere_lines(table: pd.DataFrame) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,37 @@ from posprobe.models import Intervention, ObservableModel, Observer
 from posprobe.store import ActivationStore
 
 LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which blocks of a model are looked at: the same parts of its depth in every model.
+
+    Attributes
+    ----------
+    edited : int
+        The block whose entering stream is edited, a third of the way up.
+    probed : tuple of int
+        Blocks whose streams are probed after an edit.
+    read : tuple of int
+        Blocks whose streams are read elsewhere, and whose code is drawn.
+    """
+
+    edited: int
+    probed: tuple[int, ...]
+    read: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: ObservableModel) -> Blocks:
+        """Choose by depth alone."""
+        n = model.n_layers
+        third, last = max(1, n // 3), n - 1
+        sixths = {max(1, n * part // 6) for part in range(1, 6)}
+        return cls(
+            edited=third,
+            probed=tuple(sorted({third, third + 1, n // 2, 2 * n // 3, last})),
+            read=tuple(sorted({1, *sixths, last})),
+        )
 
 
 def captured(model: ObservableModel, path: Path, n: int, **changes: object) -> ActivationStore:

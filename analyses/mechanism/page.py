@@ -1,12 +1,14 @@
-"""README.md and the figure of the report: the finding first, then a table for each question."""
+"""The pages of the report: one for each model, the finding first, and one over all models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pandas as pd
+from conditions.models import slug
 from matplotlib.figure import Figure
 from mechanism.elsewhere import draw_elsewhere, elsewhere_finding, elsewhere_lines
+from mechanism.findings import Finding
 from mechanism.shape import draw_shape, shape_finding, shape_lines
 from mechanism.steering import steering_finding, steering_lines
 from prose import wrapped
@@ -20,25 +22,21 @@ CHANNELS = {"T": "net effect", "M": "mask channel", "R": "residual channel", "S"
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#858585")
 
 
-def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
-    """Write the tables, the figure and README.md, with a section for each table that is there."""
+def write_page(report: Path, model: str, tables: dict[str, pd.DataFrame]) -> str:
+    """Write one model's tables, figures and README.md, with a section for each table."""
     for folder in ("tables", "figures"):
         (report / folder).mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(report / "tables" / f"{name}.csv", index=False, float_format="%.6g")
     overall = tables["bands"][tables["bands"]["layer"] == "all"]
     sections = [
-        "# Which frequencies carry position",
+        f"# Which frequencies carry position in {model}, and whether it is used",
         "",
-        *findings(overall, tables.get("zeroed")),
-        *(erasing_finding(tables["erased"]) if "erased" in tables else []),
-        *(steering_finding(tables["steered"]) if "steered" in tables else []),
-        *(elsewhere_finding(tables["elsewhere"]) if "elsewhere" in tables else []),
-        *(shape_finding(tables["shape"]) if "shape" in tables else []),
+        *(finding.line() for finding in findings(tables)),
         "",
         "Intervals are at 95%, over items, not adjusted for their number. The protocol is at the "
         "top of `analyses/04_mechanism.py`, which writes this page; the equations are in "
-        "[docs/mechanism.md](../../../docs/mechanism.md).",
+        "[docs/mechanism.md](../../../../docs/mechanism.md).",
         "",
         *shares(overall, tables["channels"]),
         "![Shares of the channels by band](figures/bands.svg)",
@@ -63,35 +61,83 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
     return page
 
 
-def findings(overall: pd.DataFrame, zeroed: pd.DataFrame | None) -> list[str]:
-    """One verdict for each claim."""
-    lines = []
+def write_overview(report: Path, tables: dict[str, dict[str, pd.DataFrame]]) -> str:
+    """Write README.md over all models: what each claim came to, beside its number."""
+    found = {model: {f.claim: f for f in findings(own)} for model, own in tables.items()}
+    claims = list(dict.fromkeys(claim for own in found.values() for claim in own))
+    agreed = [c for c in claims if len({own[c].verdict for own in found.values() if c in own}) == 1]
+    sections = [
+        "# Which frequencies carry position, and whether it is used",
+        "",
+        f"Of {len(claims)} claims {len(agreed)} have one verdict in all {len(found)} models. Each "
+        "is about a 4-bit model without BOS at position 0, reading the Python language reference; "
+        "intervals are at 95%, over items, not adjusted. Each model has a page: "
+        + ", ".join(f"[{model}]({slug(model)}/README.md)" for model in found)
+        + ". The protocol is at the top of `analyses/04_mechanism.py`, which writes this page.",
+        "",
+        "| claim | " + " | ".join(found) + " |",
+        "|---" * (1 + len(found)) + "|",
+    ]
+    for claim in claims:
+        cells = [
+            f"{own[claim].verdict}: {own[claim].number}" if claim in own else "not measured"
+            for own in found.values()
+        ]
+        sections.append(f"| {claim} | " + " | ".join(cells) + " |")
+    page = "\n".join(map(wrapped, sections)).rstrip() + "\n"
+    (report / "README.md").write_text(page, encoding="utf-8")
+    return page
+
+
+def findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
+    """One verdict for each claim whose table is there."""
+    overall = tables["bands"][tables["bands"]["layer"] == "all"]
+    found = carried(overall)
+    if "zeroed" in tables:
+        rows = tables["zeroed"].groupby("band", sort=False)
+        found.extend(_needed(band, own) for band, own in rows)
+    later = {
+        "erased": erasing_finding,
+        "steered": steering_finding,
+        "elsewhere": elsewhere_finding,
+        "shape": shape_finding,
+    }
+    return found + [say(tables[name]) for name, say in later.items() if name in tables]
+
+
+def carried(overall: pd.DataFrame) -> list[Finding]:
+    """Whether one band has more than half of V_R, under every variant."""
+    found = []
     for variant, rows in overall[overall["channel"] == "R"].groupby("variant", sort=False):
         top = rows.loc[rows["share"].idxmax()]
         verdict = "supported" if top["share_low"] > 0.5 else "undecided"
-        lines.append(
-            f"- **One band carries the residual channel, {variant}: {verdict}.** The band "
-            f"{top['band']} has {_share(top)} of V_R, with {top['dimensions']:.0f} dimensions of a "
-            "head."
+        found.append(
+            Finding(
+                f"One band carries the residual channel, {variant}",
+                verdict,
+                f"{top['band']}: {_share(top)}",
+                f"The band {top['band']} has {_share(top)} of V_R, with {top['dimensions']:.0f} "
+                "dimensions of a head.",
+            )
         )
-    if zeroed is not None:
-        lines.extend(_needed(band, rows) for band, rows in zeroed.groupby("band", sort=False))
-    return lines
+    return found
 
 
-def _needed(band: object, rows: pd.DataFrame) -> str:
+def _needed(band: object, rows: pd.DataFrame) -> Finding:
     """Whether V_R without a band differs from 1 and from every control."""
     own, control = rows.iloc[0], rows.iloc[1:]
     less = own["V_R_left_high"] < min(1.0, control["V_R_left_low"].min())
     more = own["V_R_left_low"] > max(1.0, control["V_R_left_high"].max())
     verdict = "supported" if less else "contradicted: V_R grows" if more else "undecided"
     drawn = "; ".join(with_interval(row, "V_R_left") for _, row in control.iterrows())
-    return (
-        f"- **The band {band} is needed for the residual channel: {verdict}.** Without it "
-        f"V_R is {with_interval(own, 'V_R_left')} times what it was; without as many random pairs "
-        f"{drawn}. The loss changes by {with_interval(own, 'loss')} nats per token, from "
-        f"{own['native_loss']:.2f}; with random pairs by "
-        f"{'; '.join(with_interval(row, 'loss') for _, row in control.iterrows())}."
+    return Finding(
+        f"The band {band} is needed for the residual channel",
+        verdict,
+        f"{with_interval(own, 'V_R_left')} left",
+        f"Without it V_R is {with_interval(own, 'V_R_left')} times what it was; without as many "
+        f"random pairs {drawn}. The loss changes by {with_interval(own, 'loss')} nats per token, "
+        f"from {own['native_loss']:.2f}; with random pairs by "
+        f"{'; '.join(with_interval(row, 'loss') for _, row in control.iterrows())}.",
     )
 
 
@@ -131,26 +177,29 @@ def without(zeroed: pd.DataFrame) -> list[str]:
     return [*lines, ""]
 
 
-def erasing_finding(erased: pd.DataFrame) -> list[str]:
+def erasing_finding(erased: pd.DataFrame) -> Finding:
     """Whether erasing position removes part of the residual channel, and more than the control."""
     rows = erased.set_index("erased")
     own, random, content = (rows.loc[what] for what in ("position", "random", "content"))
     less = own["V_R_left_high"] < min(1.0, random["V_R_left_low"], content["V_R_left_low"])
     more = own["V_R_left_low"] > max(1.0, random["V_R_left_high"], content["V_R_left_high"])
     verdict = "supported" if less else "contradicted: V_R grows" if more else "undecided"
-    return [
-        f"- **Position in the stream at block 10 is needed for the residual channel behind it: "
-        f"{verdict}.** Without it V_R of the blocks from 10 on is "
+    block = int(own["layer"])
+    return Finding(
+        "Position in the stream, a third of the way up, is needed for the residual channel behind",
+        verdict,
+        f"{with_interval(own, 'V_R_left')} left",
+        f"Without it at block {block} V_R of the blocks from there on is "
         f"{with_interval(own, 'V_R_left')} times what it was, without as many random directions "
         f"{with_interval(random, 'V_R_left')}, without the frequency of the token "
         f"{with_interval(content, 'V_R_left')}. The loss changes by {with_interval(own, 'loss')}, "
-        f"{with_interval(random, 'loss')} and {with_interval(content, 'loss')} nats per token."
-    ]
+        f"{with_interval(random, 'loss')} and {with_interval(content, 'loss')} nats per token.",
+    )
 
 
 def erasing(erased: pd.DataFrame, probes: pd.DataFrame) -> list[str]:
     """What is left after erasing, and what later probes read."""
-    lines = ["## Position erased at block 10", ""]
+    lines = [f"## Position erased at block {erased['layer'].iloc[0]}", ""]
     lines += ["| erased | rank | V_R left | V_M left | loss gained |", "|---|---|---|---|---|"]
     for _, row in erased.iterrows():
         cells = [with_interval(row, name) for name in ("V_R_left", "V_M_left", "loss")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from mechanism.elsewhere import LAYERS
+from mechanism.findings import Finding
 from tqdm.auto import tqdm
 
 from posprobe.probes import Features, PositionShape, align_shapes, features, position_shape
@@ -21,13 +21,14 @@ PERMUTATIONS = 99
 def shape_tables(paths: dict[str, Path]) -> dict[str, pd.DataFrame]:
     """Numbers of every layer's code, coordinates to draw it, and alignments."""
     stores = {what: ActivationStore(path) for what, path in paths.items()}
-    native = {layer: shape_of(stores["native"], layer) for layer in tqdm(LAYERS, desc="shapes")}
+    layers = stores["native"].header.residual_layers or ()
+    native = {layer: shape_of(stores["native"], layer) for layer in tqdm(layers, desc="shapes")}
     drawn = [coordinates(layer, shape) for layer, shape in native.items()]
-    halves = {layer: shape_of(stores["native"], layer, half=0) for layer in LAYERS}
+    halves = {layer: shape_of(stores["native"], layer, half=0) for layer in layers}
     aligned = []
-    for layer in LAYERS:
+    for layer in layers:
         for what, store in stores.items():
-            for there in LAYERS if what == "native" else (layer,):
+            for there in layers if what == "native" else (layer,):
                 other = shape_of(store, there, half=1)
                 aligned.append(alignment_row(layer, what, there, halves[layer], other))
     return {
@@ -79,7 +80,7 @@ def alignment_row(
     return {"layer": layer, "with": what, "with_layer": there} | vars(found)
 
 
-def shape_finding(table: pd.DataFrame) -> list[str]:
+def shape_finding(table: pd.DataFrame) -> Finding:
     """Whether the code is low-dimensional, and whether it goes with log position."""
     table = table[table["size_low"] > 0]  # without a code there is no shape
     few = len(table) > 0 and bool((table["dimension_high"] < 5).all())
@@ -88,12 +89,15 @@ def shape_finding(table: pd.DataFrame) -> list[str]:
     rows = "; ".join(
         f"block {row['layer']:.0f} {with_interval(row, 'dimension')}" for _, row in table.iterrows()
     )
-    return [
-        f"- **The code for position is low-dimensional: {'supported' if few else 'undecided'}.** "
+    most = table["dimension_high"].max() if len(table) else float("nan")
+    return Finding(
+        "The code for position is low-dimensional",
+        "supported" if few else "undecided",
+        f"dimension below {number(float(most))}" if len(table) else "no code",
         f"Effective dimension, in blocks that have a code: {rows}. It goes with log position "
         f"rather than position in {log.sum()} of {len(table)} blocks, with position rather than "
-        f"its log in {line.sum()} (intervals of the shares do not overlap)."
-    ]
+        f"its log in {line.sum()} (intervals of the shares do not overlap).",
+    )
 
 
 def shape_lines(table: pd.DataFrame, alignment: pd.DataFrame) -> list[str]:

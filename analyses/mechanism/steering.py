@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from mechanism.erasing import BLOCK
-from mechanism.measuring import captured, loss_gained, losses
+from mechanism.findings import Finding
+from mechanism.measuring import Blocks, captured, loss_gained, losses
 from tqdm.auto import tqdm
 
 from posprobe.channels import channel_effects
@@ -30,32 +30,33 @@ def steered_table(
         with model.editing(edit):
             store = captured(model, files / f"steered_{what}.h5", n)
             gained = loss_gained(losses(model, native, NO_INTERVENTION, n), before)
-        pair = steered_and_moved(native, store, n)
+        pair = steered_and_moved(native, store, n, edit.layer)
         made = share_made(*pair)
         low, high = np.array([made.low, made.high], float)
         row = {"steered": what, "made": made.estimate, "made_low": low, "made_high": high}
         rows.append(row | {"alignment": alignment(*pair)} | gained)
-    return pd.DataFrame(rows).assign(start=START, stop=STOP)
+    return pd.DataFrame(rows).assign(layer=Blocks.of(model).edited, start=START, stop=STOP)
 
 
 def steers(model: ObservableModel, natural: Path) -> dict[str, StreamEdit]:
     """As far along position as the text moves, and as far in a random direction."""
-    forward = move_position(model, natural, BLOCK, START, STOP)
-    direction = erase_random(model, natural, BLOCK).outward[0]
+    block = Blocks.of(model).edited
+    forward = move_position(model, natural, block, START, STOP)
+    direction = erase_random(model, natural, block).outward[0]
     assert forward.shift is not None
     shift = direction * np.linalg.norm(forward.shift) / np.linalg.norm(direction)
     return {"position": forward, "random": replace(forward, what="random shift", shift=shift)}
 
 
 def steered_and_moved(
-    native: ActivationStore, store: ActivationStore, n: int
+    native: ActivationStore, store: ActivationStore, n: int, first: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Changes of log attention weights at the early position, by item: (n, layer and head).
 
-    The first is the steered stream's. The second is that of R when the text is moved, which is what
-    the stream does to a weight under one mask.
+    Layers are those from `first` on. One change is the steered stream's. The other is that of R
+    when the text is moved, which is what the stream does to a weight under one mask.
     """
-    layers = range(BLOCK, native.n_layers)
+    layers = range(first, native.n_layers)
     steered, moved = [], []
     for layer in layers:
         effects = channel_effects(native, layer).take(np.arange(n))
@@ -101,24 +102,26 @@ def alignment(steered: np.ndarray, moved: np.ndarray) -> float:
     return cross / np.sqrt(own * other) if own > 0 and other > 0 else float("nan")
 
 
-def steering_finding(table: pd.DataFrame) -> list[str]:
+def steering_finding(table: pd.DataFrame) -> Finding:
     """Whether the steered stream moves attention as the moved text does."""
     own, control = (table[table["steered"] == what].iloc[0] for what in ("position", "random"))
     more = own["made_low"] > max(0.0, control["made_high"])
     wrong = own["made_high"] < 0
     verdict = "supported" if more else "contradicted" if wrong else "undecided"
-    return [
-        f"- **Moving the stream along position moves attention as moving the text does: {verdict}."
-        f"** Moved at block {BLOCK} as from token {START} to {STOP}, log attention weights of the "
-        f"blocks from there on make {with_interval(own, 'made')} of the change that the text's own "
-        f"move makes by the residual channel; moved as far in a random direction "
-        f"{with_interval(control, 'made')}."
-    ]
+    return Finding(
+        "Moving the stream along position moves attention as moving the text does",
+        verdict,
+        f"share {with_interval(own, 'made')}",
+        f"Moved at block {own['layer']} as from token {START} to {STOP}, log attention weights of "
+        f"the blocks from there on make {with_interval(own, 'made')} of the change that the text's "
+        "own move makes by the residual channel; moved as far in a random direction "
+        f"{with_interval(control, 'made')}.",
+    )
 
 
 def steering_lines(table: pd.DataFrame) -> list[str]:
     """What each shift makes of the text's move."""
-    lines = [f"## Moved along position at block {BLOCK}", ""]
+    lines = [f"## Moved along position at block {table['layer'].iloc[0]}", ""]
     lines += [
         "Share made: slope of the steered change on the change of R between the two prefixes, over "
         "heads of the blocks from there on and pairs of different items; 1 if steering does what "

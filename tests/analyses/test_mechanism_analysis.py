@@ -1,6 +1,7 @@
 """Analysis 4: its controls, what a change leaves, and a page that says what the tables say."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,9 @@ def tables(analysis, model, tmp_path_factory):
     files = tmp_path_factory.mktemp("files")
     with pytest.MonkeyPatch.context() as patch:
         shorter(patch, analysis)
-        for name, value in (("BLOCK", 2), ("PROBED", (2, 3)), ("N_NATURAL", 24)):
-            patch.setattr(part("erasing"), name, value)
+        chosen = part("measuring").Blocks(edited=2, probed=(2, 3), read=(1, 3))
+        patch.setattr(part("measuring").Blocks, "of", lambda model: chosen)
+        patch.setattr(part("erasing"), "N_NATURAL", 24)
         store = analysis.captured(model, files / "a.h5", 5, bands=3)
         standard = model, store, files, 4
         bands = analysis.band_tables({"standard": store})
@@ -36,18 +38,13 @@ def tables(analysis, model, tmp_path_factory):
         found = {"bands": bands, "channels": whole}
         found |= {"zeroed": analysis.zeroed_table(*standard, range(1))}
         found |= analysis.erased_tables(*standard)
-        for name, value in (
-            ("BLOCK", 2),
-            ("START", store.prefixes[1]),
-            ("STOP", store.prefixes[2]),
-        ):
+        for name, value in (("START", store.prefixes[1]), ("STOP", store.prefixes[2])):
             patch.setattr(part("steering"), name, value)
         found["steered"] = analysis.steered_table(model, store, files / "natural.h5", files, 4)
-        short = {"LENGTH": 64, "N": 16, "TRAINED_TO": 12, "LAYERS": (1, 3)}
+        short = {"LENGTH": 64, "N": 16, "TRAINED_TO": 12}
         short["FILES"] = {"native": {}, "ntk(8)": {"variant": "ntk(8)"}}
         for name, value in short.items():
             patch.setattr(part("elsewhere"), name, value)
-        patch.setattr(part("shape"), "LAYERS", (1, 3))
         natural = analysis.natural_files("zoo/rope-0", files)
         found |= {"elsewhere": analysis.elsewhere_table(natural)}
         return found | analysis.shape_tables(natural)
@@ -104,10 +101,10 @@ def test_erasing_takes_position_from_the_stream_and_the_control_does_not(tables)
 
 def test_the_page_says_what_the_tables_say(analysis, tables, tmp_path):
     first = {name: tables[name] for name in ("bands", "channels")}
-    page = analysis.write_page(tmp_path, first)
+    page = analysis.write_page(tmp_path, "rope", first)
     assert "Without a band" not in page
     assert "had not run to its end" in page
-    page = analysis.write_page(tmp_path, tables)
+    page = analysis.write_page(tmp_path, "rope", tables)
     assert "had not run to its end" not in page
     assert max(map(len, (line for line in page.splitlines() if line[:1] not in "|!"))) <= 120
     rows = tables["bands"].query("layer == 'all' and channel == 'R'")
@@ -149,9 +146,9 @@ def test_the_share_of_a_move_has_known_answers(rng):
 def test_a_stream_that_is_not_moved_makes_no_share(analysis, model, tmp_path, monkeypatch):
     shorter(monkeypatch, analysis)
     store = analysis.captured(model, tmp_path / "a.h5", 4)
-    for name, value in zip(("BLOCK", "START", "STOP"), (2, *store.prefixes[1:3]), strict=True):
+    for name, value in zip(("START", "STOP"), store.prefixes[1:3], strict=True):
         monkeypatch.setattr(part("steering"), name, value)
-    steered, moved = part("steering").steered_and_moved(store, store, 4)
+    steered, moved = part("steering").steered_and_moved(store, store, 4, first=2)
     assert steered.shape == moved.shape == (4, 2 * 4)
     assert not steered.any()
     assert moved.any()
@@ -171,10 +168,11 @@ def test_every_file_is_scored_behind_the_trained_range(tables):
 
 
 def test_every_block_has_a_shape_and_is_aligned_with_every_other(tables):
-    assert list(tables["shape"]["layer"]) == [1, 3]
+    layers = (1, 3)
+    assert list(tables["shape"]["layer"]) == list(layers)
     pairs = tables["alignment"][["layer", "with", "with_layer"]].itertuples(index=False, name=None)
-    native = {(one, "native", other) for one in (1, 3) for other in (1, 3)}
-    assert set(pairs) == {(1, "ntk(8)", 1), (3, "ntk(8)", 3)} | native
+    native = {(one, "native", other) for one in layers for other in layers}
+    assert set(pairs) == {(one, "ntk(8)", one) for one in layers} | native
     assert tables["alignment"]["similarity"].between(0, 1).all()
     assert len(tables["coordinates"]) == 2 * 15
 
@@ -189,8 +187,8 @@ def test_a_code_goes_on_if_it_is_read_in_every_range(analysis, limits, verdict):
         row | {"start": start, "stop": 2 * start + 1, "r2": r2, "r2_low": low, "r2_high": high}
         for start, r2, low, high in ((1, 0.9, 0.8, 1.0), (65, np.mean(limits), *limits))
     ]
-    (said,) = part("elsewhere").elsewhere_finding(pd.DataFrame(rows))
-    assert f"goes on behind them: {verdict}" in said
+    said = part("elsewhere").elsewhere_finding(pd.DataFrame(rows))
+    assert f"goes on behind them: {verdict}" in said.line()
 
 
 @pytest.mark.parametrize(
@@ -205,9 +203,36 @@ def test_a_band_is_needed_only_if_it_differs_from_the_control(analysis, own, con
         for pair in (own, control)
     ]
     overall = pd.DataFrame(
-        [dict(channel="R", variant="standard", band="turns > 4", share=0.9, share_low=0.4,
-              share_high=1.2, status="ok", dimensions=34)]
+        [dict(channel="R", layer="all", variant="standard", band="turns > 4", share=0.9,
+              share_low=0.4, share_high=1.2, status="ok", dimensions=34)]
     )  # fmt: skip
-    page = part("page").findings(overall, pd.DataFrame(rows))
-    assert f"residual channel: {verdict}" in page[1]
-    assert "standard: undecided" in page[0]
+    band, needed = part("page").findings({"bands": overall, "zeroed": pd.DataFrame(rows)})
+    assert f"residual channel: {verdict}" in needed.line()
+    assert "standard: undecided" in band.line()
+
+
+def test_blocks_follow_the_depth():
+    blocks = part("measuring").Blocks.of
+    deep = blocks(SimpleNamespace(n_layers=30))
+    assert (deep.edited, deep.probed) == (10, (10, 11, 15, 20, 29))
+    assert deep.read == (1, 5, 10, 15, 20, 25, 29)
+    for n_layers in (2, 3, 4, 24):
+        found = blocks(SimpleNamespace(n_layers=n_layers))
+        assert all(1 <= each < n_layers or n_layers < 3 for each in found.probed + found.read)
+        assert found.edited in found.probed
+
+
+def test_the_page_over_all_models_says_what_each_came_to(analysis, tables, tmp_path):
+    kept = tmp_path / "one" / "tables"
+    analysis.write_page(kept.parent, "one", tables)
+    read = analysis.read_tables(kept.parent)
+    short = {name: read[name] for name in ("bands", "channels")}
+    page = analysis.write_overview(tmp_path, {"One": read, "Two": short})
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert all(len(row) == 3 for row in rows)
+    ours = part("page").findings(tables)
+    assert [row[0].removeprefix("| ") for row in rows[1:]] == [found.claim for found in ours]
+    for found, row in zip(ours, rows[1:], strict=True):
+        assert row[1] == f"{found.verdict}: {found.number}"
+    assert rows[-1][2].startswith("not measured")
+    assert "(one/README.md)" in page
