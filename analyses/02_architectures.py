@@ -10,7 +10,7 @@ Protocol. Three comparisons, each with its own report:
   and items are the same, so differences are paired over items. They say what a scheme does to this
   model, which was not trained for it; they do not test architectures.
 - `family`: small models trained from scratch that differ only in where position can come from,
-  with several seeds of each (data/zoo). Models are the unit of the test: two-stage F, planned
+  with several seeds of each (data/zoo). Models are the unit of the test: a mixed model, planned
   contrasts. Models of one seed share initial weights and the order of the data, so seeds are
   blocks: differences between architectures are taken within them.
 - `controls`: the family together with its controls, which have a learned position encoding or none
@@ -313,14 +313,16 @@ def part_lines(name: str, part: dict, folder: Path) -> list[str]:
     """One comparison: the table, the primary test or why there is none, and every claim."""
     lines = [*contribution_table(folder), ""]
     tests = {(test["value"], test["response"], test["method"]): test for test in part["tests"]}
-    main = tests.get(("V_R", "intercept", "two-stage F"))
+    main = next((test for test in part["tests"] if test["primary"]), None)
     if main is not None:
         said = "Descriptive test" if name == "controls" else "Primary test"
         lines.append(f"{said}, V_R at mean depth: {shown_test(main)}.")
         welch = tests.get(("V_R", "intercept", "Welch F"))
         if welch is not None:
             lines.append(f"Without equal variances (Welch): {shown_test(welch)}.")
-        lines.append(f"Mixed model: {part['mixed_model']['V_R']['status']}.")
+        check = tests.get(("V_R", "intercept", "two-stage F"))
+        if check is not None and check["check"]:
+            lines.append(f"Its check, in two stages: {shown_test(check)}.")
     if part["reason"].get("V_R"):
         lines.append(f"Architectures are not tested: {part['reason']['V_R']}.")
     if part["compared"] != "models":

@@ -1,4 +1,4 @@
-"""Compare architectures, with models as the sample: a two-stage F test and a mixed model.
+"""Compare architectures, with models as the sample: a mixed model and its two-stage check.
 
 summaries      reduces every model to one value and one slope
 contrasts      tests planned contrasts between architectures
@@ -6,6 +6,7 @@ two_stage      tests the summaries for equal means
 tables         makes any table of pandas a plain one
 formulas       reads lme4's formulas against a table
 components     evaluates the mixed model in closed form, from cross-products
+signed         lets its variances be negative
 optimum        finds its optimum
 satterthwaite  tests its fixed effects
 marginal       turns marginal means and type III hypotheses into weights of fixed effects

@@ -48,11 +48,12 @@ def compare_architectures(
     """Compare architectures, with models rather than layers or sequences as the sample.
 
     Every model is reduced to its value at the reference depth (the mean depth) and its slope over
-    depth. The primary test is the F(A - 1, M - A) of `two_stage_f` on the values of M models of A
-    architectures. It assumes that the models of an architecture are independent draws and that
-    their variance is the same in every architecture. If there is only one architecture, or only
-    one model of each, nothing is tested: the result then describes the models and gives the
-    reason.
+    depth. The primary test is the F test of the mixed model, in which layers are fixed and models
+    are random. The `two_stage_f` on the values of M models of A architectures, F(A - 1, M - A),
+    stands beside it as its check; where all models have the same layers the two are one test. Both
+    assume that the models of an architecture are independent draws and that their variance is the
+    same in every architecture. If there is only one architecture, or only one model of each,
+    nothing is tested: the result then describes the models and gives the reason.
 
     Parameters
     ----------
@@ -71,11 +72,14 @@ def compare_architectures(
     level : float
         Nominal coverage of all intervals.
     mixed_model : bool
-        Also fit ``value ~ architecture:layer + (1 + depth || model)``, with a term
-        ``(1 + depth || block)`` if the table has blocks. Layers are fixed within architecture, so
-        what layers share is not taken for residual. If the models of an architecture have different
-        depths, a straight line over depth takes the place of layers. Tests have Satterthwaite's
-        degrees of freedom.
+        Fit ``value ~ architecture:layer + (1 + depth || model)``, with a term
+        ``(1 + depth || block)`` if the table has blocks, or fixed blocks if some lack an
+        architecture (the variance of few blocks of unequal size is hardly known). Layers are fixed
+        within architecture, so what layers share is not taken for residual. If the models of an
+        architecture have different depths, a straight line over depth takes the place of layers.
+        Variances may be negative (see `fit_mixed`), so models whose layers hardly agree are not
+        pooled with the residual. Tests have Satterthwaite's degrees of freedom. Without this model,
+        or where it has no estimates, the two-stage test is the primary one.
 
     Returns
     -------
@@ -100,8 +104,8 @@ def compare_architectures(
     >>> table = pd.DataFrame(rows, columns=["architecture", "model", "layer", "depth", "value"])
     >>> found = compare_architectures(table, mixed_model=False)
     >>> found.sentence()
-    'Architectures differ in value at depth 0.50: F(1, 4) = 150.0, p = 0.00026 on 6 models of 2
-    architectures.'
+    'Architectures differ in value at depth 0.50: two-stage F(1, 4) = 150.0, p = 0.00026 on 6 models
+    of 2 architectures.'
     >>> print(found.means["window"])
     1.40 [1.15, 1.65]
     """
@@ -115,7 +119,10 @@ def compare_architectures(
     stage = _responses(models)
     blocks = _blocks(clean, models)
     reason = _refusal(stage["intercept"], labels, blocks)
-    mixed, effects = _fit(clean, depth) if mixed_model else (None, {})
+    mixed, effects = _fit(clean, depth, tested=not reason) if mixed_model else (None, {})
+    two_stage = {} if reason else _two_stage(stage, labels, blocks)
+    modelled = {} if reason else _mixed_tests(mixed, effects)
+    tests = two_stage | modelled
     planned, remark = _choose(contrasts, [str(name) for name in names])
     return ArchitectureComparison(
         value=value,
@@ -124,14 +131,14 @@ def compare_architectures(
         architectures={str(n): int(c) for n, c in zip(names, counts, strict=True)},
         depth=depth,
         level=level,
-        test=None if reason else _test(stage, "intercept", labels, blocks),
-        slope_test=None if reason else _test(stage, "slope", labels, blocks),
+        test=tests.get("intercept"),
+        slope_test=tests.get("slope"),
+        checks=tuple(test for response, test in two_stage.items() if response in modelled),
         means=_describe(stage, "intercept", labels, value, level),
         slopes=_describe(stage, "slope", labels, value, level),
         contrasts=_contrast(planned, stage, labels, blocks, level, mixed, effects),
         models=models,
         mixed=mixed,
-        mixed_tests=_mixed_tests(mixed, effects),
         notes=(*_notes(clean, models, labels, stage), *remark),
     )
 
@@ -166,18 +173,18 @@ def _refusal(
     return ""
 
 
-def _test(
+def _two_stage(
     stage: dict[str, NDArray[np.float64]],
-    response: str,
     labels: NDArray[np.str_],
     blocks: NDArray[np.str_] | None,
-) -> FTest | None:
-    if response not in stage:
-        return None
-    statistic, p_value, between, within = two_stage_f(stage[response], labels, blocks)
-    if np.isnan(statistic):
-        return None
-    return FTest(response, float(statistic), between, within, float(p_value))
+) -> dict[str, FTest]:
+    found = {}
+    for response, values in stage.items():
+        statistic, p_value, between, within = two_stage_f(values, labels, blocks)
+        if not np.isnan(statistic):
+            numbers = float(statistic), between, float(within), float(p_value)
+            found[response] = FTest(response, *numbers, method="two-stage F")
+    return found
 
 
 def _describe(
@@ -239,7 +246,7 @@ def _contrast(
     )
 
 
-def _fit(clean: pd.DataFrame, depth: float) -> tuple[MixedFit | None, Effects]:
+def _fit(clean: pd.DataFrame, depth: float, *, tested: bool) -> tuple[MixedFit | None, Effects]:
     """Fit the mixed model; return it with its weights of each architecture's mean and slope."""
     keys = [name for name in (*KEYS, "block") if name in clean.columns]
     cells = clean.groupby(keys, as_index=False, observed=True)["value"].mean()
@@ -247,14 +254,15 @@ def _fit(clean: pd.DataFrame, depth: float) -> tuple[MixedFit | None, Effects]:
         return None, {}
     labels = cells["architecture"].astype(str) + ", layer " + cells["layer"].astype(str)
     cells = cells.assign(z=cells["depth"] - depth, cell=labels)
-    sloped = cells["z"].groupby(cells["model"]).nunique().max() > 1
-    formula = _formula(cells, sloped)
-    mixed = fit_mixed(formula, cells)
+    sloped = bool(cells["z"].groupby(cells["model"]).nunique().max() > 1)
+    fixed = _block_columns(cells) if tested else pd.DataFrame(index=cells.index)
+    formula = _formula(cells, sloped, list(fixed.columns))
+    mixed = fit_mixed(formula, cells.join(fixed), signed=True)
     if not mixed.usable:
         return mixed, {}
     rows: dict[str, list[Array]] = {name: [] for name in RESPONSES[: 1 + sloped]}
     for _, own in cells.groupby("architecture", observed=True):
-        grid = own.drop_duplicates("depth")
+        grid = own.drop_duplicates("depth").assign(**fixed.mean())
         columns = [np.ones(len(grid)), grid["z"].to_numpy()][: 1 + sloped]
         summaries = np.linalg.pinv(np.column_stack(columns)) @ mixed.rows(grid)
         for name, row in zip(rows, summaries, strict=True):
@@ -262,25 +270,39 @@ def _fit(clean: pd.DataFrame, depth: float) -> tuple[MixedFit | None, Effects]:
     return mixed, {name: np.array(found) for name, found in rows.items()}
 
 
-def _formula(cells: pd.DataFrame, sloped: bool) -> str:
+def _block_columns(cells: pd.DataFrame) -> pd.DataFrame:
+    """Columns that set blocks aside if some lack an architecture: each block against the first."""
+    if "block" not in cells.columns:
+        return pd.DataFrame(index=cells.index)
+    models = cells.drop_duplicates("model")
+    counts = pd.crosstab(models["architecture"].astype(str), models["block"].astype(str))
+    if counts.to_numpy().min() == counts.to_numpy().max():
+        return pd.DataFrame(index=cells.index)
+    own = cells["block"].astype(str)
+    columns = {f"block_{k}": (own == block) * 1.0 for k, block in enumerate(counts.columns)}
+    return pd.DataFrame(columns).iloc[:, 1:]
+
+
+def _formula(cells: pd.DataFrame, sloped: bool, blocks: list[str]) -> str:
     """Layers are fixed within architecture where all its models have the same, else a line is."""
     layers = cells["cell"] + " at " + cells["depth"].astype(str)
     grids = layers.groupby([cells["architecture"], cells["model"]], observed=True).agg(" ".join)
     matched = grids.groupby(level=0, observed=True).nunique().max() == 1
     line = " + C(architecture):z" if sloped else ""
     fixed = "0 + C(cell)" if matched else f"0 + C(architecture){line}"
+    fixed += "".join(f" + {name} + {name}:z" if sloped else f" + {name}" for name in blocks)
     effects = "1 + z" if sloped else "1"
-    groups = ["model", "block"] if "block" in cells.columns else ["model"]
+    groups = ["model", "block"] if "block" in cells.columns and not blocks else ["model"]
     return f"value ~ {fixed} + " + " + ".join(f"({effects} || {group})" for group in groups)
 
 
-def _mixed_tests(mixed: MixedFit | None, effects: Effects) -> tuple[FTest, ...]:
-    found = []
+def _mixed_tests(mixed: MixedFit | None, effects: Effects) -> dict[str, FTest]:
+    found = {}
     for response, rows in effects.items():
         if mixed is not None and len(rows) > 1:
-            statistic, between, within, p_value = mixed.f_test(np.diff(rows, axis=0))
-            found.append(FTest(response, statistic, between, within, p_value))
-    return tuple(found)
+            numbers = mixed.f_test(np.diff(rows, axis=0))
+            found[response] = FTest(response, *numbers, method="mixed model F")
+    return found
 
 
 def _beside(

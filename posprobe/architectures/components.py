@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations_with_replacement
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,13 @@ from posprobe.intervals import Array
 __all__ = ["Components", "State", "boundary_term", "exact_fit", "gather", "unidentified_term"]
 
 Indices = NDArray[np.intp]
+Parts = TypeVar("Parts", bound="Components")
 
 BOUNDARY = 1e-4
 RANK_TOLERANCE = 1e-8
 ROUNDING = 1e-13
 EXACT = 1e-12  # share of squares
+STEP = 1e-4  # of theta, in second derivatives
 MOST_LEVELS = 4000  # of all random effects: their cross-products are one dense matrix
 
 
@@ -57,7 +60,7 @@ class State:
     logs : ndarray of shape (k,)
         Derivatives by theta of the log-determinants.
     effects : ndarray of shape (m,)
-        Predicted random effects u.
+        Predicted random effects of the orthonormal columns.
     """
 
     deviance: float
@@ -157,6 +160,27 @@ class Components:
             found.append(half @ half.T)
         return found
 
+    @cached_property
+    def half(self) -> Array:
+        """A matrix F of shape (m, r) with ``F F' = ZZ``."""
+        values, vectors = linalg.eigh(self.ZZ)
+        kept = values > ROUNDING * values[-1]
+        return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
+
+    def between(self, theta: Array) -> Array:
+        """Return ``F' D F``, (r, r), with D the random effects' covariance over s2."""
+        rows = self.transposed(self.factors(theta), self.half)
+        return np.asarray(rows.T @ rows)
+
+    def draw(self, theta: Array, rng: np.random.Generator) -> Array:
+        """Draw what random effects and residuals bring to the rows, (n,), in units of s."""
+        noise = rng.normal(size=self.n)
+        across = self.half / np.sum(self.half**2, axis=0)  # Z across: an orthonormal basis of Z
+        inner = across.T @ (self.Z.T @ noise)
+        root = linalg.cholesky(self.between(theta) + np.eye(len(inner)), lower=True)
+        moved = noise + self.Z @ (across @ (root @ inner - inner))
+        return np.asarray(moved / np.sqrt(self.design.weights))
+
     def transposed(self, factors: list[Array], matrix: Array) -> Array:
         """Multiply a matrix by L' from the left."""
         parts = []
@@ -179,60 +203,104 @@ class Components:
         -------
         State
         """
-        p = len(self.R)
         factors = self.factors(theta)
         left = self.transposed(factors, self.ZZ)
         inner = self.transposed(factors, left.T) + np.eye(len(left))
         factor = linalg.cho_factor(inner, lower=True)
         small = self.transposed(factors, self.ZC)
         both = linalg.cho_solve(factor, np.column_stack([small, left]))
-        solved, K = both[:, : p + 1], both[:, p + 1 :]
+        solved, K = np.split(both, [small.shape[1]], axis=1)
+        left_over = self.ZC - left.T @ solved
+        changes, logs = [], []
+        for rows, columns, _ in self.entries:
+            product = left_over[rows].T @ solved[columns]
+            changes.append(-(product + product.T))
+            logs.append(2 * K[columns, rows].sum())
+        return self.profiled(
+            small.T @ solved,
+            2 * float(np.log(np.diag(factor[0])).sum()),
+            np.array(changes),
+            np.array(logs),
+            self.transposed([one.T for one in factors], solved),
+            reml=reml,
+        )
+
+    def curves(self, theta: Array, *, reml: bool) -> tuple[Array, Array]:
+        """Return the derivatives by theta of a state's `logs` and `rest`, (k, k) each."""
+        steps = STEP * np.eye(len(theta))
+        states = [[self.at(theta + sign * one, reml=reml) for sign in (1, -1)] for one in steps]
+        found = [
+            np.array([getattr(up, name) - getattr(down, name) for up, down in states]) / (2 * STEP)
+            for name in ("logs", "rest")
+        ]
+        return (found[0] + found[0].T) / 2, (found[1] + found[1].T) / 2
+
+    def profiled(
+        self, taken: Array, logarithm: float, changes: Array, logs: Array, effects: Array, *,
+        reml: bool,
+    ) -> State:  # fmt: skip
+        """Put a state together, with fixed effects and s2 at their best.
+
+        Parameters
+        ----------
+        taken : ndarray of shape (p + 1, p + 1)
+            What random effects take from the cross-products H of fixed effects and response.
+        logarithm : float
+            Of the determinant of the rows' covariance over s2, weights aside.
+        changes : ndarray of shape (k, p + 1, p + 1)
+            Derivatives of H by the parameters.
+        logs : ndarray of shape (k,)
+            Those of `logarithm`.
+        effects : ndarray of shape (m, p + 1)
+            Random effects that each column of fixed effects and response would have.
+        reml : bool
+            Use the restricted likelihood.
+
+        Returns
+        -------
+        State
+        """
+        p = len(self.R)
         corner = np.eye(p + 1)
         corner[p, p] = self.n
-        H = corner - small.T @ solved
+        H = corner - taken
         inverse = linalg.inv(H[:p, :p])
         estimates = inverse @ H[:p, p]
         v = np.append(-estimates, 1.0)
         squares = max(float(v @ H @ v), np.finfo(float).tiny)
-        left_over = self.ZC - left.T @ solved
         df = self.n - p if reml else self.n
         scale = squares / df
-        deviance = 2 * float(np.log(np.diag(factor[0])).sum())
-        deviance += df * (np.log(2 * np.pi * scale) + 1 + 2 * np.log(self.size))
+        deviance = logarithm + df * (np.log(2 * np.pi * scale) + 1 + 2 * np.log(self.size))
         deviance -= float(np.log(self.design.weights).sum())
         if reml:
             deviance += float(np.linalg.slogdet(H[:p, :p])[1])
             deviance += 2 * float(np.log(np.abs(np.diag(self.R))).sum())
-        slopes, rest, logs = [], [], []
-        for rows, columns, _ in self.entries:
-            product = left_over[rows].T @ solved[columns]
-            change = -(product + product.T)
-            slopes.append(change[:p, :p])
-            rest.append(v @ change @ v)
-            logs.append(2 * K[columns, rows].sum())
-            if reml:
-                logs[-1] += np.sum(inverse * change[:p, :p])
-        changed, logged = np.array(rest), np.array(logs)
+        slopes = changes[:, :p, :p]
+        rest = changes @ v @ v
+        if reml:
+            logs = logs + np.sum(inverse * slopes, axis=(1, 2))
         return State(
             deviance=float(deviance),
-            gradient=logged + changed / scale,
+            gradient=logs + rest / scale,
             scale=scale,
             estimates=estimates,
             inverse=inverse,
-            slopes=np.array(slopes),
-            rest=changed,
-            logs=logged,
-            effects=solved @ v,
+            slopes=slopes,
+            rest=rest,
+            logs=logs,
+            effects=effects @ v,
         )
 
 
-def gather(design: Design) -> Components:
+def gather(design: Design, kind: type[Parts]) -> Parts:
     """Compute the cross-products of a design.
 
     Parameters
     ----------
     design : Design
         The matrices.
+    kind : type
+        `Components`, or a class of it with other parameters.
 
     Returns
     -------
@@ -255,7 +323,7 @@ def gather(design: Design) -> Components:
     made = [_random_columns(term, root) for term in design.terms]
     Z = sparse.hstack([columns for columns, _ in made], format="csr")
     C = np.column_stack([Q, left / size])
-    return Components(
+    return kind(
         design=design,
         ZZ=np.asarray((Z.T @ Z).todense()),
         ZC=np.asarray(Z.T @ C),

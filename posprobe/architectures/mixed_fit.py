@@ -28,11 +28,14 @@ from posprobe.architectures.marginal import (
 )
 from posprobe.architectures.optimum import SAME_DEVIANCE, search
 from posprobe.architectures.satterthwaite import Inference, infer
+from posprobe.architectures.signed import SignedComponents
 from posprobe.architectures.tables import plain_table
 from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Array, Interval, check_resamples
 
 __all__ = ["MixedFit", "fit_parts", "likelihood_ratio"]
+
+EDGE = 1e-6  # where variances of either sign end: the smallest share of the residual variance
 
 
 @dataclass(frozen=True, repr=False)
@@ -297,10 +300,8 @@ class MixedFit(Telling):
     def _predicted(self, theta: Array) -> list[Array]:
         u = self.parts.at(theta, reml=self.method == "REML").effects * self.parts.size
         return [
-            u[start : start + levels * q].reshape(levels, q) @ (root @ factor).T
-            for (start, levels, q), root, factor in zip(
-                self.parts.blocks, self.parts.roots, self.parts.factors(theta), strict=True
-            )
+            u[start : start + levels * q].reshape(levels, q) @ root.T
+            for (start, levels, q), root in zip(self.parts.blocks, self.parts.roots, strict=True)
         ]
 
     @property
@@ -377,7 +378,8 @@ class MixedFit(Telling):
         Returns
         -------
         pandas.DataFrame
-            Columns term, variance, sd, low and high; limits are of the variance.
+            Columns term, variance, sd (NaN where negative), low and high; limits are of the
+            variance.
 
         Raises
         ------
@@ -393,7 +395,7 @@ class MixedFit(Telling):
             check_resamples(replicates, "replicates")
         variances = self.variances
         table = pd.DataFrame({"term": list(variances), "variance": list(variances.values())})
-        table["sd"] = np.sqrt(table["variance"])
+        table["sd"] = np.sqrt(table["variance"].where(table["variance"] >= 0))
         draws = self._redrawn(replicates, np.random.default_rng(seed))
         tails = [0.5 - level / 2, 0.5 + level / 2]
         limits = (
@@ -405,15 +407,9 @@ class MixedFit(Telling):
         inference, theta = self._fitted()
         design, reml = self.parts.design, self.method == "REML"
         centre = design.X @ inference.estimates
-        covariances = self.parts.covariances(theta)
         found = []
         for _ in range(replicates):
-            y = centre + rng.normal(size=self.n) * np.sqrt(self._scale / design.weights)
-            for term, psi in zip(design.terms, covariances, strict=True):
-                shape = (len(term.levels), len(psi))
-                zero = np.zeros(len(psi))
-                u = rng.multivariate_normal(zero, self._scale * psi, shape[0], method="eigh")
-                y = y + np.sum(term.columns * u[term.codes], axis=1)
+            y = centre + np.sqrt(self._scale) * self.parts.draw(theta, rng)
             parts = self.parts.with_response(y)
             again, _ = search(parts, reml=reml, starts=1)
             scale = parts.at(again, reml=reml).scale * parts.size**2
@@ -458,7 +454,7 @@ class MixedFit(Telling):
     def _without(self, out: np.ndarray) -> Array:
         reml = self.method == "REML"
         try:
-            parts = gather(self.parts.design.rows(~out))
+            parts = gather(self.parts.design.rows(~out), type(self.parts))
         except DesignError:
             return np.full(len(self.names), np.nan)
         theta, _ = search(parts, reml=reml)
@@ -544,12 +540,15 @@ def fit_parts(parts: Components, *, reml: bool) -> MixedFit:
     if reason is not None:
         return MixedFit("failed", reason, method, parts)
     theta, deviances = search(parts, reml=reml)
+    if isinstance(parts, SignedComponents) and parts.smallest(theta) < EDGE:
+        reason = "the rows' covariance is singular at the optimum: do groups agree to rounding?"
+        return MixedFit("failed", reason, method, parts, deviances=deviances)
     lowest, second = sorted(deviances)[:2]
     if not second - lowest < SAME_DEVIANCE:
         shown = ", ".join(f"{value:.3f}" for value in deviances)
         reason = f"starting points reach different deviances: {shown}"
         return MixedFit("failed", reason, method, parts, deviances=deviances)
-    boundary = boundary_term(parts, theta)
+    boundary = None if isinstance(parts, SignedComponents) else boundary_term(parts, theta)
     status = "ok" if boundary is None else "singular"
     found = infer(parts, theta, reml=reml)
     return MixedFit(status, boundary or "", method, parts, theta, found, deviances)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from posprobe.architectures.components import gather
+from posprobe.architectures.components import Components, gather
 from posprobe.architectures.formulas import read_design
 from posprobe.architectures.mixed_fit import MixedFit, fit_parts
+from posprobe.architectures.signed import SignedComponents
+from posprobe.errors import DesignError
 
 __all__ = ["fit_mixed"]
 
@@ -18,6 +20,7 @@ def fit_mixed(
     *,
     weights: str | ArrayLike | None = None,
     reml: bool = True,
+    signed: bool = False,
 ) -> MixedFit:
     """Fit a linear mixed model and report whether the fit can be relied on.
 
@@ -39,6 +42,11 @@ def fit_mixed(
     reml : bool
         Use the restricted likelihood, which reduces the bias of variances. Use False to compare
         models with different fixed effects.
+    signed : bool
+        Let variances be negative, as in the analysis of variance: rows of a group may then agree
+        less than rows of different groups. Tests of balanced data are then the classical ones
+        whatever the sign, and no fit is singular. Random effects must not be correlated.
+        `posprobe.architectures.signed` has the equations.
 
     Returns
     -------
@@ -48,7 +56,8 @@ def fit_mixed(
     ------
     DesignError
         If the formula cannot be read or has no random effect, a column is missing, a value is not
-        finite, there are fewer than two rows or too many levels, or fixed effects are collinear.
+        finite, there are fewer than two rows or too many levels, fixed effects are collinear, or
+        variances may be negative and random effects are correlated.
 
     References
     ----------
@@ -63,4 +72,10 @@ def fit_mixed(
     >>> fit.status, round(float(fit.estimates[1]), 3), round(float(fit.fixed()["df"][1]), 3)
     ('ok', 2.667, 2.0)
     """
-    return fit_parts(gather(read_design(formula, data, weights)), reml=reml)
+    design = read_design(formula, data, weights)
+    if signed and any(len(term.effects) > 1 for term in design.terms):
+        raise DesignError(
+            f"random effects of {formula!r} are correlated, and signed variances are for those "
+            "that are not: write (1 + x || g)"
+        )
+    return fit_parts(gather(design, SignedComponents if signed else Components), reml=reml)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from posprobe.architectures.contrasts import RESPONSES, Contrast, adjust
@@ -64,9 +65,12 @@ class ArchitectureComparison(Telling):
     level : float
         Nominal coverage of all intervals.
     test : FTest or None
-        The primary test, of equal means at `depth`.
+        The primary test, of equal means at `depth`: by the mixed model, or the two-stage test where
+        that has no estimates.
     slope_test : FTest or None
-        The test of equal slopes over depth.
+        The test of equal slopes over depth, likewise.
+    checks : tuple of FTest
+        The two-stage tests that stand beside those of the mixed model.
     means, slopes : dict of str to Interval
         Mean value and mean slope of each architecture, with intervals over models. `slopes` is
         empty if only one layer was measured.
@@ -76,8 +80,6 @@ class ArchitectureComparison(Telling):
         The value and slope of each model.
     mixed : MixedFit or None
         The mixed model, if it was fitted.
-    mixed_tests : tuple of FTest
-        Its tests of equal means and of equal slopes, if it has estimates.
     notes : tuple of str
         Limitations that a reader should know, one line each.
     """
@@ -90,12 +92,12 @@ class ArchitectureComparison(Telling):
     level: float
     test: FTest | None
     slope_test: FTest | None
+    checks: tuple[FTest, ...]
     means: dict[str, Interval]
     slopes: dict[str, Interval]
     contrasts: tuple[ContrastResult, ...]
     models: tuple[ModelSummary, ...]
     mixed: MixedFit | None
-    mixed_tests: tuple[FTest, ...]
     notes: tuple[str, ...]
 
     def _line(self) -> str:
@@ -152,9 +154,11 @@ class ArchitectureComparison(Telling):
         )
         if self.slope_test is not None:
             text += f"; in its slope over depth: {_show_test(self.slope_test)}"
-        if self.mixed is not None:
-            why = f" ({self.mixed.reason})" if self.mixed.reason else ""
-            text += f"; mixed model: {self.mixed.status}{why}"
+        if self.mixed is not None and not self.mixed.usable:
+            text += f"; mixed model: {self.mixed.status} ({self.mixed.reason})"
+        for check in self.checks:
+            if check.response == self.test.response:
+                text += f"; its check: {_show_test(check)}"
         return text + "."
 
     def _estimates(self) -> pd.DataFrame:
@@ -168,29 +172,23 @@ class ArchitectureComparison(Telling):
 
     def _tests(self) -> pd.DataFrame:
         columns = ["method", "response", "statistic", "df_between", "df_within", "p_value"]
-        found = [test for test in (self.test, self.slope_test) if test is not None]
-        rows: list[dict[str, object]] = [{"method": "two-stage F", **vars(t)} for t in found]
-        rows += self._welch_tests()
-        rows += [self._mixed_row(test) for test in self.mixed_tests]
+        own = [test for test in (self.test, self.slope_test) if test is not None]
+        rows = [vars(test) for test in (*own, *self.checks, *self._welch_tests())]
         table = pd.DataFrame(rows, columns=columns)
-        primary = (table["method"] == "two-stage F") & (table["response"] == "intercept")
-        return adjust_secondary(table, primary)
+        table["check"] = np.arange(len(table)) >= len(own)
+        return adjust_secondary(table, ~table["check"] & (table["response"] == "intercept"))
 
-    def _welch_tests(self) -> list[dict[str, object]]:
-        rows: list[dict[str, object]] = []
+    def _welch_tests(self) -> list[FTest]:
+        tests = []
         labels = [model.architecture for model in self.models]
         for response in RESPONSES:
             values = [getattr(model, response) for model in self.models]
             found = None if None in values else welch_f(values, labels)
             if found is not None:
-                names = ("statistic", "p_value", "df_between", "df_within")
-                row = dict(zip(names, found, strict=True))
-                rows.append({"method": "Welch F", "response": response, **row})
-        return rows
-
-    def _mixed_row(self, test: FTest) -> dict[str, object]:
-        status = "" if self.mixed is None else self.mixed.status
-        return {"method": f"mixed model F ({status})", **vars(test)}
+                statistic, p_value, between, within = found
+                numbers = statistic, between, within, p_value
+                tests.append(FTest(response, *numbers, method="Welch F"))
+        return tests
 
     def _contrasts(self) -> pd.DataFrame:
         rows = []
@@ -251,24 +249,26 @@ def adjust_secondary(tests: pd.DataFrame, primary: pd.Series[bool]) -> pd.DataFr
     Parameters
     ----------
     tests : pandas.DataFrame
-        One row for each test, with the columns `method` and `p_value`.
+        One row for each test, with the columns `check` (True of a test that stands beside another)
+        and `p_value`.
     primary : pandas.Series of bool
         True in the row of the primary test.
 
     Returns
     -------
     pandas.DataFrame
-        The table with both columns. `p_holm` is adjusted over the two-stage F tests that are not
-        primary, and NaN in the other rows.
+        The table with both columns. `p_holm` is adjusted over the tests that are neither primary
+        nor checks, and NaN in the other rows.
     """
-    secondary = (tests["method"] == "two-stage F") & ~primary
+    secondary = ~tests["check"].astype(bool) & ~primary
     p_values = tests["p_value"].where(secondary)
     return tests.assign(p_holm=adjust(p_values.tolist()), primary=primary)
 
 
 def _show_test(test: FTest) -> str:
     p = "p < 0.0001" if test.p_value < 1e-4 else f"p = {test.p_value:.2g}"
-    return f"F({test.df_between}, {test.df_within}) = {test.statistic:.1f}, {p}"
+    df = f"{test.df_between}, {round(test.df_within, 1):g}"
+    return f"{test.method}({df}) = {test.statistic:.1f}, {p}"
 
 
 def _count(number: int, noun: str) -> str:

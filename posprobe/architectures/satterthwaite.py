@@ -21,7 +21,6 @@ from posprobe.intervals import Array
 
 __all__ = ["Inference", "infer"]
 
-STEP = 1e-4
 FLAT = 1e-9  # a direction of the deviance with less curvature than this share is left out
 
 
@@ -97,11 +96,8 @@ def infer(parts: Components, theta: Array, *, reml: bool) -> Inference:
     sigma, k, p = np.sqrt(state.scale), len(theta), len(parts.R)
     df = parts.n - p if reml else parts.n
     curve = np.empty((k + 1, k + 1))
-    for i, direction in enumerate(np.eye(k)):
-        up, down = (parts.at(theta + sign * STEP * direction, reml=reml) for sign in (1, -1))
-        change = (up.logs - down.logs) + (up.rest - down.rest) / state.scale
-        curve[i, :k] = change / (2 * STEP)
-    curve[:k, :k] = (curve[:k, :k] + curve[:k, :k].T) / 2
+    logs, rest = parts.curves(theta, reml=reml)
+    curve[:k, :k] = logs + rest / state.scale
     curve[:k, k] = curve[k, :k] = -2 * state.rest / sigma**3
     curve[k, k] = 4 * df / state.scale
     back = parts.size * linalg.inv(parts.R)

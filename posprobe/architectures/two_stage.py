@@ -32,9 +32,11 @@ class FTest:
     df_between : int
         Degrees of freedom of the architectures, A - 1.
     df_within : float
-        Degrees of freedom of models, M - A for the two-stage test.
+        Degrees of freedom of models, M - A for the two-stage test without blocks.
     p_value : float
         Probability of a statistic at least as large if the means are equal.
+    method : {"mixed model F", "two-stage F", "Welch F"}
+        The test.
     """
 
     response: str
@@ -42,6 +44,7 @@ class FTest:
     df_between: int
     df_within: float
     p_value: float
+    method: str
 
 
 def two_stage_f(

@@ -41,6 +41,7 @@ __all__ = ["PRIMARY_VALUE", "RELATIVE", "VALUES", "Comparison", "compare_lineup"
 
 Step = Callable[[str], None]
 PRIMARY_VALUE = "V_R"
+DIAGNOSTICS = ("residuals", "influence")  # drawn of the primary value
 RELATIVE = "relative"
 VALUES = {
     "V_R": "residual channel",
@@ -344,7 +345,7 @@ def _compare_models(tables: Mapping[str, pd.DataFrame], level: float) -> dict[
             if not np.isfinite(table[value]).all() or (table["V_R"] + table["V_M"] <= 0).any():
                 continue
         found[value] = compare_architectures(
-            table, value=value, level=level, mixed_model=value == PRIMARY_VALUE
+            table, value=value, level=level, mixed_model=value != RELATIVE
         )
     return found
 
@@ -360,7 +361,11 @@ def _tables_of(found: Mapping[str, ArchitectureComparison]) -> dict[str, pd.Data
         ("residuals", "residuals"),
         ("influence", "influence"),
     ):
-        parts = {value: one.table(part) for value, one in found.items()}
+        parts = {
+            value: one.table(part)
+            for value, one in found.items()
+            if part not in DIAGNOSTICS or value == PRIMARY_VALUE
+        }
         parts = {value: table for value, table in parts.items() if not table.empty}
         for value, table in parts.items():
             table.insert(0, "value", value)

@@ -30,7 +30,7 @@ COLUMNS = {
 }  # fmt: skip
 PARTS = {
     "tests": ("Tests of architecture", ["value", "method", "response", "statistic", "df_between",
-        "df_within", "p_value", "p_holm", "primary"]),
+        "df_within", "p_value", "p_holm", "primary", "check"]),
     "contrasts": ("Planned contrasts", ["value", "contrast", "estimate", "low", "high", "p_value",
         "p_holm", "p_bh", "mixed_estimate", "mixed_low", "mixed_high"]),
     "differences": ("Differences between variants", ["value", "contrast", "estimate", "low", "high",
@@ -45,10 +45,12 @@ PARTS = {
     "checks": ("Manipulation checks", None),
 }  # fmt: skip
 TEXTS = {
-    "tests": "The two-stage F test reduces each model to one value (at mean depth) and one slope, "
-    "and sets the variation between architectures against that between models of one architecture. "
-    "The test of V_R is primary; p_holm adjusts the other tests for their number. Welch's F does "
-    "not assume equal variances. The mixed model is listed with its status in brackets.",
+    "tests": "The mixed model has fixed layers within architecture, and random models whose value "
+    "(at mean depth) and slope differ; its F test sets the variation between architectures against "
+    "that between models of one architecture. The test of V_R is primary; p_holm adjusts the tests "
+    "of other values for their number. Checks stand beside: the two-stage F test, which reduces "
+    "each model to one value and one slope, is the same test where all models have the same "
+    "layers, and Welch's F does not assume equal variances.",
     "contrasts": "All contrasts were planned before the data were seen; the hypothesis predicts a "
     "positive estimate. p_holm and p_bh are adjusted for all contrasts on one value, the limits "
     "are not.",

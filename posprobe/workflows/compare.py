@@ -32,7 +32,7 @@ def compare(
     """Compare several models, variants of one, or checkpoints of one, from their stored files.
 
     Files of different weights are models. With several models per architecture, posprobe tests
-    architectures against the variation between models (two-stage F, a mixed model, planned
+    architectures against the variation between models (a mixed model, its two-stage check, planned
     contrasts). With one model of each, it describes them and says why it does not test them. Files
     of the same weights under several variants are compared item by item, which does not test
     architectures. With `steps`, files are checkpoints of one training run in the order of their

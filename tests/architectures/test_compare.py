@@ -14,14 +14,26 @@ from posprobe.architectures import (
 from posprobe.errors import DesignError
 
 
-def test_balanced_mixed_model_gives_the_two_stage_f_inside_the_boundary():
-    inside = compare_architectures(study(4)).table("tests")
-    assert set(inside["method"][4:]) == {"mixed model F (ok)"}
-    np.testing.assert_allclose(inside["statistic"][:2], inside["statistic"][4:], rtol=1e-4)
-    np.testing.assert_allclose(inside["df_within"][:2], inside["df_within"][4:], rtol=1e-4)
-    edge = compare_architectures(study(4, slope=0.0)).table("tests")
-    assert set(edge["method"][4:]) == {"mixed model F (singular)"}
-    assert abs(edge["statistic"][1] / edge["statistic"][5] - 1) > 0.01
+@pytest.mark.parametrize(
+    ("slope", "models", "negative"), [(0.5, 3, False), (0.0, 3, True), (0.0, [2, 3, 5], False)]
+)
+def test_the_mixed_model_and_its_check_are_one_test_whatever_the_sign(slope, models, negative):
+    found = compare_architectures(study(4, slope=slope, models=models))
+    assert found.mixed.status == "ok"
+    assert (found.mixed.variances["z | model"] < 0) == negative
+    assert [test.method for test in (found.test, *found.checks)] == [
+        "mixed model F", "two-stage F", "two-stage F",
+    ]  # fmt: skip
+    for test, check in zip((found.test, found.slope_test), found.checks, strict=True):
+        for part in ("statistic", "df_within", "p_value"):
+            assert getattr(test, part) == pytest.approx(getattr(check, part), rel=1e-6)
+
+
+def test_without_a_mixed_model_the_check_is_the_test():
+    found = compare_architectures(study(6, noise=0.0))
+    assert found.mixed.status == "failed"
+    assert (found.test.method, found.checks) == ("two-stage F", ())
+    assert "mixed model: failed (fixed and random" in found.sentence()
 
 
 def test_depth_may_be_shifted_and_value_scaled():
@@ -102,7 +114,7 @@ def test_one_layer_at_several_depths_is_noted():
 
 def test_unbalanced_design_is_tested_and_noted():
     found = compare_architectures(study(models=[1, 3, 5], effect=3.0))
-    assert (found.test.df_between, found.test.df_within) == (2, 6)
+    assert (found.test.df_between, found.test.df_within) == (2, pytest.approx(6))
     assert found.test.p_value < 0.05
     assert any(note.startswith("one model only of ntk") for note in found.notes)
     assert any("equal variances" in note for note in found.notes)
@@ -152,7 +164,10 @@ def test_tables_are_tidy_and_agree_with_the_result():
     assert estimates.loc[0, "low"] == found.means["ntk"].low
     tests = found.table("tests")
     assert tests["primary"].tolist() == [True] + [False] * 5
-    assert tests["method"].tolist()[:4] == ["two-stage F"] * 2 + ["Welch F"] * 2
+    methods = ["mixed model F", "two-stage F", "Welch F"]
+    assert tests["method"].tolist() == [method for method in methods for _ in range(2)]
+    assert tests["check"].tolist() == [False] * 2 + [True] * 4
+    assert tests["p_holm"].notna().tolist() == [False, True] + [False] * 4
     assert tests.loc[0, "p_value"] == found.test.p_value
     assert np.isnan(tests.loc[0, "p_holm"])
     assert tests.loc[1, "p_holm"] == found.slope_test.p_value
@@ -167,9 +182,10 @@ def test_tables_are_tidy_and_agree_with_the_result():
 def test_sentence_says_differ_only_where_the_test_does():
     strong, null = (compare_architectures(study(effect=e)) for e in (5.0, 0.0))
     assert strong.test.p_value < 0.05 < null.test.p_value
-    assert strong.sentence().startswith("Architectures differ in value at depth 0.50: F(2, 6)")
+    opening = "Architectures differ in value at depth 0.50: mixed model F(2, 6)"
+    assert strong.sentence().startswith(opening)
     assert null.sentence().startswith("Architectures are not shown to differ in value")
-    assert f"mixed model: {strong.mixed.status}" in strong.sentence()
+    assert "its check: two-stage F(2, 6)" in strong.sentence()
 
 
 @pytest.mark.parametrize(

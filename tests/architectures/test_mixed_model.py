@@ -318,7 +318,7 @@ def test_likelihoods_of_nested_fits_only():
 
 def test_degrees_of_freedom_are_those_of_models():
     found = compare_architectures(study(5))
-    assert [test.df_within for test in found.mixed_tests] == pytest.approx([6, 6], rel=1e-4)
+    assert [test.df_within for test in (found.test, found.slope_test)] == pytest.approx([6, 6])
     assert found.contrasts[0].mixed.method == "mixed model by REML, t(6.0)"
 
 
@@ -329,9 +329,9 @@ def test_mixed_model_and_two_stage_test_agree_whatever_layers_share(models):
     table["value"] += 20 * rough * np.sin(9 * table["layer"])  # not a line
     found = compare_architectures(table)
     assert found.mixed.status == "ok"
-    for two_stage, mixed in zip((found.test, found.slope_test), found.mixed_tests, strict=True):
-        assert mixed.statistic == pytest.approx(two_stage.statistic, rel=1e-4)
-        assert mixed.df_within == pytest.approx(two_stage.df_within, rel=1e-4)
+    for mixed, two_stage in zip((found.test, found.slope_test), found.checks, strict=True):
+        assert mixed.statistic == pytest.approx(two_stage.statistic)
+        assert mixed.df_within == pytest.approx(two_stage.df_within)
     summaries = {"intercept": [m.intercept for m in found.models]}
     summaries["slope"] = [m.slope for m in found.models]
     labels = np.array([m.architecture for m in found.models])
@@ -347,14 +347,30 @@ def test_blocks_are_set_aside_by_both():
     table = study(4).assign(block=lambda t: t["model"].str[-1])
     table["value"] += 5 * table["block"].astype(int)
     found = compare_architectures(table)
-    assert (found.test.df_between, found.test.df_within) == (2, 4)
-    assert found.mixed_tests[0].statistic == pytest.approx(found.test.statistic, rel=1e-3)
-    assert found.mixed_tests[0].df_within == pytest.approx(4, rel=1e-3)
+    assert found.mixed.status == "ok"
+    assert (found.test.df_between, found.test.df_within) == (2, pytest.approx(4))
+    assert (found.checks[0].df_between, found.checks[0].df_within) == (2, 4)
+    assert found.test.statistic == pytest.approx(found.checks[0].statistic)
     assert any("contrasts are taken within blocks" in note for note in found.notes)
     unaware = compare_architectures(table.drop(columns="block"))
     for one, other in zip(found.contrasts[:3], unaware.contrasts, strict=False):
         assert one.interval.method == "t(2) over blocks"
         assert one.interval.high - one.interval.low < other.interval.high - other.interval.low
+
+
+def test_incomplete_blocks_are_fixed_and_the_test_is_that_within_blocks():
+    table = study(4, models=[2, 3, 5]).assign(block=lambda t: t["model"].str[-1])
+    table["value"] += 5 * table["block"].astype(int) * (1 + table["depth"])
+    found = compare_architectures(table)
+    assert found.mixed.status == "ok"
+    assert set(found.mixed.variances) == {"model", "z | model", "residual"}
+    assert found.mixed.fixed_part.endswith("+ block_4 + block_4:z")
+    assert len(found.checks) == 2
+    for mixed, two_stage in zip((found.test, found.slope_test), found.checks, strict=True):
+        assert mixed.statistic == pytest.approx(two_stage.statistic)
+        assert (mixed.df_between, mixed.df_within) == (2, pytest.approx(two_stage.df_within))
+    moved = table.assign(value=table["value"] + 1e3 * (table["block"] == "4"))
+    assert compare_architectures(moved).test.statistic == pytest.approx(found.test.statistic)
 
 
 def test_a_line_takes_the_place_of_unmatched_layers():
