@@ -3,8 +3,8 @@ Test architectures with models as the sample
 ============================================
 
 Layers of one model are no independent draws of its architecture: models are.
-``compare_architectures`` takes any table of values by model and layer, tests summaries of models,
-and fits a mixed model as well.
+``compare_architectures`` takes any table of values by model and layer, and tests architectures by a
+mixed model with fixed layers and random models. A two-stage test stands beside it as its check.
 """
 
 import matplotlib.pyplot as plt

@@ -16,8 +16,6 @@ __all__ = ["SAME_DEVIANCE", "search"]
 
 STARTS = (1.0, 0.2, 5.0)  # standard deviations of the random effects over the residual one
 SAME_DEVIANCE = 1e-5
-SHARES = (1.0, 0.5)  # of the optimum of variances above 0, where signed ones start
-SMALL = 0.1  # a unit for variances that are near 0, over the residual one
 
 
 def search(parts: Components, *, reml: bool, starts: int = 2) -> tuple[Array, tuple[float, ...]]:
@@ -27,7 +25,7 @@ def search(parts: Components, *, reml: bool, starts: int = 2) -> tuple[Array, tu
     boundary every derivative by a diagonal entry is 0, minimum or not, so entries at 0 are pushed
     inside, and the search goes on from there if the deviance falls. Variances of either sign have
     no boundary but where the rows' covariance ends: Newton steps in a trust region, which shrinks
-    there, start from the optimum of variances above 0.
+    there, take the place of L-BFGS-B.
 
     Parameters
     ----------
@@ -46,11 +44,15 @@ def search(parts: Components, *, reml: bool, starts: int = 2) -> tuple[Array, tu
         What was reached from each starting point; the lowest two should agree.
     """
     diagonal = np.array([on for _, _, on in parts.entries])
-    if isinstance(parts, SignedComponents):
-        return _search_signed(parts, reml, starts)
-    found = [_descend(parts, start * diagonal, diagonal, reml) for start in STARTS[:starts]]
+
+    def descend(start: float) -> tuple[Array, float]:
+        if isinstance(parts, SignedComponents):
+            return _newton(parts, start**2 * diagonal, reml)
+        return _descend(parts, start * diagonal, diagonal, reml)
+
+    found = [descend(start) for start in STARTS[:starts]]
     if starts > 1 and abs(found[0][1] - found[1][1]) > SAME_DEVIANCE:
-        found.append(_descend(parts, STARTS[2] * diagonal, diagonal, reml))
+        found.append(descend(STARTS[2]))
     best = min(found, key=lambda one: one[1])
     return best[0], tuple(deviance for _, deviance in found)
 
@@ -93,26 +95,15 @@ def _minimise(
     return found.x, float(found.fun) + base
 
 
-def _search_signed(
-    parts: SignedComponents, reml: bool, starts: int
-) -> tuple[Array, tuple[float, ...]]:
-    above = Components(**{name: getattr(parts, name) for name in parts.__dataclass_fields__})
-    positive = search(above, reml=reml, starts=1)[0] ** 2
-    unit = np.maximum(positive, SMALL)
-    found = [_newton(parts, part * positive, unit, reml) for part in SHARES[:starts]]
-    best = min(found, key=lambda one: one[1])
-    return best[0], tuple(deviance for _, deviance in found)
-
-
-def _newton(parts: SignedComponents, start: Array, unit: Array, reml: bool) -> tuple[Array, float]:
-    """Minimise over variances in the given units; outside their space the deviance is infinite."""
+def _newton(parts: SignedComponents, start: Array, reml: bool) -> tuple[Array, float]:
+    """Minimise over variances; outside their space the deviance is infinite."""
     base = parts.at(start, reml=reml).deviance
     df = parts.n - len(parts.R) * reml
 
     @lru_cache(maxsize=2)
     def evaluated(x: tuple[float, ...]) -> State | None:
         try:
-            return parts.at(np.array(x) * unit, reml=reml)
+            return parts.at(np.array(x), reml=reml)
         except linalg.LinAlgError:
             return None
 
@@ -122,22 +113,21 @@ def _newton(parts: SignedComponents, start: Array, unit: Array, reml: bool) -> t
 
     def gradient(x: Array) -> Array:
         state = evaluated(tuple(x))
-        return np.zeros(len(x)) if state is None else unit * state.gradient
+        return np.zeros(len(x)) if state is None else state.gradient
 
     def curvature(x: Array) -> Array:
         state = evaluated(tuple(x))
         if state is None:
             return np.eye(len(x))  # of a step that is not taken
-        logs, rest = parts.curves(x * unit, reml=reml)
-        curve = logs + rest / state.scale - np.outer(state.rest, state.rest) / state.scale**2 / df
-        return np.outer(unit, unit) * curve
+        logs, rest = parts.curves(x, reml=reml)
+        return logs + rest / state.scale - np.outer(state.rest, state.rest) / state.scale**2 / df
 
     found = optimize.minimize(
         height,
-        start / unit,
+        start,
         jac=gradient,
         hess=curvature,
         method="trust-exact",
-        options={"gtol": 1e-9, "maxiter": 200},
+        options={"gtol": 1e-9, "maxiter": 200, "max_trust_radius": 1e6},
     )
-    return found.x * unit, float(found.fun) + base
+    return found.x, float(found.fun) + base

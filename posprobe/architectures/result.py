@@ -150,16 +150,17 @@ class ArchitectureComparison(Telling):
         found = "differ" if self.test.p_value < 1 - self.level else "are not shown to differ"
         text = (
             f"Architectures {found} in {self.value} at depth {self.depth:.2f}: "
-            f"{_show_test(self.test)} on {counts}"
+            f"{_show_test(self.test)}{self._check()} on {counts}"
         )
         if self.slope_test is not None:
             text += f"; in its slope over depth: {_show_test(self.slope_test)}"
         if self.mixed is not None and not self.mixed.usable:
             text += f"; mixed model: {self.mixed.status} ({self.mixed.reason})"
-        for check in self.checks:
-            if check.response == self.test.response:
-                text += f"; its check: {_show_test(check)}"
         return text + "."
+
+    def _check(self) -> str:
+        own = [check for check in self.checks if check.response == "intercept"]
+        return "".join(f" ({_show_test(check)})" for check in own)
 
     def _estimates(self) -> pd.DataFrame:
         rows = [

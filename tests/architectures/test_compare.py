@@ -185,7 +185,7 @@ def test_sentence_says_differ_only_where_the_test_does():
     opening = "Architectures differ in value at depth 0.50: mixed model F(2, 6)"
     assert strong.sentence().startswith(opening)
     assert null.sentence().startswith("Architectures are not shown to differ in value")
-    assert "its check: two-stage F(2, 6)" in strong.sentence()
+    assert "(two-stage F(2, 6) = " in strong.sentence()
 
 
 @pytest.mark.parametrize(
