@@ -81,7 +81,7 @@ def compare(layers: pd.DataFrame) -> dict[str, ArchitectureComparison]:
         table = ratio if value == RELATIVE else layers
         found[value] = compare_architectures(
             table.astype({"block": str}), value=value, contrasts=_asked(contrasts, value),
-            mixed_model=value == "V_R",
+            mixed_model=value != RELATIVE,
         )  # fmt: skip
     return found
 
@@ -143,7 +143,7 @@ def _limits(row: pd.Series) -> str:
 
 
 def test_lines(found: dict[str, ArchitectureComparison]) -> list[str]:
-    """The two-stage test and the mixed model of V_R."""
+    """The test of V_R, and its check."""
     return [found["V_R"].sentence()] if found else []
 
 

@@ -130,4 +130,6 @@ def _newton(parts: SignedComponents, start: Array, reml: bool) -> tuple[Array, f
         method="trust-exact",
         options={"gtol": 1e-9, "maxiter": 200, "max_trust_radius": 1e6},
     )
-    return found.x, float(found.fun) + base
+    last = found.x - linalg.lstsq(curvature(found.x), gradient(found.x))[0]
+    best = last if height(last) < found.fun + SAME_DEVIANCE else found.x
+    return best, height(best) + base

@@ -106,22 +106,28 @@ def test_secondary_tests_are_adjusted_and_one_is_primary(comparison):
     tests = comparison.tables["tests"]
     (primary,) = tests.index[tests["primary"]]
     assert (tests.loc[primary, "value"], tests.loc[primary, "response"]) == ("V_R", "intercept")
-    secondary = tests[(tests["method"] == "two-stage F") & ~tests["primary"]]
+    secondary = tests[~tests["check"] & ~tests["primary"]]
+    assert len(secondary) == 5  # slopes of V_R and V_T, means of the other three values
     assert (secondary["p_holm"] >= secondary["p_value"]).all()
+    assert tests.loc[tests["check"], "p_holm"].isna().all()
     assert np.isnan(tests.loc[primary, "p_holm"])
     assert set(tests["value"]) == set(VALUES)
 
 
-def test_a_mixed_model_stands_beside_with_its_status(comparison):
-    assert comparison.found["V_R"].mixed.status in {"ok", "singular", "not_identified", "failed"}
-    assert comparison.found["relative"].mixed is None
+def test_the_mixed_model_tests_every_value_that_has_layers(comparison):
+    found = {value: (one.mixed, one.test.method) for value, one in comparison.found.items()}
+    for value in ("V_R", "V_T"):
+        assert (found[value][0].status, found[value][1]) == ("ok", "mixed model F")
+    assert (found["V_M"][0].status, found["V_M"][1]) == ("failed", "two-stage F")  # flat over depth
+    assert found["relative"] == (None, "two-stage F")  # one number for each model
+    assert set(comparison.tables["residuals"]["value"]) == {"V_R"}
 
 
 def test_unbalanced_designs_are_tested_and_noted(tmp_path):
     seeds = {"ntk": 3, "rope": 2, "window": 1}
     found = compare_lineup(line_up(family(tmp_path, seeds=seeds)))
     test = found.found["V_R"].test
-    assert (test.df_between, test.df_within) == (2, 3)
+    assert (test.df_between, test.df_within) == (2, pytest.approx(3))
     notes = " ".join(found.found["V_R"].notes)
     assert "one model only of window" in notes
     assert "unequal numbers of models" in notes

@@ -43,7 +43,7 @@ def recomputed(request):
             committed_values(request.param, value),
             value=value,
             level=level,
-            mixed_model=value == "V_R",
+            mixed_model=value != "relative",
         )
         for value in VALUES
     }
