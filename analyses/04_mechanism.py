@@ -40,7 +40,8 @@ position 0, and on Python source code; always on sequences that did not train th
 Shape. From the same sequences, at every fourth position: the mean stream by position without bias,
 its effective dimension, bend, and the shares that position and its logarithm explain; and how well
 the codes of two blocks, texts or variants are one shape after the best rotation, each from another
-half of the sequences (those of the same ones would share their noise).
+half of the sequences (those of the same ones would share their noise). The codes of the two models
+are aligned likewise, in blocks at the same part of the depth.
 
 Verdicts. A band carries the channel if the lower limit of its share is above 1/2. A band, or
 position in the stream, is needed if the interval of the V_R that is left without it excludes 1 and
@@ -65,11 +66,11 @@ import click
 import numpy as np
 import pandas as pd
 from conditions.models import available, slug
-from mechanism.elsewhere import elsewhere_table, natural_files
+from mechanism.elsewhere import NATIVE, elsewhere_table, natural_files
 from mechanism.erasing import erased_tables
 from mechanism.measuring import LENGTH, captured, loss_gained, losses, variances_left
 from mechanism.page import write_overview, write_page
-from mechanism.shape import shape_tables
+from mechanism.shape import between_models, shape_tables
 from mechanism.steering import steered_table
 from tqdm.auto import tqdm
 
@@ -156,7 +157,7 @@ def study(name: str, source: str, files: Path, report: Path, n: int, n_changed: 
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """Tables of one model's page."""
+    """Tables of a folder of the report, by name."""
     return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("tables/*.csv"))}
 
 
@@ -186,8 +187,13 @@ def main(
         if name in sources and (not only or name in only):
             own = files / slug(name), report / slug(name)
             study(name, sources[name], *own, n=n, n_changed=n_changed, draws=draws)
-    kept = {name: read_tables(report / slug(name)) for name in MODELS}
-    click.echo(write_overview(report, {name: own for name, own in kept.items() if own}))
+    natural = {name: files / slug(name) / NATIVE for name in MODELS}
+    if all(path.exists() for path in natural.values()):
+        (report / "tables").mkdir(exist_ok=True)
+        between_models(natural).to_csv(report / "tables" / "between_models.csv", index=False)
+    kept = {name: own for name in MODELS if (own := read_tables(report / slug(name)))}
+    between = read_tables(report).get("between_models", pd.DataFrame())
+    click.echo(write_overview(report, kept, between))
 
 
 if __name__ == "__main__":

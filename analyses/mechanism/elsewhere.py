@@ -22,6 +22,7 @@ FILES = {
     "BOS at position 0": {"bos": "force"},
     "code": {"text": "code"},
 }
+NATIVE = "natural_0.h5"  # the first of FILES
 READ = 0.5  # R2 from which a code is called read
 
 

@@ -9,7 +9,7 @@ from conditions.models import slug
 from matplotlib.figure import Figure
 from mechanism.elsewhere import draw_elsewhere, elsewhere_finding, elsewhere_lines
 from mechanism.findings import Finding
-from mechanism.shape import draw_shape, shape_finding, shape_lines
+from mechanism.shape import between_lines, draw_shape, shape_finding, shape_lines
 from mechanism.steering import steering_finding, steering_lines
 from prose import wrapped
 
@@ -61,8 +61,10 @@ def write_page(report: Path, model: str, tables: dict[str, pd.DataFrame]) -> str
     return page
 
 
-def write_overview(report: Path, tables: dict[str, dict[str, pd.DataFrame]]) -> str:
-    """Write README.md over all models: what each claim came to, beside its number."""
+def write_overview(
+    report: Path, tables: dict[str, dict[str, pd.DataFrame]], between: pd.DataFrame
+) -> str:
+    """Write README.md over all models: what each claim came to, and whether they share a code."""
     found = {model: {f.claim: f for f in findings(own)} for model, own in tables.items()}
     claims = list(dict.fromkeys(claim for own in found.values() for claim in own))
     agreed = [c for c in claims if len({own[c].verdict for own in found.values() if c in own}) == 1]
@@ -84,6 +86,8 @@ def write_overview(report: Path, tables: dict[str, dict[str, pd.DataFrame]]) -> 
             for own in found.values()
         ]
         sections.append(f"| {claim} | " + " | ".join(cells) + " |")
+    if len(between):
+        sections += ["", *between_lines(between)]
     page = "\n".join(map(wrapped, sections)).rstrip() + "\n"
     (report / "README.md").write_text(page, encoding="utf-8")
     return page

@@ -16,6 +16,7 @@ from posprobe.store import ActivationStore
 
 STRIDE = 4  # positions that are drawn and aligned
 PERMUTATIONS = 99
+LEVEL = 0.95
 
 
 def shape_tables(paths: dict[str, Path]) -> dict[str, pd.DataFrame]:
@@ -36,6 +37,41 @@ def shape_tables(paths: dict[str, Path]) -> dict[str, pd.DataFrame]:
         "coordinates": pd.concat(drawn, ignore_index=True),
         "alignment": pd.DataFrame(aligned),
     }
+
+
+def between_models(paths: dict[str, Path]) -> pd.DataFrame:
+    """How alike the native codes of two models are, in blocks at the same part of their depth."""
+    (one, first), (other, second) = ((name, ActivationStore(path)) for name, path in paths.items())
+    pairs = zip(
+        first.header.residual_layers or (), second.header.residual_layers or (), strict=True
+    )
+    rows = []
+    for layer, there in tqdm(list(pairs), desc="between models"):
+        shapes = shape_of(first, layer, half=0), shape_of(second, there, half=1)
+        rows.append({"model": one, "other": other} | alignment_row(layer, "", there, *shapes))
+    return pd.DataFrame(rows).drop(columns="with")
+
+
+def between_lines(table: pd.DataFrame) -> list[str]:
+    """The similarity of two models' codes by depth, and what position permuted gives."""
+    first = table.iloc[0]
+    above = int((table["p_value"] < 1 - LEVEL).sum())
+    lines = [
+        "## One code in both models?",
+        "",
+        f"Similarity of the native codes of {first['model']} and {first['other']} after the best "
+        "rotation, in blocks at the same part of the depth, from different halves of the sequences "
+        "(1: one shape). Positions permuted: its mean where the positions of one code are "
+        f"permuted. In {above} of {len(table)} blocks the similarity is above that of 95% of "
+        "permutations, not adjusted.",
+        "",
+        f"| block of {first['model']} | block of {first['other']} | similarity | permuted | p |",
+        "|---|---|---|---|---|",
+    ]
+    for _, row in table.iterrows():
+        cells = [number(float(row[name])) for name in ("similarity", "null", "p_value")]
+        lines.append(f"| {row['layer']} | {row['with_layer']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def shape_of(store: ActivationStore, layer: int, half: int | None = None) -> PositionShape:

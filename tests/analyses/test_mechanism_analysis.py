@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scripts
 
+import posprobe
 from posprobe.channels import channel_effects
 from posprobe.models import NO_INTERVENTION, find_bands, load_model
 
@@ -211,6 +212,18 @@ def test_a_band_is_needed_only_if_it_differs_from_the_control(analysis, own, con
     assert "standard: undecided" in band.line()
 
 
+def test_codes_of_two_models_are_aligned_block_by_block(analysis, tables, model, tmp_path):
+    options = dict(n=16, length=64, quantities=("residual",), progress=False)
+    paths = {}
+    for name, layers in (("zoo/rope-0", (1, 3)), ("zoo/ntk-0", (1, 2))):
+        paths[name] = tmp_path / f"{name[4:]}.h5"
+        posprobe.capture(name, paths[name], residual_layers=layers, **options).close()
+    table = analysis.between_models(paths)
+    assert table[["layer", "with_layer"]].to_numpy().tolist() == [[1, 1], [3, 2]]
+    assert table["similarity"].between(0, 1).all()
+    assert (table["model"] == "zoo/rope-0").all()
+
+
 def test_blocks_follow_the_depth():
     blocks = part("measuring").Blocks.of
     deep = blocks(SimpleNamespace(n_layers=30))
@@ -227,7 +240,12 @@ def test_the_page_over_all_models_says_what_each_came_to(analysis, tables, tmp_p
     analysis.write_page(kept.parent, "one", tables)
     read = analysis.read_tables(kept.parent)
     short = {name: read[name] for name in ("bands", "channels")}
-    page = analysis.write_overview(tmp_path, {"One": read, "Two": short})
+    between = pd.DataFrame([dict(model="One", other="Two", layer=1, with_layer=2, similarity=0.9,
+                                 null=0.7, p_value=0.01)])  # fmt: skip
+    page = analysis.write_overview(tmp_path, {"One": read, "Two": short}, between)
+    page, codes = page.split("## One code in both models?")
+    assert "In 1 of 1 blocks" in " ".join(codes.split())
+    assert "| 1 | 2 | 0.9 | 0.7 | 0.01 |" in codes
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     assert all(len(row) == 3 for row in rows)
     ours = part("page").findings(tables)
