@@ -118,7 +118,7 @@ def probe_layers(
     draws: dict[tuple[int, str], Array] = {}
     for layer in chosen:
         kinds = list(weights) if layer in refit else [FIXED]
-        model, y = _fit(store, layer)
+        model, y = _fit(store, layer, keep_gram=layer in refit)
         table = pd.concat(
             [
                 model.intervals(
@@ -149,12 +149,13 @@ def probe_layers(
     return Probes(table, pd.concat(partitions, ignore_index=True), *found)
 
 
-def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
+def _fit(store: ActivationStore, layer: int, keep_gram: bool) -> tuple[VariancePartition, Array]:
     """Fit the models of a layer; return them and the positions that they were fitted to."""
     items = np.unique(store.item)
     if len(items) <= MAX_UNITS:
         X, y, groups, feature_groups = features(store, layer)
-        return VariancePartition(feature_groups).fit(X, y, groups=groups), y
+        model = VariancePartition(feature_groups, keep_gram=keep_gram)
+        return model.fit(X, y, groups=groups), y
 
     def blocks() -> Iterator[Block]:
         for block in feature_blocks(store, layer):
