@@ -32,8 +32,9 @@ def drawings(names: Iterable[str], tables: Tables) -> dict[str, Drawing]:
     for name in names:
         figure = draw(name, tables)
         if figure is not None:
-            title = figure.get_suptitle()
-            drawn[name] = Drawing(title, to_svg(figure, name), to_png(figure))
+            png = to_png(figure)
+            figure.set_layout_engine("none")  # the SVG keeps the places that the PNG has found
+            drawn[name] = Drawing(figure.get_suptitle(), to_svg(figure, name), png)
     return drawn
 
 
