@@ -27,7 +27,7 @@ from posprobe.intervals.interval import Interval
 from posprobe.intervals.inversion import student_p
 from posprobe.intervals.planning import Goal, Studies, next_size, plan_size
 from posprobe.intervals.processes import in_processes
-from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
+from posprobe.intervals.ratio import fieller_limits, fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
     STUDENTIZED,
     bootstrap_interval,
@@ -62,6 +62,7 @@ __all__ = [
     "cluster_weights",
     "crossing",
     "crossing_limits",
+    "fieller_limits",
     "fieller_ratio",
     "holm",
     "in_processes",
