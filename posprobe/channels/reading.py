@@ -240,16 +240,14 @@ def _effects_of(
     moved_sink = np.logaddexp(body, local[:, -1:] + relative_sink)
     sink_part = np.where(seen, -(moved_sink - remasked), 0.0)
     mask_part = -(remasked - remasked[:, -1:])
-    rows = [slice(store.offsets[kept[-1] if same_rows else d], None) for d in kept]
-
-    def means(values: Array) -> Array:
-        """Average over the rows of each offset: (item, prefix, head, offset)."""
-        return np.stack([values[:, :, own].mean(2) for own in rows], -1)
-
-    scores = [offset_score[:, :, own, :, d].mean(2) for own, d in zip(rows, kept, strict=True)]
-    weight = np.stack(scores, -1) - means(normalizer)
-    total = weight - weight[:, -1:]
-    mask, sink = means(mask_part), means(sink_part)
+    parts: dict[str, list[Array]] = {"total": [], "mask": [], "sink": []}
+    for d in kept:
+        rows = slice(store.offsets[kept[-1] if same_rows else d], None)
+        weight = offset_score[:, :, rows, :, d] - normalizer[:, :, rows]
+        parts["total"].append((weight - weight[:, -1:]).mean(2))
+        parts["mask"].append(mask_part[:, :, rows].mean(2))
+        parts["sink"].append(sink_part[:, :, rows].mean(2))
+    total, mask, sink = (np.stack(parts[name], -1) for name in ("total", "mask", "sink"))
     offsets = tuple(store.offsets[d] for d in kept)
     return ChannelEffects(np.asarray(store.prefixes), total, mask, total - mask, sink, offsets)
 

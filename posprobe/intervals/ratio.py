@@ -103,6 +103,15 @@ def fieller_limits(a: Array, b: Array, *, level: float = 0.95) -> tuple[Array, A
     low, high : ndarray of shape (...)
         Without unit. Both are NaN, which means unbounded, where a mean of `a` is not
         distinguishable from 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import fieller_limits
+    >>> a = np.array([[2.1, 1.0], [1.9, -1.0], [2.4, 0.5]])
+    >>> low, high = fieller_limits(a, np.array([[1.2], [1.0], [1.5]]))
+    >>> low.round(2), high.round(2)
+    (array([0.4, nan]), array([0.67,  nan]))
     """
     n, mean_a, mean_b = len(a), a.mean(0), b.mean(0)
     t2 = _squared_quantile(level, n - 1) / n

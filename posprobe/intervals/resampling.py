@@ -293,11 +293,9 @@ def studentized_limits(
 
 def _pivots(draws: Array, errors: Array, center: Array, c: Array) -> Array:
     """Return how far each sample is from the data on the asinh scale, in standard errors."""
-    scaled = draws / c
-    pivots = np.arcsinh(scaled)
+    pivots = np.arcsinh(draws / c)
     pivots -= np.arcsinh(center / c)
-    np.sqrt(np.square(scaled, out=scaled) + 1, out=scaled)
-    pivots *= np.multiply(scaled, c, out=scaled)
+    pivots *= np.hypot(draws, c)
     pivots /= errors
     pivots[(errors == 0) & (draws == center)] = 0
     return np.asarray(pivots)

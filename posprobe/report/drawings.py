@@ -29,15 +29,15 @@ class Drawing(NamedTuple):
 
 def drawings(names: Iterable[str], tables: Tables, n_jobs: int = 1) -> dict[str, Drawing]:
     """Draw every figure that the tables allow, by name, in a number of processes."""
-    there = [name for name in names if EVERY_PANEL[name].available(tables)]
-    drawn = in_processes(_drawing, ((name, tables) for name in there), n_jobs)
-    return dict(zip(there, drawn, strict=True))
+    every = list(names)
+    drawn = in_processes(_drawing, ((name, tables) for name in every), n_jobs)
+    return {name: one for name, one in zip(every, drawn, strict=True) if one is not None}
 
 
-def _drawing(name: str, tables: Tables) -> Drawing:
-    """Draw a figure that the tables allow."""
+def _drawing(name: str, tables: Tables) -> Drawing | None:
     figure = draw(name, tables)
-    assert figure is not None
+    if figure is None:
+        return None
     png = to_png(figure)
     figure.set_layout_engine("none")  # the SVG keeps the places that the PNG has found
     return Drawing(figure.get_suptitle(), to_svg(figure, name), png)
