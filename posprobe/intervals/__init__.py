@@ -15,8 +15,8 @@ so all statistics share the same draws. The functions are
 - `max_t`, `benjamini_hochberg`, `holm`: adjustments for many statistics at once.
 
 An `Interval` holds an estimate, its limits, its estimand and the number of units. `Inference` holds
-the settings: the level, the numbers of resamples, the seed and the number of processes, in which
-`in_processes` runs what is fitted anew.
+the settings: the level, the numbers of resamples, the seed and the number of processes, among
+which `in_processes` divides the work.
 """
 
 from posprobe.intervals.arrays import Array

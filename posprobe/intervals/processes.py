@@ -58,7 +58,7 @@ def in_processes(
         with signals_blocked("SIGINT", "SIGTERM"):
             results = parallel(tasks)
         with _abandoned(results):
-            for result in results:  # `yield from` would close them first
+            while (result := _next(results)) is not None:
                 yield _given_here(result)
     except TerminatedWorkerError as error:
         raise MemoryError("a process was killed, likely for want of memory") from error
@@ -70,6 +70,13 @@ def _heard(
     """Return the result of a call and its warnings, which a process would keep to itself."""
     with warnings.catch_warnings(record=True) as heard:
         return function(*call), heard
+
+
+def _next(results: Iterator[Any]) -> Any:
+    """Wait for the next result; a process that has grown is replaced, which concerns no user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
+        return next(results, None)
 
 
 def _given_here(result: tuple[Any, list[warnings.WarningMessage]]) -> Any:

@@ -125,7 +125,7 @@ def _read(store: ActivationStore, layer: int, which: str, sequences: slice) -> F
             sequence = range(store.n_sequences)[sequences][row]
             raise DesignError(f"{name} of layer {layer}, sequence {sequence}, is not finite")
         if name == "residual":
-            rms = np.sqrt(np.einsum("nd,nd->n", flat, flat) / flat.shape[1])
+            rms = np.sqrt(np.einsum("ij,ij->i", flat, flat) / flat.shape[1])
             flat /= np.where(rms > 0, rms, 1.0)[:, None]
     groups = np.broadcast_to(store.item[sequences, None], keep.shape)[keep].astype(np.int64)
     return Features(X, positions[keep].astype(float), groups, feature_groups)
