@@ -7,8 +7,8 @@ One audit runs in this process, into a folder that is deleted; after each captur
 its plan run once more through the model's own attention (SDPA), unobserved. Every part has its
 processor time (of all threads, which other load on the machine moves little), its wall time, and
 both without the parts inside it. The start is that of a fresh interpreter that imports an audit;
-"bootstrap" is the resampling of the two channels, whose tables are in "other tables". What is
-drawn in other processes (where there is more than one core) is in the wall time alone.
+"bootstrap" is the resampling of the two channels, whose tables are in "other tables". All of it
+runs in one process, where it can be timed; `--jobs` divides the analysis among several.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def measure(name, folder, **options):
         for owner, own in ((audit, "capture_stimulus"), (run, "plan_capture")):
             stack.enter_context(mock.patch.object(owner, own, getattr(captures, own)))
         with clock("the rest"):
-            posprobe.audit(name, folder, progress=False, **options)
+            posprobe.audit(name, folder, progress=False, n_jobs=1, **options)
     return clock.spent, captures.tokens
 
 

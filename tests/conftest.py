@@ -3,6 +3,7 @@ import os
 # Before anything imports the libraries that read them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # an analysis stays in the process of its test
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are divided among the workers already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

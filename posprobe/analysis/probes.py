@@ -11,7 +11,7 @@ import pandas as pd
 
 from posprobe.channels import MAX_UNITS
 from posprobe.errors import DesignError
-from posprobe.intervals import Array, Inference, Interval
+from posprobe.intervals import Array, Inference, Interval, in_processes
 from posprobe.probes import (
     Block,
     ClusterGram,
@@ -114,47 +114,59 @@ def probe_layers(
         FIXED: inference.weights(n_groups),
         "refit": inference.refit_weights(n_groups),
     }
-    probes, partitions = [], []
-    draws: dict[tuple[int, str], Array] = {}
-    for layer in chosen:
-        kinds = list(weights) if layer in refit else [FIXED]
-        model, y = _fit(store, layer)
-        table = pd.concat(
-            [
-                model.intervals(
-                    kind, level=inference.level, weights=weights[kind], n_jobs=inference.n_jobs
-                )
-                for kind in kinds
-            ]
-        ).drop(columns="mc_se")  # always 0, since two groups need no sampling of orders
-        table.insert(0, "layer", layer)
-        partitions.append(table[table["quantity"] != "R2"])
-        r2 = table[table["quantity"] == "R2"].rename(
-            columns={"estimate": "r2", "group": "features"}
-        )
-        mae = dict(zip(r2["features"].unique(), model.mae_, strict=True))
-        r2 = r2.assign(mae=r2["features"].map(mae), mae_guess=guess_error(y))
-        probes.append(r2.drop(columns="quantity"))
-        replicates = model.replicates(FIXED, weights=weights[FIXED])
-        for column, name in enumerate(r2["features"].unique()):
-            draws[layer, name] = replicates[:, column]
-    table = pd.concat(probes, ignore_index=True)
-    found = [
-        _mean_r2(table, draws, layers, what, inference.level)
+    # Layers with refits take longest, so they come first.
+    order = sorted(chosen, key=lambda layer: (layer not in refit, layer))
+    calls = [
+        (store, layer, weights if layer in refit else {FIXED: weights[FIXED]}, inference.level)
+        for layer in order
+    ]
+    found = dict(zip(order, in_processes(_probe_layer, calls, inference.n_jobs), strict=True))
+    each = [found[layer] for layer in chosen]
+    table = pd.concat([one.probes for one in each], ignore_index=True)
+    means = [
+        _mean_r2(table, found, layers, what, inference.level)
         for layers, what in (
             (chosen, "mean R2 over layers"),
             ([layer for layer in chosen if layer == 0], "R2 at layer 0"),
         )
     ]
-    return Probes(table, pd.concat(partitions, ignore_index=True), *found)
+    return Probes(table, pd.concat([one.partition for one in each], ignore_index=True), *means)
 
 
-def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
+class _Layer(NamedTuple):
+    """Probes and partition of one layer, and bootstrap draws of R2 as fitted, by features."""
+
+    probes: pd.DataFrame
+    partition: pd.DataFrame
+    draws: dict[str, Array]
+
+
+def _probe_layer(
+    store: ActivationStore, layer: int, weights: dict[Estimand, Array], level: float
+) -> _Layer:
+    """Probe one layer, with the intervals whose bootstrap weights are given."""
+    model, y = _fit(store, layer, keep_gram="refit" in weights)
+    table = pd.concat(
+        [model.intervals(kind, level=level, weights=each) for kind, each in weights.items()]
+    ).drop(columns="mc_se")  # always 0, since two groups need no sampling of orders
+    table.insert(0, "layer", layer)
+    is_r2 = table["quantity"] == "R2"
+    r2 = table[is_r2].rename(columns={"estimate": "r2", "group": "features"})
+    names = r2["features"].unique()
+    mae = dict(zip(names, model.mae_, strict=True))
+    r2 = r2.assign(mae=r2["features"].map(mae), mae_guess=guess_error(y))
+    replicates = model.replicates(FIXED, weights=weights[FIXED])
+    draws = dict(zip(names, replicates.T[: len(names)], strict=True))
+    return _Layer(r2.drop(columns="quantity"), table[~is_r2], draws)
+
+
+def _fit(store: ActivationStore, layer: int, keep_gram: bool) -> tuple[VariancePartition, Array]:
     """Fit the models of a layer; return them and the positions that they were fitted to."""
     items = np.unique(store.item)
     if len(items) <= MAX_UNITS:
         X, y, groups, feature_groups = features(store, layer)
-        return VariancePartition(feature_groups).fit(X, y, groups=groups), y
+        model = VariancePartition(feature_groups, keep_gram=keep_gram)
+        return model.fit(X, y, groups=groups), y
 
     def blocks() -> Iterator[Block]:
         for block in feature_blocks(store, layer):
@@ -169,7 +181,7 @@ def _fit(store: ActivationStore, layer: int) -> tuple[VariancePartition, Array]:
 
 def _mean_r2(
     probes: pd.DataFrame,
-    draws: dict[tuple[int, str], Array],
+    found: dict[int, _Layer],
     layers: list[int],
     what: str,
     level: float,
@@ -180,7 +192,7 @@ def _mean_r2(
     for name, rows in fixed.groupby("features", sort=False):
         mean = replicate_interval(
             float(rows["r2"].mean()),
-            np.mean([draws[layer, str(name)] for layer in layers], axis=0),
+            np.mean([found[layer].draws[str(name)] for layer in layers], axis=0),
             int(rows["n"].iloc[0]),
             FIXED,
             level,

@@ -40,11 +40,14 @@ class Step(NamedTuple):
         Takes the files, and returns whether they contain what the step needs.
     make : callable
         Takes the files and the inference settings, and returns what was found.
+    divided : bool
+        Whether it divides its own work among processes, rather than being the work of one.
     """
 
     name: str
     possible: Callable[[Files], bool]
     make: Callable[[Files, Inference], Found]
+    divided: bool = False
 
 
 def given(store: ActivationStore | None) -> ActivationStore:

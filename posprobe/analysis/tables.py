@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +29,7 @@ from posprobe.channels import (
     why_no_bands,
 )
 from posprobe.errors import Telling
-from posprobe.intervals import Inference, Interval
+from posprobe.intervals import Inference, Interval, in_processes
 from posprobe.store import ActivationStore
 
 __all__ = ["Analysis", "analyze_files", "possible_steps"]
@@ -96,7 +96,8 @@ def analyze_files(
     inference : Inference
         The settings of every interval.
     step : callable
-        Called with the name of each of the `possible_steps` before it runs, for a progress bar.
+        Called with the name of each of the `possible_steps` before its result is waited for, for a
+        progress bar.
 
     Returns
     -------
@@ -107,13 +108,28 @@ def analyze_files(
     DesignError
         If a file does not match the others, or has too few items for a step.
     """
+    steps = possible_steps(files)
+    whole, divided = ([one for one in steps if one.divided == kind] for kind in (False, True))
+
+    def told(some: list[Step]) -> Iterator[str]:
+        for one in some:
+            step(one.name)
+            yield one.name
+
+    calls = [(one.name, files, inference) for one in whole]
+    parts = dict(zip(told(whole), in_processes(_make, calls, inference.n_jobs), strict=True))
+    parts |= {name: _make(name, files, inference) for name in told(divided)}
     found = Found()
-    for one in possible_steps(files):
-        step(one.name)
-        found = found.joined(one.make(files, inference))
+    for one in steps:
+        found = found.joined(parts[one.name])
     checks = pd.DataFrame([check(store) for store in files.all()])
     given_once = {"checks": checks, "limits": limits_table(files)}
     return Analysis(files, found.tables | given_once, found.intervals, inference)
+
+
+def _make(name: str, files: Files, inference: Inference) -> Found:
+    """Make the step of this name; a process finds it again, since no step can be sent to it."""
+    return next(step for step in STEPS if step.name == name).make(files, inference)
 
 
 def _sinks(files: Files, inference: Inference) -> Found:
@@ -215,7 +231,7 @@ def _first_token(store: ActivationStore) -> str:
 
 STEPS = (
     Step("sinks", lambda files: files.natural is not None, _sinks),
-    Step("probes", _has_residual, _probes),
+    Step("probes", _has_residual, _probes, divided=True),
     *(
         Step(
             f"channels, {design}",

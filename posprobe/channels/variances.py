@@ -19,6 +19,7 @@ from posprobe.intervals import (
     Array,
     Inference,
     Interval,
+    fieller_limits,
     fieller_ratio,
     max_t,
     pseudo_values,
@@ -416,23 +417,18 @@ def adjusted_p(estimates: Array, draws: Array, n: int) -> Array:
 
 def _described(variances: Variances, table: pd.DataFrame, level: float) -> pd.DataFrame:
     """Return the shares, their status and the relation of the channels, one row for each cell."""
-    rows = []
-    cells = zip(
-        np.ndindex(variances.estimate["V_T"].shape),
-        table["C_MR_low"],
-        table["C_MR_high"],
-        strict=True,
-    )
-    for (layer, head), low, high in cells:
-        parts = shares(variances, layer, head, level)
-        defined = bool(parts) and not any(interval.unbounded for interval in parts.values())
-        row: dict[str, Any] = {"status": "ok" if defined else "undefined"}
-        for name in ("mask", "residual"):
-            keys = (f"share_{name}", f"share_{name}_low", f"share_{name}_high")
-            part = parts[name] if defined else None
-            bounds = (part.estimate, part.low, part.high) if part else (np.nan,) * 3
-            row |= dict(zip(keys, bounds, strict=True))
-        opposed, reinforcing = high < 0, low > 0
-        word = "reinforcing" if reinforcing else "not distinguishable"
-        rows.append(row | {"relation": "opposed" if opposed else word})
-    return pd.DataFrame(rows)
+    psi = {name: each.reshape(len(each), -1) for name, each in variances.pseudo.items()}
+    whole, both = psi["V_T"], psi["C_MR"]
+    columns: dict[str, Array] = {}
+    defined = variances.estimate["V_T"].ravel() > 0
+    for name, own in (("mask", psi["V_M"]), ("residual", psi["V_R"])):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a V_T of exactly 0
+            low, high = fieller_limits(whole, own + both, level=level)
+            share = (own + both).mean(0) / whole.mean(0)
+        columns |= {f"share_{name}": share, f"share_{name}_low": low, f"share_{name}_high": high}
+        defined &= ~np.isnan(low)
+    found = pd.DataFrame(columns).where(pd.Series(defined))
+    found.insert(0, "status", np.where(defined, "ok", "undefined"))
+    reinforcing = np.where(table["C_MR_low"] > 0, "reinforcing", "not distinguishable")
+    found["relation"] = np.where(table["C_MR_high"] < 0, "opposed", reinforcing)
+    return found

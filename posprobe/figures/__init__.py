@@ -88,20 +88,23 @@ def draw(name: str, tables: Tables) -> Figure | None:
         return None
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=panel.inches(tables), layout="constrained")
-        ax = panel.draw(_literal(tables), figure.subplots())
+        ax = panel.draw(_Literal(tables), figure.subplots())
         figure.suptitle(ax.get_title(loc="left"), x=0.01, ha="left", size=10.5, weight="bold")
         ax.set_title("", loc="left")
     return figure
 
 
-def _literal(tables: Tables) -> Tables:
+class _Literal(Tables):
     """Tables whose names matplotlib draws as they are: dollar signs would enclose mathematics."""
-    return {name: _escaped(table) for name, table in tables.items()}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """Return a table without dollar signs; only those that are drawn are searched for them."""
+        return _escaped(super().__getitem__(name))
 
 
 def _escaped(table: pd.DataFrame) -> pd.DataFrame:
     words = table.select_dtypes(exclude=["number", "bool"])
-    if not any("$" in "".join(map(str, column)) for _, column in words.items()):
+    if not any("$" in "".join(map(str, column.unique())) for _, column in words.items()):
         return table  # in most: looking for what to replace takes longer than drawing
     return table.replace(r"\$", r"\\$", regex=True)
 

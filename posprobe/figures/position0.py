@@ -149,7 +149,9 @@ def repeated(tables: Tables, ax: Axes, kind: str) -> Axes:
 
 def _limit(tables: Tables, claim: str) -> float | None:
     """Up to where an identity counts as kept; None where no table says so."""
-    table = tables.get("limits", pd.DataFrame(columns=["claim", "value"]))
+    if "limits" not in tables:
+        return None
+    table = tables["limits"]
     value = table.loc[table["claim"] == claim, "value"]
     return float(value.iloc[0]) if len(value) else None
 

@@ -15,8 +15,8 @@ so all statistics share the same draws. The functions are
 - `max_t`, `benjamini_hochberg`, `holm`: adjustments for many statistics at once.
 
 An `Interval` holds an estimate, its limits, its estimand and the number of units. `Inference` holds
-the settings: the level, the numbers of resamples, the seed and the number of processes, in which
-`in_processes` runs what is fitted anew.
+the settings: the level, the numbers of resamples, the seed and the number of processes, among
+which `in_processes` divides the work.
 """
 
 from posprobe.intervals.arrays import Array
@@ -27,7 +27,7 @@ from posprobe.intervals.interval import Interval
 from posprobe.intervals.inversion import student_p
 from posprobe.intervals.planning import Goal, Studies, next_size, plan_size
 from posprobe.intervals.processes import in_processes
-from posprobe.intervals.ratio import fieller_ratio, log_ratio_bootstrap_t
+from posprobe.intervals.ratio import fieller_limits, fieller_ratio, log_ratio_bootstrap_t
 from posprobe.intervals.resampling import (
     STUDENTIZED,
     bootstrap_interval,
@@ -62,6 +62,7 @@ __all__ = [
     "cluster_weights",
     "crossing",
     "crossing_limits",
+    "fieller_limits",
     "fieller_ratio",
     "holm",
     "in_processes",

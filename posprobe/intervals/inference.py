@@ -33,7 +33,8 @@ class Inference:
     seed : int
         Seed of all resampling, between 0 and 2**63 - 1.
     n_jobs : int
-        Number of processes that refit probes; -1 means one for each core.
+        Number of processes that share an analysis, which gives the same numbers; -1 means one for
+        each core.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Processes that refit or repeat: none takes the parent's signals, and none outlives the parent."""
+"""Processes that share work: none takes the parent's signals, and none outlives the parent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def in_processes(
     """Call a function with each tuple of arguments, in processes, and yield results in order.
 
     Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every process of a job.
-    The workers are started with both blocked, so the parent alone decides, and ends them.
+    The workers are started with both blocked, so the parent alone decides, and ends them. A warning
+    of a call is given here.
 
     Parameters
     ----------
@@ -46,21 +47,44 @@ def in_processes(
     MemoryError
         If a process was killed, as the system does where memory runs out.
     """
-    tasks = (delayed(function)(*call) for call in calls)
+    tasks = (delayed(_heard)(function, call) for call in calls)
     attended = {"initializer": _leave_with, "initargs": (os.getpid(),)}
     try:
         parallel = Parallel(n_jobs, return_as="generator", **attended)
     except ValueError:  # a backend that the caller chose, which has all results at once
-        yield from Parallel(n_jobs)(tasks)
+        yield from map(_given_here, Parallel(n_jobs)(tasks))
         return
     try:
         with signals_blocked("SIGINT", "SIGTERM"):
             results = parallel(tasks)
         with _abandoned(results):
-            for result in results:  # noqa: UP028 -- `yield from` would close them first
-                yield result
+            while (result := _next(results)) is not None:
+                yield _given_here(result)
     except TerminatedWorkerError as error:
         raise MemoryError("a process was killed, likely for want of memory") from error
+
+
+def _heard(
+    function: Callable[..., Any], call: tuple[Any, ...]
+) -> tuple[Any, list[warnings.WarningMessage]]:
+    """Return the result of a call and its warnings, which a process would keep to itself."""
+    with warnings.catch_warnings(record=True) as heard:
+        return function(*call), heard
+
+
+def _next(results: Iterator[Any]) -> Any:
+    """Wait for the next result; a process that has grown is replaced, which concerns no user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
+        return next(results, None)
+
+
+def _given_here(result: tuple[Any, list[warnings.WarningMessage]]) -> Any:
+    """Give the warnings of a call, and return its result."""
+    found, heard = result
+    for one in heard:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return found
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from posprobe.intervals.interval import Interval
 from posprobe.intervals.inversion import student_p
 from posprobe.intervals.resampling import cluster_weights
 
-__all__ = ["fieller_ratio", "log_ratio_bootstrap_t"]
+__all__ = ["fieller_limits", "fieller_ratio", "log_ratio_bootstrap_t"]
 
 Quantity = Literal["removed", "ratio"]
 
@@ -79,21 +79,51 @@ def fieller_ratio(
     """
     check_level(level)
     a, b = check_pairs(baseline, treated)
-    n, (mean_a, mean_b) = len(a), (a.mean(), b.mean())
-    if mean_a == 0:
+    if a.mean() == 0:
         raise DesignError("the mean of the baseline is exactly 0, so a ratio to it does not exist")
-    t2 = _squared_quantile(level, n - 1) / n
-    (s_aa, s_ab), (_, s_bb) = np.cov(a, b)
-    # The discriminant of the quadratic, in a form without cancellation where errors are small.
-    spread = t2 * np.var(mean_a * b - mean_b * a, ddof=1) - t2**2 * (s_aa * s_bb - s_ab**2)
-    leading = mean_a**2 - t2 * s_aa
-    ratio = float(mean_b / mean_a)
-    limits = None
-    if leading > 0:
-        middle, half = mean_a * mean_b - t2 * s_ab, np.sqrt(max(spread, 0.0))
-        limits = float((middle - half) / leading), float((middle + half) / leading)
-    interval = _ratio_interval(ratio, limits, quantity, level, "fieller", estimand, n)
+    low, high = (float(limit) for limit in fieller_limits(a, b, level=level))
+    limits = None if np.isnan(low) else (low, high)
+    ratio = float(b.mean() / a.mean())
+    interval = _ratio_interval(ratio, limits, quantity, level, "fieller", estimand, len(a))
     return dataclasses.replace(interval, test=partial(_fieller_p, a=a, b=b, quantity=quantity))
+
+
+def fieller_limits(a: Array, b: Array, *, level: float = 0.95) -> tuple[Array, Array]:
+    """Limits of ratios mean(b) / mean(a), by the equation of `fieller_ratio`, for any number.
+
+    Parameters
+    ----------
+    a, b : ndarray of shape (n, ...)
+        Values of each denominator and numerator, one for each item.
+    level : float
+        Nominal coverage.
+
+    Returns
+    -------
+    low, high : ndarray of shape (...)
+        Without unit. Both are NaN, which means unbounded, where a mean of `a` is not
+        distinguishable from 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from posprobe.intervals import fieller_limits
+    >>> a = np.array([[2.1, 1.0], [1.9, -1.0], [2.4, 0.5]])
+    >>> low, high = fieller_limits(a, np.array([[1.2], [1.0], [1.5]]))
+    >>> low.round(2), high.round(2)
+    (array([0.4, nan]), array([0.67,  nan]))
+    """
+    n, mean_a, mean_b = len(a), a.mean(0), b.mean(0)
+    t2 = _squared_quantile(level, n - 1) / n
+    s_aa, s_ab, s_bb = (
+        ((x - x.mean(0)) * (y - y.mean(0))).sum(0) / (n - 1) for x, y in ((a, a), (a, b), (b, b))
+    )
+    # The discriminant of the quadratic, in a form without cancellation where errors are small.
+    spread = t2 * np.var(mean_a * b - mean_b * a, axis=0, ddof=1) - t2**2 * (s_aa * s_bb - s_ab**2)
+    leading = mean_a**2 - t2 * s_aa
+    middle, half = mean_a * mean_b - t2 * s_ab, np.sqrt(np.maximum(spread, 0.0))
+    leading = np.where(leading > 0, leading, np.nan)
+    return (middle - half) / leading, (middle + half) / leading
 
 
 @lru_cache(maxsize=16)

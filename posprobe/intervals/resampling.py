@@ -293,7 +293,10 @@ def studentized_limits(
 
 def _pivots(draws: Array, errors: Array, center: Array, c: Array) -> Array:
     """Return how far each sample is from the data on the asinh scale, in standard errors."""
-    pivots = (np.arcsinh(draws / c) - np.arcsinh(center / c)) * np.hypot(draws, c) / errors
+    pivots = np.arcsinh(draws / c)
+    pivots -= np.arcsinh(center / c)
+    pivots *= np.hypot(draws, c)
+    pivots /= errors
     pivots[(errors == 0) & (draws == center)] = 0
     return np.asarray(pivots)
 

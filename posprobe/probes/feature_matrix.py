@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -109,19 +111,23 @@ def _read(store: ActivationStore, layer: int, which: str, sequences: slice) -> F
         raise DesignError(
             f"{store.path.name} has no query from position {first} on; capture longer sequences"
         )
-    columns, feature_groups = [], {}
-    stop = 0
-    for name, values in blocks.items():
-        flat = values.reshape(*values.shape[:2], -1)[keep].astype(np.float64, copy=False)
+    widths = [math.prod(values.shape[2:]) for values in blocks.values()]
+    edges = list(itertools.accumulate(widths, initial=0))
+    feature_groups = dict(
+        zip(blocks, itertools.starmap(slice, itertools.pairwise(edges)), strict=True)
+    )
+    X = np.empty((np.count_nonzero(keep), edges[-1]))
+    for (name, part), values in zip(feature_groups.items(), blocks.values(), strict=True):
+        flat = X[:, part]
+        flat[:] = values.reshape(*keep.shape, -1)[keep]
         if not np.isfinite(flat).all():
             row = int(np.argwhere(keep)[~np.isfinite(flat).all(1)][0, 0])
             sequence = range(store.n_sequences)[sequences][row]
             raise DesignError(f"{name} of layer {layer}, sequence {sequence}, is not finite")
-        feature_groups[name] = slice(stop, stop + flat.shape[1])
-        stop += flat.shape[1]
-        columns.append(flat)
+        if name == "residual":
+            rms = np.sqrt(np.einsum("ij,ij->i", flat, flat) / flat.shape[1])
+            flat /= np.where(rms > 0, rms, 1.0)[:, None]
     groups = np.broadcast_to(store.item[sequences, None], keep.shape)[keep].astype(np.int64)
-    X = np.concatenate(columns, axis=1)
     return Features(X, positions[keep].astype(float), groups, feature_groups)
 
 
@@ -176,8 +182,5 @@ def _blocks(
         z = store.read("normalizer", layer, sequences)
         blocks["normalizer"] = z if which == "normalizer" else z[:, store.residual_rows]
     if which in ("residual", "joint"):
-        stream = store.read("residual", layer, sequences).astype(np.float64)
-        rms = np.sqrt(np.square(stream).mean(-1, keepdims=True))
-        stream /= np.where(rms > 0, rms, 1.0)
-        blocks["residual"] = stream
+        blocks["residual"] = store.read("residual", layer, sequences)
     return blocks

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from posprobe.figures import EVERY_PANEL, Tables, draw, to_png, to_svg
+from posprobe.intervals import in_processes
 from posprobe.report.pages import inline_svg
 
 __all__ = ["Drawing", "drawings", "files", "placed"]
@@ -26,15 +27,20 @@ class Drawing(NamedTuple):
     png: bytes
 
 
-def drawings(names: Iterable[str], tables: Tables) -> dict[str, Drawing]:
-    """Draw every figure that the tables allow, by name."""
-    drawn = {}
-    for name in names:
-        figure = draw(name, tables)
-        if figure is not None:
-            title = figure.get_suptitle()
-            drawn[name] = Drawing(title, to_svg(figure, name), to_png(figure))
-    return drawn
+def drawings(names: Iterable[str], tables: Tables, n_jobs: int = 1) -> dict[str, Drawing]:
+    """Draw every figure that the tables allow, by name, in a number of processes."""
+    every = list(names)
+    drawn = in_processes(_drawing, ((name, tables) for name in every), n_jobs)
+    return {name: one for name, one in zip(every, drawn, strict=True) if one is not None}
+
+
+def _drawing(name: str, tables: Tables) -> Drawing | None:
+    figure = draw(name, tables)
+    if figure is None:
+        return None
+    png = to_png(figure)
+    figure.set_layout_engine("none")  # the SVG keeps the places that the PNG has found
+    return Drawing(figure.get_suptitle(), to_svg(figure, name), png)
 
 
 def files(drawn: dict[str, Drawing]) -> dict[str, str | bytes]:

@@ -54,7 +54,7 @@ def write_report(
     """
     folder, claims = Path(folder), list(claims)
     names = [name for section in SECTIONS for name in section.figures]
-    drawn = drawings(names, analysis.tables)
+    drawn = drawings(names, analysis.tables, analysis.inference.n_jobs)
     plain = json.dumps([claim.asdict() for claim in claims], indent=1, allow_nan=False)
     texts = {
         "claims.json": plain + "\n",

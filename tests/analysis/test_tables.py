@@ -4,6 +4,7 @@ import itertools
 
 import capture_child
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from limits import compare_limits, follows
@@ -28,7 +29,8 @@ def steps():
 
 @pytest.fixture(scope="module")
 def analysis(stores, steps):
-    return analyze_files(sort_files(stores.values()), step=steps.append)
+    files = sort_files(stores.values())
+    return analyze_files(files, inference=Inference(n_jobs=1), step=steps.append)
 
 
 def one(path, **fields):
@@ -123,6 +125,15 @@ def test_steps_are_counted_for_fewer_files(roles, stores):
     assert ("probes" in found.tables) == ("natural" in roles)
     assert ("channels" in found.tables) == ("repeated" not in roles)
     assert ("replacement" in found.tables) == ("mean" in roles)
+
+
+def test_two_processes_find_what_one_finds(analysis, stores):
+    same = analyze_files(sort_files(stores.values()), inference=Inference(n_jobs=2))
+    assert list(same.tables) == list(analysis.tables)
+    for name, table in analysis.tables.items():
+        pd.testing.assert_frame_equal(same.tables[name], table, rtol=1e-12)
+    for name, interval in analysis.intervals.items():
+        assert same.intervals[name].estimate == pytest.approx(interval.estimate, rel=1e-12)
 
 
 def test_tables_of_a_whole_study(analysis):

@@ -327,6 +327,20 @@ def test_share_is_undefined_where_the_variance_is_significantly_below_zero():
     assert not any(shares(variances, 0, head, 0.95) for head in below)
 
 
+def test_the_shares_of_a_table_are_those_of_each_cell(rng, tmp_path):
+    store = synthetic.Rows(rng, design="shifted", n=9, heads=3).store(tmp_path / "a.h5")
+    result = decompose(store, n_resamples=100, level=0.8)
+    for row in result.by_head.to_dict("records"):
+        each = shares(result.variances, row["layer"], row["head"], 0.8)
+        known = bool(each) and not any(part.unbounded for part in each.values())
+        assert row["status"] == ("ok" if known else "undefined")
+        for name in ("mask", "residual"):
+            found = [row[f"share_{name}{end}"] for end in ("", "_low", "_high")]
+            part = each[name] if known else None
+            expected = [part.estimate, part.low, part.high] if part else [np.nan] * 3
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_no_share_is_printed_where_it_is_undefined(tmp_path):
     rng = np.random.default_rng(1)
     result = decompose(store_of(tmp_path / "a.h5", rng, 0 * GRID, 0 * GRID, n=8), n_resamples=100)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 
 from posprobe.errors import stoppable
 from posprobe.intervals import in_processes
@@ -16,6 +17,11 @@ def work(seconds):
 
 def power(base, exponent):
     return base**exponent
+
+
+def warn(number):
+    warnings.warn(f"number {number}", UserWarning, stacklevel=1)
+    return number
 
 
 def die(_):

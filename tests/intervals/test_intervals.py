@@ -14,6 +14,7 @@ from posprobe.intervals import (
     bootstrap_interval,
     bootstrap_limits,
     cluster_weights,
+    fieller_limits,
     fieller_ratio,
     log_ratio_bootstrap_t,
     max_t,
@@ -291,6 +292,18 @@ def test_fieller_limits_are_where_the_t_test_turns_significant():
     for limit in (interval.low, interval.high):
         assert stats.ttest_1samp(AFTER - limit * BEFORE, 0).pvalue == pytest.approx(0.1)
     assert stats.ttest_1samp(AFTER - interval.estimate * BEFORE, 0).pvalue == pytest.approx(1)
+
+
+def test_fieller_limits_of_many_ratios_are_those_of_each(rng):
+    a, b = rng.normal(0.4, 1.0, size=(2, 12, 5, 3))
+    low, high = fieller_limits(a, b, level=0.9)
+    for cell in np.ndindex(5, 3):
+        at = (slice(None), *cell)
+        own = fieller_ratio(a[at], b[at], level=0.9, quantity="ratio")
+        limits = [np.nan if limit is None else limit for limit in (own.low, own.high)]
+        np.testing.assert_allclose([low[cell], high[cell]], limits, rtol=1e-12)
+    assert np.isnan(low).any()
+    assert not np.isnan(low).all()
 
 
 def test_fieller_is_unbounded_exactly_where_the_denominator_is_not_significant():

@@ -29,6 +29,13 @@ def test_results_come_in_the_order_of_the_calls(n_jobs):
     assert list(in_processes(child.power, calls, n_jobs)) == [2**n for n in range(20)]
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_warning_of_a_process_is_given_here(n_jobs):
+    with pytest.warns(UserWarning, match="number") as heard:
+        assert list(in_processes(child.warn, [(1,), (2,)], n_jobs)) == [1, 2]
+    assert [str(one.message) for one in heard] == ["number 1", "number 2"]
+
+
 @pytest.mark.parametrize("backend", ["threading", "multiprocessing"])
 def test_another_backend_of_joblib_does_as_well(backend):
     with joblib.parallel_config(backend):

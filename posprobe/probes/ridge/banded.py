@@ -192,8 +192,9 @@ def line_errors(
     split: Split, outer: Columns, inner: Columns, penalty: Array | float, alphas: Array
 ) -> Array:
     """Return the test errors (inner penalties, t) along a line; infinite where refused."""
-    coefs, good = _line(split.train, outer, inner, penalty, alphas)
-    errors = _test_errors(split, coefs)
+    n_targets = split.train.rhs.shape[1]
+    fits, good = _line(split.train, outer, inner, penalty, alphas)
+    errors = _test_errors(split, fits, n_targets).reshape(len(alphas), n_targets)
     errors[~good] = np.inf
     return errors
 
@@ -201,53 +202,48 @@ def line_errors(
 def _line(
     train: Moments, outer: Columns, inner: Columns, penalty: Array | float, alphas: Array
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Return coefficients (inner penalties, p, t), and which of them are accurate."""
+    """Return coefficients (inner penalties x t, p), and which penalties have accurate ones."""
     gram, rhs = train.gram, train.rhs
-    coefs = np.zeros((len(alphas), *rhs.shape))
+    p, t = rhs.shape
+    fits = np.zeros((len(alphas) * t, p))
     g_oo, g_ii = _block(gram, outer, outer), _block(gram, inner, inner)
     reference = g_ii.diagonal()
     if len(g_oo) == 0 or np.isposinf(penalty).all():
-        coefs[:, inner], good = _shifted_solves(g_ii, rhs[inner], alphas, reference)
-        return coefs, good
+        fits[:, inner], good = _shifted_solves(g_ii, rhs[inner], alphas, reference)
+        return fits, good
     factor = _factor(g_oo, penalty, g_oo.diagonal())
     if factor is None:
-        return coefs, np.zeros(len(alphas), dtype=bool)
-    p_inner, t = len(g_ii), rhs.shape[1]
-    right = np.concatenate([_block(gram, outer, inner), rhs[outer]], axis=1)
-    right = blas.dtrsm(1.0, factor, right, lower=1)
-    w, u = right[:, :p_inner], right[:, p_inner:]
-    schur = g_ii - w.T @ w
-    b_inner, good = _shifted_solves(schur, rhs[inner] - w.T @ u, alphas, reference)
-    flat = b_inner.transpose(1, 0, 2).reshape(p_inner, len(alphas) * t)
-    left = np.tile(u, (1, len(alphas))) - w @ flat
-    b_outer = blas.dtrsm(1.0, factor, left, lower=1, trans_a=1)
-    coefs[:, outer] = b_outer.reshape(len(u), len(alphas), t).transpose(1, 0, 2)
-    coefs[:, inner] = b_inner
-    return coefs, good
+        return fits, np.zeros(len(alphas), dtype=bool)
+    right = np.concatenate([_block(gram, inner, outer), rhs[outer].T])
+    solved = blas.dtrsm(1.0, factor, right.T, lower=1, overwrite_b=1)
+    w, u = solved[:, : len(g_ii)], solved[:, len(g_ii) :]
+    b_inner, good = _shifted_solves(g_ii - w.T @ w, rhs[inner] - w.T @ u, alphas, reference)
+    left = np.tile(u.T, (len(alphas), 1)) - b_inner @ w.T
+    fits[:, inner] = b_inner
+    fits[:, outer] = blas.dtrsm(1.0, factor, left.T, lower=1, trans_a=1, overwrite_b=1).T
+    return fits, good
 
 
 def _shifted_solves(
     gram: Array, rhs: Array, alphas: Array, reference: Array
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Solve (gram + alpha I) b = rhs for all alphas, as (A, p, t); say which are accurate."""
-    out, good = np.zeros((len(alphas), *rhs.shape)), np.ones(len(alphas), dtype=bool)
-    if len(gram) == 0:
-        return out, good
-    todo = np.flatnonzero(np.isfinite(alphas))
+    """Solve (gram + alpha I) b = rhs for all alphas, as (A t, p); say which are accurate."""
+    out, good = np.zeros((len(alphas), *rhs.T.shape)), np.ones(len(alphas), dtype=bool)
+    todo = np.isfinite(alphas) if len(gram) else np.zeros_like(good)
     # Eigenvalues are accurate to about 1e-16 of the largest, so small penalties need Cholesky.
-    easy = todo[alphas[todo] >= 1e-10 * reference.max()]
-    if len(easy) >= many_penalties(len(gram)):
+    easy = todo & (alphas >= 1e-10 * reference.max(initial=0.0))
+    if easy.sum() >= many_penalties(len(gram)):
         values, vectors = np.linalg.eigh(gram)
-        scaled = (vectors.T @ rhs) / (np.maximum(values, 0.0) + alphas[easy, None])[:, :, None]
-        out[easy] = vectors @ scaled
-        todo = np.setdiff1d(todo, easy)
-    for a in todo:
+        scaled = (rhs.T @ vectors) / (np.maximum(values, 0.0) + alphas[easy, None])[:, None]
+        out[easy] = scaled @ vectors.T
+        todo &= ~easy
+    for a in np.flatnonzero(todo):
         factor = _factor(gram, alphas[a], reference)
         if factor is None:
             good[a] = False
         else:
-            out[a], _ = lapack.dpotrs(factor, rhs, lower=1)
-    return out, good
+            out[a] = lapack.dpotrs(factor, rhs, lower=1)[0].T
+    return out.reshape(len(alphas) * rhs.shape[1], len(gram)), good
 
 
 def _factor(gram: Array, penalty: Array | float, reference: Array) -> Array | None:
@@ -266,16 +262,17 @@ def _factor(gram: Array, penalty: Array | float, reference: Array) -> Array | No
     return factor if trusted else None
 
 
-def _test_errors(split: Split, coefs: Array) -> Array:
-    """Return the squared errors (A, t) of coefficients (A, p, t) on the test rows."""
-    n_models, p, t = coefs.shape
+def _test_errors(split: Split, fits: Array, n_targets: int) -> Array:
+    """Return the squared errors (A t,) of coefficients (A t, p) on the test rows."""
     train, test = split.train, split.test
-    flat = np.concatenate([coefs.transpose(1, 0, 2).reshape(p, -1), np.empty((1, n_models * t))])
-    flat[p] = np.tile(train.y_mean, n_models) - train.x_mean @ flat[:p]
-    targets = np.tile(test[: p + 1, p + 1 :], (1, n_models))
-    errors = np.einsum("qm,qm->m", flat, test[: p + 1, : p + 1] @ flat - 2 * targets)
-    squares = test.diagonal()[p + 1 :]
-    return np.maximum(errors.reshape(n_models, t) + squares, 0.0)
+    n_models, p = len(fits) // n_targets, fits.shape[1]
+    levels = np.tile(train.y_mean, n_models) - fits @ train.x_mean
+    used = np.append(fits.any(axis=0), True)
+    rows = slice(p + 1) if used.all() else np.flatnonzero(used)
+    columns = np.column_stack([fits, levels])[:, rows]
+    targets = np.tile(test[p + 1 :, rows], (n_models, 1))
+    errors = np.einsum("mq,mq->m", columns, columns @ _block(test, rows, rows) - 2 * targets)
+    return np.maximum(errors + np.tile(test.diagonal()[p + 1 :], n_models), 0.0)
 
 
 def _block(matrix: Array, rows: Columns, columns: Columns) -> Array:

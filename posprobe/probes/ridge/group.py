@@ -430,7 +430,7 @@ class GroupRidgeCV(RegressorMixin, BaseEstimator):
         out = np.full((len(X), coef.shape[2]), np.nan)
         for row, k in enumerate(self._fold_ids):
             here = folds == k
-            out[here] = X[here].astype(float) @ coef[row] + intercept[row]
+            out[here] = X[here].astype(float, copy=False) @ coef[row] + intercept[row]
         return out
 
     def _set_coef(self, y_ndim: int) -> None:
