@@ -71,8 +71,8 @@ def write_overview(
     sections = [
         "# Which frequencies carry position, and whether it is used",
         "",
-        f"Of {len(claims)} claims {len(agreed)} have one verdict in all {len(found)} models. Each "
-        "is about a 4-bit model without BOS at position 0, reading the Python language reference; "
+        f"Of {len(claims)} claims {len(agreed)} have the same verdict in every model. Each is "
+        "about a 4-bit model without BOS at position 0, reading the Python language reference; "
         "intervals are at 95%, over items, not adjusted. Each model has a page: "
         + ", ".join(f"[{model}]({slug(model)}/README.md)" for model in found)
         + ". The protocol is at the top of `analyses/04_mechanism.py`, which writes this page.",
