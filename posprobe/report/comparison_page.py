@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from posprobe.figures import COMPARISON_PANELS
 from posprobe.report.claim_rows import ADJUSTED, questions
 from posprobe.report.drawings import Drawing, drawings, files, placed
 from posprobe.report.pages import as_csv, render, write_files
-from posprobe.report.words import VERDICTS, bounds, number
+from posprobe.report.settings import settings_as_options, settings_in_words, settings_table
+from posprobe.report.words import VERDICTS, bounds, number, set_apart
 
 __all__ = ["summarise", "write_comparison"]
 
@@ -108,10 +110,18 @@ def opening(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
             f"{len(comparison.lineup.members)} models of {len(sizes)} architectures: the models "
             "are the sample."
         )
-    verdicts = "; ".join(
-        f"{answer.hypothesis} ({answer.value}) {VERDICTS[answer.verdict]}" for answer in found
-    )
-    return [f"The residual channel, V_R, is {parts}.", tested, f"Hypotheses: {verdicts}."]
+    return [f"The residual channel, V_R, is {parts}.", tested, *_verdicts(found)]
+
+
+def _verdicts(found: Sequence[Answer]) -> list[str]:
+    """Each hypothesis in words, with its verdict, and on what where there are several."""
+    sentences = []
+    for (name, statement), answers in groupby(found, lambda one: (one.hypothesis, one.statement)):
+        verdicts = [(VERDICTS[answer.verdict], answer.value) for answer in answers]
+        said = ", ".join(f"{verdict} by {value}" for verdict, value in verdicts)
+        said = said if len(verdicts) > 1 else verdicts[0][0]
+        sentences.append(f"{name}, {said}: {statement[0].lower()}{statement[1:]}")
+    return sentences
 
 
 def _values(comparison: Comparison, value: str, response: str) -> list[tuple[str, float]]:
@@ -170,6 +180,7 @@ def write_comparison(
     texts = {
         "comparison.json": plain + "\n",
         **{f"tables/{name}.csv": as_csv(t) for name, t in comparison.tables.items()},
+        "tables/inference.csv": as_csv(settings_table(comparison.inference)),
         **files(drawn),
         "report.html": _page(comparison, claims, found, drawn),
     }
@@ -187,6 +198,7 @@ def _plain(
         "architectures": lineup.architectures,
         "items": len(lineup.items),
         "level": comparison.level,
+        "n_resamples": comparison.inference.n_resamples,
         "status": {value: one.status for value, one in comparison.found.items()},
         "reason": {value: one.reason for value, one in comparison.found.items()},
         "mixed_model": {
@@ -286,8 +298,11 @@ def _parts(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
         table = tables.get(name)
         if table is None:
             continue
-        kept = [c for c in columns or table.columns if c in table.columns]
-        parts.append({"name": name, "title": title, "text": TEXTS[name], "table": table[kept]})
+        text, table = TEXTS[name], table[[c for c in columns or table.columns if c in table]]
+        if name == "checks":
+            same, table = set_apart(table)
+            text = f"{text} {same}".strip()
+        parts.append({"name": name, "title": title, "text": text, "table": table})
     return parts
 
 
@@ -305,6 +320,7 @@ def _protocol(comparison: Comparison) -> list[str]:
         f"{listed(store.offsets)}. M, the mask channel, is how the late row's weight would change "
         "if the row saw only the keys of the early one. R = T − M is the residual channel. "
         "Variances over positions are U-statistics over pairs of different items.",
+        f"Intervals: {settings_in_words(comparison.inference)}.",
         "Values compared: " + "; ".join(f"{k}, {v}" for k, v in VALUES.items()) + ".",
     ]
     for one in comparison.found.values():
@@ -318,4 +334,4 @@ def _command(comparison: Comparison) -> str:
     files = " ".join(shlex.quote(store.path.name) for store in comparison.lineup.stores())
     shown = files if len(files) < 200 else "*.h5"
     more = "" if comparison.lineup.same_tokens else " --different-tokens"
-    return f"posprobe compare {shown} -o REPORT{more}"
+    return f"posprobe compare {shown} -o REPORT{more}{settings_as_options(comparison.inference)}"
