@@ -144,6 +144,9 @@ def _found(comparison: Comparison, answer: Answer) -> str:
     """What was found about a hypothesis, in numbers."""
     if answer.hypothesis == "H3":
         table = comparison.tables["models"]
+        stores = {member.name: member.shifted for member in comparison.lineup.members}
+        causal = [stores[model].header.variant != "no_causal" for model in table["model"]]
+        table = table[causal]  # without a causal mask V_M is 0 by construction
         lowest = " and ".join(f"{v} {number(float(table[v].min()))}" for v in ("V_M", "V_R"))
         return f"lowest of any model: {lowest} nats²"
     value = PRIMARY_VALUE if answer.value == PRIMARY_VALUE else RELATIVE
