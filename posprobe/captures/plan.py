@@ -263,7 +263,7 @@ def fitting_length(model: ObservableModel, length: int | None, past_training: bo
         If a length that was asked for exceeds the positions that the model was made for.
     """
     if length is None and model.max_length is not None:
-        length = min(LENGTH, int(model.max_length * model.variant.reach))
+        length = min(LENGTH, model.max_length)  # of all variants, so they can be compared
     length = LENGTH if length is None else length
     _check_length(model, length, past_training)
     return length

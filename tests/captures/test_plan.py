@@ -42,9 +42,10 @@ def test_the_usual_length_is_256(made_for, taken, llama, monkeypatch):
     assert fitting_length(llama, None) == taken
 
 
-def test_a_variant_that_reaches_farther_lengthens_what_fits():
-    model = load_model("zoo/rope-0", variant="ntk(1.5)")
-    assert fitting_length(model, None) == 192
+def test_variants_of_a_model_get_the_same_length_so_they_can_be_compared():
+    model = load_model("zoo/rope-0", variant="ntk(2)")
+    assert fitting_length(model, None) == 128
+    assert fitting_length(model, 256) == 256
 
 
 @pytest.mark.parametrize(
