@@ -104,7 +104,7 @@ def opening(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
     sizes = _values(comparison, "V_R", "intercept")
     parts = ", ".join(f"{number(value)} nats² under {name}" for name, value in sizes)
     if comparison.lineup.paired:
-        tested = "These are variants of one checkpoint: they describe it, and test no architecture."
+        tested = _paired(comparison)
     else:
         tested = (
             f"{len(comparison.lineup.members)} models of {len(sizes)} architectures: the models "
@@ -113,10 +113,26 @@ def opening(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
     return [f"The residual channel, V_R, is {parts}.", tested, *_verdicts(found)]
 
 
+def _paired(comparison: Comparison) -> str:
+    """The differences in V_R between variants of one checkpoint, item by item."""
+    table = comparison.tables.get("differences", pd.DataFrame(columns=["value", "response"]))
+    rows = table[(table["value"] == PRIMARY_VALUE) & (table["response"] == "intercept")]
+    differences = "; ".join(
+        f"{row['contrast'].replace(' - ', ' − ')} {number(row['estimate'])} "
+        f"({bounds(row['low'], row['high'])})"
+        for _, row in rows.iterrows()
+    )
+    found = f"Differences in V_R, paired by item: {differences} nats². " if differences else ""
+    return (
+        f"{found}These are variants of one checkpoint: they describe it, and test no architecture."
+    )
+
+
 def _verdicts(found: Sequence[Answer]) -> list[str]:
-    """Each hypothesis in words, with its verdict, and on what where there are several."""
+    """Each hypothesis that these files test, with its verdict, and on what if on several."""
     sentences = []
-    for (name, statement), answers in groupby(found, lambda one: (one.hypothesis, one.statement)):
+    tested = [answer for answer in found if answer.verdict != "not_applicable"]
+    for (name, statement), answers in groupby(tested, lambda one: (one.hypothesis, one.statement)):
         verdicts = [(VERDICTS[answer.verdict], answer.value) for answer in answers]
         said = ", ".join(f"{verdict} by {value}" for verdict, value in verdicts)
         said = said if len(verdicts) > 1 else verdicts[0][0]
@@ -147,6 +163,8 @@ def _found(comparison: Comparison, answer: Answer) -> str:
         stores = {member.name: member.shifted for member in comparison.lineup.members}
         causal = [stores[model].header.variant != "no_causal" for model in table["model"]]
         table = table[causal]  # without a causal mask V_M is 0 by construction
+        if table.empty:
+            return ""
         lowest = " and ".join(f"{v} {number(float(table[v].min()))}" for v in ("V_M", "V_R"))
         return f"lowest of any model: {lowest} nats²"
     value = PRIMARY_VALUE if answer.value == PRIMARY_VALUE else RELATIVE
