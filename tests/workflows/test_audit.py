@@ -88,7 +88,7 @@ def test_a_model_in_memory_is_audited_as_its_folder_is(model_folder, audited, te
     origin = f"in memory (class LlamaForCausalLM; name or path {Path(model_folder).name})"
     assert origin in shown
     (commands,) = re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)
-    assert commands.splitlines() == ["posprobe analyze *.h5 -o REPORT"]  # nothing loads it again
+    assert commands.splitlines() == ["posprobe analyze *.h5 -o REPORT --seed 2"]  # nothing loads it
 
 
 def test_folder_holds_report_claims_tables_figures_and_files(audited):
