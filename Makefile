@@ -56,7 +56,9 @@ slow: $(STAMP)
 planted: $(STAMP)
 	PYTHONPATH=tests/helpers $(BIN)/python tests/planted/try_faults.py $(NAME)
 
+# Pages of names that are gone would be in no table of contents.
 docs: $(STAMP_DOCS)
+	rm -rf docs/generated
 	$(SPHINX) -b html -d build/doctrees docs build/site
 	$(BIN)/python docs/_extensions/links.py build/site
 

@@ -42,6 +42,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "smartquotes"]
 myst_url_schemes = {"http": None, "https": None, "site": "{{path}}"}
 
 # Docstrings. Types are in their text, in words.
+autodoc_preserve_defaults = True  # `CaptureOptions()`, and not all of its fields
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autosummary_generate = True

@@ -385,11 +385,28 @@ def test_audit_loads_the_model_as_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr("posprobe.workflows.audit.audit", audit)
     arguments = ["--device", "cpu", "--model-dtype", "bfloat16", "--revision", "v2", "-q"]
+    arguments += ["--name", "Mine"]
     found = invoke("audit", "org/model", "--out", tmp_path, *arguments, "--batch-tokens", 99)
     assert found.exit_code == 0, found.stderr
     (options,) = calls
     assert options["loading"] == {"device": "cpu", "dtype": "bfloat16", "revision": "v2"}
     assert (options["batch_tokens"], options["progress"]) == (99, False)
+    assert (options["name"], options["length"]) == ("Mine", None)
+
+
+def test_a_capture_has_the_name_that_was_given_and_a_length_that_fits(
+    model_folder, text_file, tmp_path
+):
+    path = tmp_path / "a.h5"
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        found = invoke(
+            "capture", model_folder, "-o", path, "--name", "Mine", "--text", text_file, "-q"
+        )
+    said = "sequences have 64 tokens instead of 256: model 'Mine' was made for no more"
+    assert found.stderr == f"posprobe: warning: {said}\n"
+    with ActivationStore(path) as store:
+        assert (store.model, store.length) == ("Mine", 64)
 
 
 CONFIG = """

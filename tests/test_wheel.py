@@ -102,8 +102,9 @@ def test_links_of_the_description_lead_to_the_released_version(wheel):
 
 def recipe():
     """The outputs of the conda recipe by name, and its version."""
-    read = yaml.safe_load((PACKAGING / "conda" / "meta.yaml").read_text())
-    return {out["name"]: out for out in read["outputs"]}, read["package"]["version"]
+    read = yaml.safe_load((PACKAGING / "conda" / "recipe.yaml").read_text())
+    assert (PACKAGING / "conda" / read["source"]["path"]).resolve() == ROOT
+    return {out["package"]["name"]: out for out in read["outputs"]}, read["recipe"]["version"]
 
 
 def needs(lines):
@@ -124,7 +125,7 @@ def test_the_conda_recipe_says_what_pyproject_says():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert needs(plain["requirements"]["host"]) == needs(build) | {python, ("pip", "")}
     (script,) = PROJECT["scripts"].items()
-    assert plain["build"]["entry_points"] == [" = ".join(script)]
+    assert plain["build"]["python"]["entry_points"] == [" = ".join(script)]
 
 
 def test_the_containerfile_names_what_there_is():

@@ -10,10 +10,11 @@ cluster    captures on many machines
 
 from posprobe.captures.cluster import capture_distributed, connect
 from posprobe.captures.options import OFFSETS, QUANTITIES, CaptureOptions
-from posprobe.captures.plan import check_length
+from posprobe.captures.plan import LENGTH, fitting_length, warn_of_length
 from posprobe.captures.run import Consumer, capture, capture_stimulus, draw
 
 __all__ = [
+    "LENGTH",
     "OFFSETS",
     "QUANTITIES",
     "CaptureOptions",
@@ -21,7 +22,8 @@ __all__ = [
     "capture",
     "capture_distributed",
     "capture_stimulus",
-    "check_length",
     "connect",
     "draw",
+    "fitting_length",
+    "warn_of_length",
 ]

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from posprobe.captures.options import CaptureOptions
-from posprobe.captures.plan import CapturePlan, plan_capture, versions, warn_of_repeats
+from posprobe.captures.plan import (
+    CapturePlan,
+    plan_capture,
+    versions,
+    warn_of_length,
+    warn_of_repeats,
+)
 from posprobe.captures.run import draw, fill, token_bar
 from posprobe.errors import ClusterError, PosprobeError, quieted, signals_blocked
 from posprobe.models import ModelSource, ObservableModel, load_model
@@ -195,6 +201,7 @@ def capture_distributed(
     recipe = Recipe(model, tuple(sorted((loading or {}).items())))
     with _lost_cluster():
         plan = _answer(client.submit(_plan, recipe, words, drawing, options, pure=False))
+    warn_of_length(plan.header.model, drawing.get("length"), plan.header.length)
     warn_of_repeats(plan)
     begin = StoreWriter.resume if resume else StoreWriter.create
     extra = {} if resume else {"overwrite": overwrite}

@@ -43,15 +43,18 @@ from posprobe.store import (
 __all__ = [
     "ALONE",
     "BATCH_TOKENS",
+    "LENGTH",
     "CapturePlan",
-    "check_length",
     "effective_window",
+    "fitting_length",
     "plan_capture",
     "versions",
+    "warn_of_length",
     "warn_of_repeats",
 ]
 
 BATCH_TOKENS = 2048
+LENGTH = 256  # tokens of the longest sequence where nobody says how many
 ALONE = 64  # first tokens that are run together in one pass, each without its sequence
 REMASKED = {"remasked_normalizer", "remasked_body", "band_normalizer"}
 BY_OFFSET = {"offset_score", "band_offset_score"}
@@ -160,7 +163,7 @@ def plan_capture(
         As in `posprobe.captures.capture_stimulus`.
     """
     model.check()
-    check_length(model, stimulus.tokens.shape[1], options.past_training)
+    _check_length(model, stimulus.tokens.shape[1], options.past_training)
     _check_tokens(model, stimulus)
     check_treatment(options.position0)
     change = model.intervention().combined(options.intervention)
@@ -239,22 +242,61 @@ def _tokens_that_fit(model: ObservableModel, stimulus: Stimulus) -> int:
     return max(BATCH_TOKENS, 2 ** int(np.log2(free / 2 / (4 * numbers))))
 
 
-def check_length(model: ObservableModel, length: int, past_training: bool = False) -> None:
-    """Refuse sequences past the training length, unless they were asked for and can run.
+def fitting_length(model: ObservableModel, length: int | None, past_training: bool = False) -> int:
+    """Return the length that was asked for, or by default one that the model takes.
 
     Parameters
     ----------
     model : ObservableModel
-    length : int
-        Tokens of the longest sequence.
+    length : int or None
+        Tokens of the longest sequence. None means 256, or fewer where the model was made for fewer.
     past_training : bool
         As in `CaptureOptions`.
+
+    Returns
+    -------
+    int
 
     Raises
     ------
     StimulusError
-        If they exceed the positions that the model was made for; the message gives their number.
+        If a length that was asked for exceeds the positions that the model was made for.
     """
+    if length is None and model.max_length is not None:
+        length = min(LENGTH, model.max_length)  # of all variants, so they can be compared
+    length = LENGTH if length is None else length
+    _check_length(model, length, past_training)
+    return length
+
+
+def warn_of_length(model: str, asked: int | None, length: int) -> None:
+    """Warn of a default that is shorter than usual, since the model takes no more.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model.
+    asked : int or None
+        The length that was asked for.
+    length : int
+        The length that was taken.
+
+    Warns
+    -----
+    PosprobeWarning
+        If none was asked for, and the model was made for fewer than 256 tokens.
+    """
+    if asked is None and length < LENGTH:
+        warnings.warn(
+            f"sequences have {length} tokens instead of {LENGTH}: model {model!r} was made for no "
+            "more",
+            PosprobeWarning,
+            stacklevel=3,
+        )
+
+
+def _check_length(model: ObservableModel, length: int, past_training: bool) -> None:
+    """Refuse sequences past the training length, unless they were asked for and can run."""
     if model.max_length is None or length <= model.max_length:
         return
     made_for = f"the {model.max_length} positions that model {model.name!r} was made for"

@@ -16,9 +16,10 @@ from posprobe.captures.options import CaptureOptions
 from posprobe.captures.plan import (
     ALONE,
     CapturePlan,
-    check_length,
     effective_window,
+    fitting_length,
     plan_capture,
+    warn_of_length,
     warn_of_repeats,
 )
 from posprobe.captures.position0 import replaced_embedding
@@ -86,7 +87,7 @@ def capture(
     tokenizer: Any = None,
     design: str = "natural",
     n: int = 40,
-    length: int = 256,
+    length: int | None = None,
     window: int = 32,
     prefixes: tuple[int, ...] | None = None,
     bos: str = "native",
@@ -114,8 +115,9 @@ def capture(
         How the sequences are drawn from the text; see `posprobe.make_stimulus`.
     n : int, default=40
         Number of items, at least 2.
-    length : int, default=256
-        Length of the longest sequence in tokens, a BOS included.
+    length : int or None, default=None
+        Length of the longest sequence in tokens, a BOS included. None means 256, or as many as the
+        model was made for where these are fewer.
     window : int, default=32
         Length in tokens of the window that the shifted design compares over positions.
     prefixes : tuple of int, optional
@@ -175,6 +177,7 @@ def capture(
         first_item=first_item,
         past_training=options.past_training,
     )
+    warn_of_length(model.name, length, stimulus.tokens.shape[1])
     return capture_stimulus(
         model,
         stimulus,
@@ -193,7 +196,7 @@ def draw(
     *,
     design: str = "natural",
     n: int = 40,
-    length: int = 256,
+    length: int | None = None,
     bos: str = "native",
     past_training: bool = False,
     **options: Any,
@@ -208,7 +211,9 @@ def draw(
         Text to draw from, see `posprobe.stimuli.read_text`. By default, the Python language
         reference that comes with CPython. A string is the text itself, unless it names a bundled
         text or a data set; a file is ``Path(...)``.
-    design, n, length, bos, **options
+    length : int or None, default=None
+        As in `capture`.
+    design, n, bos, **options
         As described in `posprobe.make_stimulus`.
     past_training : bool, default=False
         As in `CaptureOptions`.
@@ -225,7 +230,7 @@ def draw(
         If the model has fewer positions than `length`, or the text cannot provide the sequences
         that are asked for.
     """
-    check_length(model, length, past_training)
+    length = fitting_length(model, length, past_training)
     return make_stimulus(
         design,
         Corpus.of_text(read_text(text), model.tokenize),

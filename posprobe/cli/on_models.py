@@ -87,27 +87,30 @@ def audit(
     device: str | None,
     model_dtype: str,
     revision: str | None,
+    name: str,
     quiet: bool,
     **given: Any,
 ) -> None:
     """Capture, analyze and report on MODEL: a hub id, a folder, a GGUF file or a bundled name."""
     check_limit(MODELS)
+    from posprobe.captures import LENGTH
     from posprobe.models import Variant, parse_variant
     from posprobe.workflows.audit import audit as run
 
-    asked = [name.strip() for name in variants.split(",") if name.strip()]
+    asked = [one.strip() for one in variants.split(",") if one.strip()]
     if not asked:
         raise click.BadParameter("name at least one variant", param_hint="--variants")
     names: dict[Variant, str] = {}
-    for name in asked:
-        names.setdefault(parse_variant(name), name)
+    for one in asked:
+        names.setdefault(parse_variant(one), one)
     for variant in names:
-        variant.check_length(given["length"])  # before the first of them is captured
+        variant.check_length(given["length"] or LENGTH)  # before the first of them is captured
     text, options = _read(**given)
-    options["loading"] = {"device": device, "dtype": model_dtype, "revision": revision}
-    for name in names.values():
-        folder = out if len(names) == 1 else out / name
-        report = run(model, folder, variant=name, text=text, progress=not quiet, **options)
+    loading = {"device": device, "dtype": model_dtype, "revision": revision}
+    options |= {"name": name, "loading": loading, "text": text, "progress": not quiet}
+    for one in names.values():
+        folder = out if len(names) == 1 else out / one
+        report = run(model, folder, variant=one, **options)
         print_path(report)
 
 
@@ -212,6 +215,7 @@ def capture(
     device: str | None,
     model_dtype: str,
     revision: str | None,
+    name: str,
     quiet: bool,
     erase: Edit,
     erase_random: Edit,
@@ -230,7 +234,8 @@ def capture(
     text, given = _read(**given)
     options, given = CaptureOptions().split(given)
     given |= {"text": text, "progress": not quiet, "options": options}
-    loading = {"variant": variant, "device": device, "dtype": model_dtype, "revision": revision}
+    loading = {"variant": variant, "device": device, "dtype": model_dtype}
+    loading |= {"revision": revision, "name": name}
     edits = {"erase": erase, "erase-random": erase_random, "steer": steer}
     if dask is not None:
         from posprobe.captures import capture_distributed, connect

@@ -207,6 +207,7 @@ LOADING = shared(
         show_default=True,
         help="Precision of weights and activations.",
     ),
+    click.option("--name", default="", help="Name of the model in files and reports."),
     click.option("--revision", help="Branch, tag or commit of a hub model.  [default: main]"),
     OFFLINE,
 )
@@ -287,9 +288,7 @@ SIZE_OPTIONS = shared(
     click.option(
         "--length",
         type=int,
-        default=256,
-        show_default=True,
-        help="Tokens of the longest sequence.",
+        help="Tokens of the longest sequence.  [default: 256, or fewer if the model takes no more]",
     ),
     click.option(
         "--window",

@@ -119,9 +119,9 @@ def balance_of_variance(tables: Tables, ax: Axes) -> Axes:
     for k, (_, name, times, colour) in enumerate(parts):
         size, low, high = (times * float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
         begin = 0.0 if name == "V_T" else start
-        ax.barh(k, size, left=begin, height=0.62, color=colour, alpha=0.85)
-        ax.hlines(k, begin + low, begin + high, "#555555", lw=1.4)
-        ax.vlines((begin + low, begin + high), k - 0.12, k + 0.12, "#555555", lw=1.4)
+        ax.barh(k, size, left=begin, height=0.62, color=colour, alpha=0.5)
+        ax.hlines(k, begin + low, begin + high, "black", lw=1.2)
+        ax.vlines((begin + low, begin + high), k - 0.12, k + 0.12, "black", lw=1.2)
         start = begin + size
     ax.axvline(0, color="black", lw=0.7)
     ax.set_yticks(range(len(parts)), [label for label, *_ in parts])

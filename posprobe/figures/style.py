@@ -76,6 +76,8 @@ class Panel:
         What lines, bands and bars are; ``{level}`` is replaced by the level of the intervals.
     stimulus : str or None
         A stimulus that the table must contain.
+    quantities : tuple of str
+        Quantities of which the table must contain one.
     n_layers : int
         The least number of layers that the table must have.
     height : callable or float
@@ -86,6 +88,7 @@ class Panel:
     draw: Callable[[Tables, Axes], Axes]
     caption: str
     stimulus: str | None = None
+    quantities: tuple[str, ...] = ()
     n_layers: int = 0
     height: Callable[[pd.DataFrame], float] | float = 3.6
 
@@ -93,6 +96,8 @@ class Panel:
         """Whether the tables contain what is drawn."""
         table = tables.get(self.needs)
         if table is None or table.empty:
+            return False
+        if self.quantities and not table["quantity"].isin(self.quantities).any():
             return False
         if self.n_layers and len({*table["layer"]} - {"all"}) < self.n_layers:
             return False

@@ -126,7 +126,7 @@ PANELS: dict[str, Panel] = {
         f"training_{quantity}": Panel("curves", partial(one_channel, quantity=quantity), BAND)
         for quantity in ("V_M", "V_R", "C_MR")
     },
-    "training_fractions": Panel("curves", fractions, BAND),
+    "training_fractions": Panel("curves", fractions, BAND, quantities=FRACTIONS),
     "half_way": Panel(
         "half_way",
         half_way,

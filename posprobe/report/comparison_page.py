@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from posprobe.figures import COMPARISON_PANELS
 from posprobe.report.claim_rows import ADJUSTED, questions
 from posprobe.report.drawings import Drawing, drawings, files, placed
 from posprobe.report.pages import as_csv, render, write_files
-from posprobe.report.words import VERDICTS, bounds, number
+from posprobe.report.settings import settings_as_options, settings_in_words, settings_table
+from posprobe.report.words import VERDICTS, bounds, number, set_apart
 
 __all__ = ["summarise", "write_comparison"]
 
@@ -104,16 +106,40 @@ def opening(comparison: Comparison, found: Sequence[Answer]) -> list[str]:
     sizes = _values(comparison, "V_R", "intercept")
     parts = ", ".join(f"{number(value)} nats² under {name}" for name, value in sizes)
     if comparison.lineup.paired:
-        tested = "These are variants of one checkpoint: they describe it, and test no architecture."
+        tested = _paired(comparison)
     else:
         tested = (
             f"{len(comparison.lineup.members)} models of {len(sizes)} architectures: the models "
             "are the sample."
         )
-    verdicts = "; ".join(
-        f"{answer.hypothesis} ({answer.value}) {VERDICTS[answer.verdict]}" for answer in found
+    return [f"The residual channel, V_R, is {parts}.", tested, *_verdicts(found)]
+
+
+def _paired(comparison: Comparison) -> str:
+    """The differences in V_R between variants of one checkpoint, item by item."""
+    table = comparison.tables.get("differences", pd.DataFrame(columns=["value", "response"]))
+    rows = table[(table["value"] == PRIMARY_VALUE) & (table["response"] == "intercept")]
+    differences = "; ".join(
+        f"{row['contrast'].replace(' - ', ' − ')} {number(row['estimate'])} "
+        f"({bounds(row['low'], row['high'])})"
+        for _, row in rows.iterrows()
     )
-    return [f"The residual channel, V_R, is {parts}.", tested, f"Hypotheses: {verdicts}."]
+    found = f"Differences in V_R, paired by item: {differences} nats². " if differences else ""
+    return (
+        f"{found}These are variants of one checkpoint: they describe it, and test no architecture."
+    )
+
+
+def _verdicts(found: Sequence[Answer]) -> list[str]:
+    """Each hypothesis that these files test, with its verdict, and on what if on several."""
+    sentences = []
+    tested = [answer for answer in found if answer.verdict != "not_applicable"]
+    for (name, statement), answers in groupby(tested, lambda one: (one.hypothesis, one.statement)):
+        verdicts = [(VERDICTS[answer.verdict], answer.value) for answer in answers]
+        said = ", ".join(f"{verdict} by {value}" for verdict, value in verdicts)
+        said = said if len(verdicts) > 1 else verdicts[0][0]
+        sentences.append(f"{name}, {said}: {statement[0].lower()}{statement[1:]}")
+    return sentences
 
 
 def _values(comparison: Comparison, value: str, response: str) -> list[tuple[str, float]]:
@@ -136,6 +162,11 @@ def _found(comparison: Comparison, answer: Answer) -> str:
     """What was found about a hypothesis, in numbers."""
     if answer.hypothesis == "H3":
         table = comparison.tables["models"]
+        stores = {member.name: member.shifted for member in comparison.lineup.members}
+        causal = [stores[model].header.variant != "no_causal" for model in table["model"]]
+        table = table[causal]  # without a causal mask V_M is 0 by construction
+        if table.empty:
+            return ""
         lowest = " and ".join(f"{v} {number(float(table[v].min()))}" for v in ("V_M", "V_R"))
         return f"lowest of any model: {lowest} nats²"
     value = PRIMARY_VALUE if answer.value == PRIMARY_VALUE else RELATIVE
@@ -172,6 +203,7 @@ def write_comparison(
     texts = {
         "comparison.json": plain + "\n",
         **{f"tables/{name}.csv": as_csv(t) for name, t in comparison.tables.items()},
+        "tables/inference.csv": as_csv(settings_table(comparison.inference)),
         **files(drawn),
         "report.html": _page(comparison, claims, found, drawn),
     }
@@ -189,6 +221,7 @@ def _plain(
         "architectures": lineup.architectures,
         "items": len(lineup.items),
         "level": comparison.level,
+        "n_resamples": comparison.inference.n_resamples,
         "status": {value: one.status for value, one in comparison.found.items()},
         "reason": {value: one.reason for value, one in comparison.found.items()},
         "mixed_model": {
@@ -288,8 +321,11 @@ def _parts(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
         table = tables.get(name)
         if table is None:
             continue
-        kept = [c for c in columns or table.columns if c in table.columns]
-        parts.append({"name": name, "title": title, "text": TEXTS[name], "table": table[kept]})
+        text, table = TEXTS[name], table[[c for c in columns or table.columns if c in table]]
+        if name == "checks":
+            same, table = set_apart(table)
+            text = f"{text} {same}".strip()
+        parts.append({"name": name, "title": title, "text": text, "table": table})
     return parts
 
 
@@ -307,6 +343,7 @@ def _protocol(comparison: Comparison) -> list[str]:
         f"{listed(store.offsets)}. M, the mask channel, is how the late row's weight would change "
         "if the row saw only the keys of the early one. R = T − M is the residual channel. "
         "Variances over positions are U-statistics over pairs of different items.",
+        f"Intervals: {settings_in_words(comparison.inference)}.",
         "Values compared: " + "; ".join(f"{k}, {v}" for k, v in VALUES.items()) + ".",
     ]
     for one in comparison.found.values():
@@ -320,4 +357,4 @@ def _command(comparison: Comparison) -> str:
     files = " ".join(shlex.quote(store.path.name) for store in comparison.lineup.stores())
     shown = files if len(files) < 200 else "*.h5"
     more = "" if comparison.lineup.same_tokens else " --different-tokens"
-    return f"posprobe compare {shown} -o REPORT{more}"
+    return f"posprobe compare {shown} -o REPORT{more}{settings_as_options(comparison.inference)}"

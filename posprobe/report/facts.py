@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posprobe.analysis import Analysis, kept, planned_items, way_of_writing
+from posprobe.report.settings import settings_as_options, settings_in_words
 from posprobe.stimuli import DEFAULT_CORPUS, UNNAMED
 from posprobe.store import ActivationStore, Header
 
@@ -68,6 +69,7 @@ def model_facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("digests", _without_digests(analysis)),
         ("repeated items", _repeats(analysis)),
         ("windows", planned_items(analysis.files.shifted) if analysis.files.shifted else ""),
+        ("intervals", settings_in_words(analysis.inference)),
         ("seed", str(header.seed)),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(header.versions.items()))),
     ]
@@ -167,7 +169,8 @@ def commands(analysis: Analysis) -> list[str]:
         intervened = analysis.files.intervened()
         stores = [store for store in analysis.files.all() if store not in intervened]
         captures = [_capture(part) for store in stores for part in store.parts]
-    return [*captures, "posprobe analyze *.h5 -o REPORT"]
+    options = settings_as_options(analysis.inference)
+    return [*captures, f"posprobe analyze *.h5 -o REPORT{options}"]
 
 
 def _audit(analysis: Analysis) -> str | None:
@@ -180,7 +183,7 @@ def _audit(analysis: Analysis) -> str | None:
     if sizes != AUDIT_DEFAULT and sizes[0] != sizes[1]:
         return None
     return _command(
-        ["audit", header.model],
+        ["audit", *_model(header)],
         variants=header.variant if header.variant != "standard" else None,
         n=None if sizes == AUDIT_DEFAULT else sizes[0],
         length=files.natural.length,
@@ -193,10 +196,16 @@ def _audit(analysis: Analysis) -> str | None:
     )
 
 
+def _model(header: Header) -> list[str]:
+    """What the model is loaded by, and its name where it was given another."""
+    asked = header.options.get("model", {}).get("model", header.model)
+    return [asked] if asked == header.model else [asked, "--name", header.model]
+
+
 def _capture(store: ActivationStore) -> str:
     header = store.header
     return _command(
-        ["capture", header.model, "-o", store.path.name],
+        ["capture", *_model(header), "-o", store.path.name],
         design=header.design,
         bos=header.stimulus.get("bos"),
         position0=header.position0_treatment if header.position0_treatment != "native" else None,

@@ -112,14 +112,12 @@ def channels(analysis: Analysis) -> str:
             f"of (below {SMALLEST['nats^2']:g}). So little is not worth dividing into channels."
         )
     (opposed, reinforcing), n = _related(table), len(table)
-    undefined = int((table["status"] != "ok").sum())
     largest = table["layer"].iloc[table["V_R"].astype(float).argmax()]
     text = (
         f"Averaged over layers, V_T is {with_interval(row, 'V_T')}, V_M "
         f"{with_interval(row, 'V_M')} and V_R {with_interval(row, 'V_R')} nats². The channels "
         f"oppose each other in {opposed} of {n} layers and reinforce each other in {reinforcing}; "
-        "in the others they do neither, or too little to speak of. Shares are undefined in "
-        f"{undefined} layers, where V_T is not distinguishable from 0."
+        "in the others they do neither, or too little to speak of." + _undefined(table, "layers")
     )
     text += (
         f" V_R is too small to speak of (below {SMALLEST['nats^2']:g})."
@@ -170,12 +168,19 @@ def heads(analysis: Analysis) -> str:
         sum(row[f"{name}_p_adjusted"] < alpha and not too_small(row, name) for _, row in rows)
         for name, rows in ((name, table.iterrows()) for name in ("V_T", "V_R"))
     )
-    undefined = int((table["status"] != "ok").sum())
     return (
         f"Attention changes with position in {total} of {len(table)} heads, and {residual} have a "
         f"residual channel (p < {alpha:.2g}, adjusted for all heads by max-T, and not too small to "
-        f"speak of). Shares are undefined in {undefined} heads.{_offsets(analysis)}"
+        f"speak of).{_undefined(table, 'heads')}{_offsets(analysis)}"
     )
+
+
+def _undefined(table: pd.DataFrame, what: str) -> str:
+    """How many rows have no shares; nothing if all have."""
+    count = int((table["status"] != "ok").sum())
+    if not count:
+        return ""
+    return f" Shares are undefined in {count} {what}, where V_T is not distinguishable from 0."
 
 
 def _offsets(analysis: Analysis) -> str:

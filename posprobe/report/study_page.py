@@ -16,7 +16,9 @@ from posprobe.report.glossary import GLOSSARY, LIMITS
 from posprobe.report.head_map import head_map
 from posprobe.report.pages import as_csv, render, write_files
 from posprobe.report.sections import SECTIONS, Section
+from posprobe.report.settings import settings_table
 from posprobe.report.summary import opening, summary
+from posprobe.report.words import set_apart
 
 __all__ = ["write_report"]
 
@@ -59,6 +61,7 @@ def write_report(
     texts = {
         "claims.json": plain + "\n",
         **{f"tables/{name}.csv": as_csv(t) for name, t in analysis.tables.items()},
+        "tables/inference.csv": as_csv(settings_table(analysis.inference)),
         **files(drawn),
         "report.html": _page(analysis, claims, drawn, title),
     }
@@ -72,6 +75,7 @@ def _page(
     level = analysis.inference.percent
     there = [section for section in SECTIONS if section.needs in analysis.tables]
     heads = head_map(analysis)
+    same, checks = set_apart(analysis.tables["checks"])
     left_out = {*OPENING, *(MAPPED if heads else ())}
     sentences, asked = opening(analysis), questions(claims)
     for question in asked:
@@ -96,7 +100,8 @@ def _page(
         heads=heads,
         adjusted=ADJUSTED,
         missing=[section for section in SECTIONS if section not in there],
-        checks=analysis.tables["checks"],
+        same=same,
+        checks=checks,
         facts=model_facts(analysis),
         limits=LIMITS,
         glossary=GLOSSARY,

@@ -14,6 +14,7 @@ from posprobe.comparison import CURVES, Training
 from posprobe.figures import TRAINING_PANELS
 from posprobe.report.drawings import drawings, files, placed
 from posprobe.report.pages import as_csv, render, write_files
+from posprobe.report.settings import settings_as_options, settings_in_words, settings_table
 from posprobe.report.words import number
 
 __all__ = ["write_training"]
@@ -80,11 +81,13 @@ def write_training(training: Training, folder: str | Path) -> Path:
             if name in training.tables
         ],
         protocol=_protocol(training),
-        command="posprobe compare --steps FILES -o REPORT",
+        command="posprobe compare --steps FILES -o REPORT"
+        + settings_as_options(training.inference),
     )
     texts = {
         "training.json": json.dumps(_plain(training), indent=1, allow_nan=False) + "\n",
         **{f"tables/{name}.csv": as_csv(table) for name, table in training.tables.items()},
+        "tables/inference.csv": as_csv(settings_table(training.inference)),
         **files(drawn),
         "report.html": page,
     }
@@ -130,6 +133,7 @@ def _protocol(training: Training) -> list[str]:
         f"Stimulus: {shifted_design(first.shifted)} {len(run.items)} items are common to all "
         "steps, and the bootstrap draws the same ones at every step.",
         "Quantities: " + "; ".join(f"{name}, {text}" for name, text in CURVES.items()) + ".",
+        f"Intervals: {settings_in_words(training.inference)}.",
         f"Bands: {training.inference.percent}, max-T over the steps of a curve; of variances from "
         "deviations that are studentised in every bootstrap sample.",
     ]
@@ -153,5 +157,6 @@ def _plain(training: Training) -> dict[str, Any]:
     return {
         "steps": list(training.run.steps),
         "level": training.inference.level,
+        "n_resamples": training.inference.n_resamples,
         "opening": opening(training),
     } | {name: records(training.tables[name]) for name in PARTS if name in training.tables}

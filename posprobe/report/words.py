@@ -16,6 +16,7 @@ __all__ = [
     "percent",
     "removed",
     "seen",
+    "set_apart",
     "too_small",
     "with_interval",
 ]
@@ -46,6 +47,26 @@ def number(value: object) -> str:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits}e{int(exponent)}".replace("-", "−")
     return f"{value:.3g}".replace("-", "−")
+
+
+def set_apart(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say once what is the same in all rows of a table, and leave it out of the table.
+
+    Examples
+    --------
+    >>> same, rest = set_apart(pd.DataFrame({"file": ["a", "b"], "sink_rate": [0.5, 0.5]}))
+    >>> same, list(rest)
+    ('The same in all of them: sink rate 0.5.', ['file'])
+    """
+    same = [
+        name
+        for name in map(str, table)
+        if len(table) > 1 and table[name].nunique(dropna=False) == 1
+    ]
+    if not same:
+        return "", table
+    said = "; ".join(f"{name.replace('_', ' ')} {number(table[name].iloc[0])}" for name in same)
+    return f"The same in all of them: {said}.", table.drop(columns=same)
 
 
 def too_small(row: pd.Series, name: str, smallest: float = SMALLEST["nats^2"]) -> bool:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from posprobe.errors import StoreError
-from posprobe.store.axes import AXES
+from posprobe.store.axes import AXES, Axis
 from posprobe.store.files import REPLACE
-from posprobe.store.layout import DATA_SETS, Header
+from posprobe.store.layout import DATA_SETS, DataSet, Header
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,13 +76,19 @@ def to_xarray(
         along = _along(header, name, kept)
         for axis, values in along.items():
             dimension = AXES[axis]
-            described = {"long_name": dimension.meaning, "units": dimension.unit}
+            described = _described(dimension)
             coordinates[dimension.name] = (dimension.name, values, described)
-        described = {"long_name": DATA_SETS[name].meaning, "units": DATA_SETS[name].unit}
+        described = _described(DATA_SETS[name])
         dimensions = tuple(AXES[axis].name for axis in along)
         variables[name] = (dimensions, _values(read, name, kept), described)
     whole = xarray.Dataset(variables, coordinates, header.attributes())
     return whole.set_coords([name for name in header.index if name != "tokens"])
+
+
+def _described(what: Axis | DataSet) -> dict[str, str]:
+    """Meaning and unit, as plots show them; a number without unit has none to show."""
+    described = {"long_name": what.meaning}
+    return described if what.unit == "1" else described | {"units": what.unit}
 
 
 def to_pandas(

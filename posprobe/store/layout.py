@@ -215,7 +215,9 @@ class Header:
     ((3, 4, 16, 8), (0, 1, 2))
     """
 
-    model: str = _attribute(Text(), "model as it was asked for: hub id, folder or file")
+    model: str = _attribute(
+        Text(), "the name given to the model, else what it was loaded by: hub id, folder or file"
+    )
     design: str = _attribute(Text(), "stimulus design: natural, shifted, iid, repeated, ...")
     n_layers: int = _attribute(_COUNT, "L, number of layers")
     n_heads: int = _attribute(_COUNT, "H, number of query heads per layer")

@@ -17,7 +17,14 @@ from posprobe.analysis import (
     sink_reading_heads,
     strongest,
 )
-from posprobe.captures import OFFSETS, QUANTITIES, CaptureOptions, capture_stimulus, check_length
+from posprobe.captures import (
+    OFFSETS,
+    QUANTITIES,
+    CaptureOptions,
+    capture_stimulus,
+    fitting_length,
+    warn_of_length,
+)
 from posprobe.channels import LEAST_ITEMS, MAX_UNITS, overall_variances, why_not_split
 from posprobe.errors import DesignError, changed, noting, progress_bar
 from posprobe.intervals import Goal, Inference, Interval, next_size
@@ -97,26 +104,18 @@ class Size:
         """The main condition, by its name among the levels of `position0`."""
         return next(name for name, bos in POSITION0.items() if bos == self.bos)
 
-    def check(self) -> None:
-        """Refuse too few sequences, and an unknown policy."""
-        if self.bos not in BOS_POLICIES:
-            raise DesignError(f"bos={self.bos!r} is unknown: choose {', '.join(BOS_POLICIES)}")
-        if self.n is not None and self.n < LEAST_N:
-            raise DesignError(
-                f"n={self.n} is too few: probes need {LEAST_N} folds of sequences, so raise n"
-            )
-
 
 def audit(
     model: ObservableModel | ModelSource,
     folder: str | Path,
     *,
     tokenizer: Any = None,
+    name: str = "",
     loading: Mapping[str, Any] | None = None,
     variant: str = "standard",
     text: TextSource = None,
     n: int | None = None,
-    length: int = 256,
+    length: int | None = None,
     window: int = 32,
     prefixes: tuple[int, ...] | None = None,
     bos: str = "native",
@@ -157,6 +156,9 @@ def audit(
         that only an earlier run made are deleted; captured files are kept.
     tokenizer : transformers tokenizer or None
         As in `load_model`; used only where the model is not an `ObservableModel`.
+    name : str
+        Name of the model in files and in the title of the report, likewise. By default, what it is
+        loaded by.
     loading : mapping or None
         Further arguments of `load_model`, likewise: ``dtype``, ``device``, ``revision``, ...
     variant : str
@@ -169,7 +171,8 @@ def audit(
         Sequences and windows, at least 5 (None: 40 natural sequences and 32 windows).
     length, window, prefixes
         Tokens of the longest sequence, tokens of the window, prefix lengths: see
-        `posprobe.make_stimulus`.
+        `posprobe.make_stimulus`. A length of None means 256, or as many as the model was made for
+        where these are fewer.
     bos : {"native", "force", "none"}
         How sequences of the main condition begin. Unless it is native, `conditions` None means this
         one alone.
@@ -214,15 +217,16 @@ def audit(
         If a model, text, size or folder cannot be used; the message is one line.
     """
     inference = changed(inference, changes)
-    size = Size(n, length, window, prefixes, tuple(offsets), batch_tokens, bos, residual_layers)
-    size.check()
+    _check_start(n, bos)
     words = read_text(text)
     kept = f"captured files in {folder} are kept; run the same command again to go on"
     with noting(kept), output_folder(folder) as made:
         if not isinstance(model, ObservableModel):
-            given = {"tokenizer": tokenizer, "variant": variant, **(loading or {})}
+            given = {"tokenizer": tokenizer, "name": name, "variant": variant, **(loading or {})}
             model = load_model(model, **given)
-        check_length(model, length)
+        tokens = fitting_length(model, length)
+        warn_of_length(model.name, length, tokens)
+        size = Size(n, tokens, window, prefixes, tuple(offsets), batch_tokens, bos, residual_layers)
         main = Corpus.of_text(words, model.tokenize)
         asked = _asked(precision, max_items, size, main, inference.seed)
         capturing = _Capturing(model, made, main, size, inference.seed, progress)
@@ -232,6 +236,14 @@ def audit(
         if full:
             paths += capturing.run(_full_plans(model, made, size, replacements))
         return analyze(paths, made, inference=inference, progress=progress)
+
+
+def _check_start(n: int | None, bos: str) -> None:
+    """Refuse too few sequences and an unknown policy, before anything is loaded."""
+    if bos not in BOS_POLICIES:
+        raise DesignError(f"bos={bos!r} is unknown: choose {', '.join(BOS_POLICIES)}")
+    if n is not None and n < LEAST_N:
+        raise DesignError(f"n={n} is too few: probes need {LEAST_N} folds of sequences, so raise n")
 
 
 def _asked(
@@ -356,7 +368,7 @@ def _levels(
     if "length" in factors and size.prefixes is not None:
         raise DesignError("prefixes belong to one length: give prefixes or conditions of length")
     for other in factors.get("length", []):
-        check_length(model, other)
+        fitting_length(model, other)
     if "text" in factors:
         read = (read_text(text) for text in factors["text"])
         factors["text"] = [main, *(Corpus.of_text(text, model.tokenize) for text in read)]

@@ -20,7 +20,7 @@ ONE_WIDTH = ("residual", "normalizer")  # features that have the same columns in
 
 
 def generalize(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     others: str | Path | Iterable[str | Path] = (),
     *,
     which: str = "residual",
@@ -43,8 +43,8 @@ def generalize(
 
     Parameters
     ----------
-    path : str or Path
-        A capture of the natural design, to train on.
+    path : str or Path, or a sequence of these
+        A capture of the natural design, to train on. Of several, the first; the rest are `others`.
     others : str or Path, or an iterable of these
         Captures of the same model, under other conditions.
     which : {"residual", "normalizer"}
@@ -86,7 +86,10 @@ def generalize(
     """
     if which not in ONE_WIDTH:
         raise DesignError(f"features {which!r}: use one of {', '.join(ONE_WIDTH)}")
-    store, *stores = (ActivationStore(each) for each in (path, *path_list(others)))
+    paths = [*path_list(path), *path_list(others)]
+    if not paths:
+        raise DesignError("no file to train on: give a capture of the natural design")
+    store, *stores = map(ActivationStore, paths)
     for one in (store, *stores):
         if one.design != "natural":
             raise DesignError(f"{one.path.name} is of the {one.design} design: use a natural one")

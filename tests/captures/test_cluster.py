@@ -292,6 +292,12 @@ def test_repeated_items_are_named_here_and_not_only_where_workers_are(take, tmp_
         take(text=[first, second, first], **sizes)
 
 
+def test_a_default_that_fits_the_model_is_said_here_too(take):
+    said = r"sequences have 64 tokens instead of 256: model .* was made for no more"
+    with pytest.warns(PosprobeWarning, match=said):
+        take(length=None, n=2)
+
+
 def test_a_model_in_memory_is_not_sent_to_workers(client, tmp_path):
     with pytest.raises(ClusterError, match="a LlamaForCausalLM is in the memory of this process"):
         capture_distributed(tiny.tiny_model(), tmp_path / "a.h5", client)

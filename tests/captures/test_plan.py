@@ -1,10 +1,11 @@
 """What no capture can be made of is refused before anything is written."""
 
 import capture_child as child
+import numpy as np
 import pytest
 from stored import leftovers
 
-from posprobe.captures import capture, capture_stimulus
+from posprobe.captures import capture, capture_stimulus, fitting_length
 from posprobe.errors import (
     ModelError,
     PosprobeError,
@@ -12,9 +13,9 @@ from posprobe.errors import (
     StimulusError,
     StoreError,
 )
-from posprobe.models import (
-    ObservableModel,
-)
+from posprobe.models import ObservableModel, load_model
+
+TEXT = " ".join(f"word{n}" for n in np.random.default_rng(0).integers(0, 94, 700))
 
 
 def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
@@ -23,6 +24,28 @@ def test_sequences_longer_than_the_model_are_refused(take, tmp_path):
         take(stimulus)
     assert leftovers(tmp_path) == []
     take(child.stimulus("natural", length=64, prefixes=None))
+
+
+def test_a_length_that_nobody_chose_fits_the_model(take, llama, tmp_path):
+    said = "sequences have 64 tokens instead of 256: model 'tiny.*' was made for no more"
+    sizes = {"n": 2, "text": TEXT, "progress": False}
+    with pytest.warns(PosprobeWarning, match=said):
+        assert capture(llama, tmp_path / "a.h5", **sizes).length == 64
+    assert capture(llama, tmp_path / "b.h5", length=64, **sizes).length == 64  # without a warning
+    with pytest.raises(StimulusError, match="length 256 exceeds the 64 positions"):
+        capture(llama, tmp_path / "c.h5", length=256, **sizes)
+
+
+@pytest.mark.parametrize(("made_for", "taken"), [(300, 256), (200, 200), (None, 256)])
+def test_the_usual_length_is_256(made_for, taken, llama, monkeypatch):
+    monkeypatch.setattr(ObservableModel, "max_length", made_for)
+    assert fitting_length(llama, None) == taken
+
+
+def test_variants_of_a_model_get_the_same_length_so_they_can_be_compared():
+    model = load_model("zoo/rope-0", variant="ntk(2)")
+    assert fitting_length(model, None) == 128
+    assert fitting_length(model, 256) == 256
 
 
 @pytest.mark.parametrize(

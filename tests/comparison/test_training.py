@@ -133,6 +133,12 @@ def refuses(said, stores):
     assert "\n" not in str(error.value)
 
 
+def test_without_natural_captures_no_empty_figure_of_sinks_and_probes_is_drawn(tmp_path):
+    tables = follow(line_up_steps(run_of(tmp_path, naturals=False)), inference=QUICK).tables
+    assert draw("training_fractions", tables) is None
+    assert draw("training_V_R", tables) is not None
+
+
 def test_what_is_no_course_of_training_is_refused(tmp_path):
     good = run_of(tmp_path / "good", naturals=False)
     refuses("of steps 0, 15, and a course of training needs three", good[:2])

@@ -4,7 +4,7 @@ import browser
 import numpy as np
 import pytest
 import synthetic
-from lineups import family
+from lineups import family, file_of
 
 from posprobe.workflows.analyze import analyze
 from posprobe.workflows.compare import compare
@@ -27,7 +27,15 @@ def comparison(tmp_path_factory):
     return compare([store.path for store in stores], folder / "report", **QUICK)
 
 
-@pytest.fixture(scope="module", params=["study", "comparison"])
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    for step in (0, 10, 20):
+        file_of(folder / f"step{step}" / "shifted.h5", f"run-step{step}", size=0.2 + step / 50)
+    return compare(sorted(folder.glob("*/*.h5")), folder / "report", steps=True, **QUICK)
+
+
+@pytest.fixture(scope="module", params=["study", "comparison", "training"])
 def page(request):
     """A page with everything unfolded, since what is folded is not looked at."""
     text = request.getfixturevalue(request.param).read_text(encoding="utf-8")

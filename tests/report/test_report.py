@@ -167,7 +167,7 @@ def with_row(analysis, name, **values):
 
 def test_a_report_is_a_page_claims_tables_and_figures(folder, analysis, page):
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    tables = {f"tables/{name}.csv" for name in analysis.tables}
+    tables = {f"tables/{name}.csv" for name in (*analysis.tables, "inference")}
     figures = {name for name in names if name.startswith("figures/")}
     assert names == {"report.html", "claims.json"} | tables | figures
     drawn = {Path(name).stem for name in figures}
@@ -570,6 +570,35 @@ def test_commands_make_the_same_files_again(analysis, stores):
     assert "-o repeated.h5" in capture
 
 
+def test_commands_have_the_name_and_the_settings_that_were_given(tmp_path):
+    store = synthetic.write(
+        tmp_path / "a.h5",
+        {"normalizer": np.zeros((1, 2, 4, 1))},
+        model="Mine",
+        options={"model": {"model": "org/model", "name": "Mine"}},
+    )
+    inference = Inference(level=0.9, n_resamples=500, seed=3)
+    capture, analyze = commands(Analysis(Files(natural=store), {}, {}, inference=inference))
+    assert capture.startswith("posprobe capture org/model --name Mine -o a.h5")
+    assert analyze == "posprobe analyze *.h5 -o REPORT --level 0.9 --resamples 500 --seed 3"
+
+
+def test_level_and_samples_are_on_the_page_and_among_the_tables(page, folder, analysis):
+    settings = pd.read_csv(folder / "tables" / "inference.csv", index_col="setting")["value"]
+    assert settings.to_dict() == {"level": 0.95, "n_resamples": 2000, "n_refits": 40, "seed": 0}
+    said = "level 95%; 2,000 bootstrap samples where an interval takes them; 40 refits of probes"
+    assert said in plain(page)
+
+
+def test_what_is_the_same_in_all_files_is_said_once(page, analysis):
+    (checks,) = re.findall(r'<h2 id="checks">.*?</table>', page, re.DOTALL)
+    (table,) = re.findall(r"<table>.*", checks, re.DOTALL)
+    assert analysis.tables["checks"]["variant"].nunique() == 1
+    assert "The same in all of them: " in checks
+    assert "variant standard" in checks
+    assert "variant" not in table
+
+
 def test_repeated_items_are_named(tmp_path):
     normalizer = {"normalizer": np.zeros((1, 3, 4, 1))}
     store = synthetic.write(tmp_path / "a.h5", normalizer)
@@ -723,7 +752,7 @@ def test_what_an_earlier_run_left_is_deleted_and_captures_are_not(analysis, clai
     assert not [name for name in left if (tmp_path / name).exists()]
     assert all((tmp_path / name).exists() for name in kept)
     written = {path.stem for path in (tmp_path / "tables").glob("*.csv")}
-    assert written == set(analysis.tables)
+    assert written == {*analysis.tables, "inference"}
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -33,6 +33,7 @@ def test_a_dataset_has_the_names_units_and_values_of_the_file(store):
     assert data.residual_query.values.tolist() == [1, 4]
     assert (data.normalizer.units, data.prefix.units) == ("nats", "tokens")
     assert data.normalizer.long_name.startswith("log-sum-exp")
+    assert "units" not in data["head"].attrs  # a plot would write "[1]"
     assert {"item", "prefix_length", "query_start", "sequence_id"} <= set(data.coords)
     np.testing.assert_array_equal(data.tokens, store.tokens)
     assert data.attrs["model"] == "tiny"

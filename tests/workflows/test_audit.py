@@ -18,7 +18,14 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from posprobe.channels import decompose
-from posprobe.errors import DesignError, ModelError, PosprobeError, StimulusError, StoreError
+from posprobe.errors import (
+    DesignError,
+    ModelError,
+    PosprobeError,
+    PosprobeWarning,
+    StimulusError,
+    StoreError,
+)
 from posprobe.models import load_model
 from posprobe.report import drawings
 from posprobe.report.words import VERDICTS
@@ -81,7 +88,7 @@ def test_a_model_in_memory_is_audited_as_its_folder_is(model_folder, audited, te
     origin = f"in memory (class LlamaForCausalLM; name or path {Path(model_folder).name})"
     assert origin in shown
     (commands,) = re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)
-    assert commands.splitlines() == ["posprobe analyze *.h5 -o REPORT"]  # nothing loads it again
+    assert commands.splitlines() == ["posprobe analyze *.h5 -o REPORT --seed 2"]  # nothing loads it
 
 
 def test_folder_holds_report_claims_tables_figures_and_files(audited):
@@ -94,6 +101,14 @@ def test_folder_holds_report_claims_tables_figures_and_files(audited):
     assert "http" not in "".join(
         line for line in (audited / "report.html").read_text().splitlines() if "<script" in line
     )
+
+
+def test_a_name_is_that_of_all_files(model_folder, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "analyze", lambda paths, *_, **__: paths)
+    sizes = child.SIZES | {"length": None}
+    with pytest.warns(PosprobeWarning, match="64 tokens instead of 256: model 'Mine' was made for"):
+        paths = audit(model_folder, tmp_path, name="Mine", text=text, **sizes)
+    assert {ActivationStore(path).model for path in paths} == {"Mine"}  # the title of the report
 
 
 def test_claims_have_the_fields_that_scripts_read(audited):

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 
@@ -96,6 +97,14 @@ def test_a_model_of_another_width_is_refused(files, tmp_path, rng):
     synthetic.study_files(tmp_path, rng)
     with pytest.raises(DesignError, match=r"target 'natural\.h5' has 4 features, the probe 128"):
         quiet(files / "native.h5", [tmp_path / "natural.h5"], trained_to=10, layers=[1])
+
+
+def test_of_several_files_the_first_is_trained_on(files):
+    both = [files / "native.h5", files / "ntk.h5"]
+    options = {"layers": [1], "trained_to": 8}
+    pd.testing.assert_frame_equal(quiet(both, **options), quiet(*both, **options))
+    with pytest.raises(DesignError, match="no file to train on: give a capture of the natural"):
+        quiet([])
 
 
 def test_a_log_gets_lines_instead_of_a_bar(files, capfd):
