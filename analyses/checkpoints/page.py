@@ -58,11 +58,20 @@ def write_page(report: Path, tables: dict[str, pd.DataFrame]) -> str:
 def findings(tables: dict[str, pd.DataFrame]) -> list[str]:
     """The order of each pair of quantities, and what each run begins and ends with."""
     runs = sorted(tables["half_way"]["model"].unique())
+    ordered = orders(tables)
+    held = [f"{NAMES[one]} before {NAMES[other]}" for one, other, verdict, _ in ordered
+            if verdict == "supported"]  # fmt: skip
+    opening = (
+        f"In all {len(runs)} runs ({', '.join(runs)}) the order of {len(held)} of {len(ordered)} "
+        f"pairs is the same: {'; '.join(held)}."
+        if held
+        else f"No pair has one order in all {len(runs)} runs ({', '.join(runs)})."
+    )
     lines = [
         f"- **{NAMES[one].capitalize()} changes before {NAMES[other]}: {verdict}.** {said}"
-        for one, other, verdict, said in orders(tables)
+        for one, other, verdict, said in sorted(ordered, key=lambda each: each[2] != "supported")
     ]
-    return [f"Runs: {', '.join(runs)}.", "", *changes(tables["half_way"]), *lines]
+    return [opening, "", *lines, *changes(tables["half_way"])]
 
 
 def orders(tables: dict[str, pd.DataFrame]) -> list[tuple[str, str, str, str]]:
