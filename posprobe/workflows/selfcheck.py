@@ -482,8 +482,9 @@ def _family(k: int, case: str) -> tuple[MixedFit, Array, NDArray[np.str_], NDArr
     mixed = compare_architectures(table).mixed
     if mixed is None:
         raise DesignError("the study of architectures has no mixed model")
-    rows = pd.DataFrame(mixed.rows(mixed.parts.design.data))
-    means = rows.groupby(mixed.parts.design.data["architecture"]).mean().to_numpy()
+    cells = mixed.parts.design.data
+    even = cells.assign(**cells.filter(regex="^block_").mean())  # all blocks weigh the same
+    means = pd.DataFrame(mixed.rows(even)).groupby(cells["architecture"]).mean().to_numpy()
     return mixed, np.diff(means, axis=0), models["architecture"].to_numpy(), blocks
 
 
