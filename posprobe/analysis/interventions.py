@@ -11,7 +11,7 @@ from posprobe.analysis.heads import Head, sink_head_table, sink_reading_heads, w
 from posprobe.analysis.masks import mask_probes, mask_tables
 from posprobe.analysis.precision import precision_table
 from posprobe.analysis.specification import specification_curve
-from posprobe.analysis.steps import Found, Step, given, is_split
+from posprobe.analysis.steps import Found, Step, given, holds, is_split
 from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
@@ -22,9 +22,7 @@ LEAST_ITEMS = {"heads": 4, "probes": 5}
 
 def _has(store: ActivationStore | None, purpose: str, quantity: str) -> bool:
     """Return whether a file contains the quantity, for enough items for the purpose."""
-    if store is None:
-        return False
-    return store.n_items >= LEAST_ITEMS[purpose] and quantity in store.header.quantities
+    return store is not None and store.n_items >= LEAST_ITEMS[purpose] and holds(store, quantity)
 
 
 def _has_channels(files: Files) -> bool:

@@ -12,7 +12,7 @@ from posprobe.channels import why_not_split
 from posprobe.intervals import Inference, Interval
 from posprobe.store import ActivationStore
 
-__all__ = ["Found", "Step", "given", "is_split", "titled"]
+__all__ = ["Found", "Step", "given", "holds", "is_split", "titled"]
 
 
 class Found(NamedTuple):
@@ -54,6 +54,11 @@ def given(store: ActivationStore | None) -> ActivationStore:
     """Return a file that `Step.possible` has found to exist."""
     assert store is not None
     return store
+
+
+def holds(store: ActivationStore | None, *quantities: str) -> bool:
+    """Return whether there is a file, and it has all these quantities."""
+    return store is not None and set(quantities) <= set(store.header.quantities)
 
 
 def is_split(store: ActivationStore | None) -> bool:

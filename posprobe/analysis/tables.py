@@ -19,8 +19,9 @@ from posprobe.analysis.position0 import closed_system_table, closure, fingerprin
 from posprobe.analysis.probes import probe_layers
 from posprobe.analysis.replacement import replacement_table
 from posprobe.analysis.sinks import share_of_sink_heads, sink_table
-from posprobe.analysis.steps import Found, Step, given, is_split, titled
+from posprobe.analysis.steps import Found, Step, given, holds, is_split, titled
 from posprobe.channels import (
+    REQUIRED,
     SPLIT,
     Decomposition,
     decompose,
@@ -28,11 +29,16 @@ from posprobe.channels import (
     shares,
     why_no_bands,
 )
-from posprobe.errors import Telling
+from posprobe.errors import DesignError, Telling
 from posprobe.intervals import Inference, Interval, in_processes
 from posprobe.store import ActivationStore
 
 __all__ = ["Analysis", "analyze_files", "possible_steps"]
+
+# What steps read of a natural capture.
+SINKS = ("normalizer", "sink_score")
+POSITION0 = ("position0", "position0_alone")
+PROBED = ("residual", "normalizer")
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,9 +112,16 @@ def analyze_files(
     Raises
     ------
     DesignError
-        If a file does not match the others, or has too few items for a step.
+        If a file does not match the others, has too few items for a step, or no step is possible.
     """
     steps = possible_steps(files)
+    if not steps:
+        names = ", ".join(store.path.name for store in files.all())
+        raise DesignError(
+            f"nothing can be analyzed in {names}: capture a natural file with "
+            f"{' and '.join(SINKS)}, {' and '.join(POSITION0)}, or {' and '.join(PROBED)}, or a "
+            f"shifted one with {', '.join(REQUIRED)}; `posprobe.probes` reads any single quantity"
+        )
     whole, divided = ([one for one in steps if one.divided == kind] for kind in (False, True))
 
     def told(some: list[Step]) -> Iterator[str]:
@@ -134,18 +147,21 @@ def _make(name: str, files: Files, inference: Inference) -> Found:
 
 def _sinks(files: Files, inference: Inference) -> Found:
     store = given(files.natural)
+    return Found(
+        {"sinks": sink_table(store, inference=inference)},
+        {"sink_heads": share_of_sink_heads(store, inference=inference)},
+    )
+
+
+def _position0(files: Files, inference: Inference) -> Found:
+    store = given(files.natural)
     interval, spread = fingerprint_spread(store, inference=inference)
     return Found(
         {
-            "sinks": sink_table(store, inference=inference),
             "closed_system": closed_system_table(store),
             "fingerprint": titled(spread, _first_token(store)),
         },
-        {
-            "sink_heads": share_of_sink_heads(store, inference=inference),
-            "closure": closure(store, inference=inference),
-            "fingerprint_text": interval,
-        },
+        {"closure": closure(store, inference=inference), "fingerprint_text": interval},
     )
 
 
@@ -191,11 +207,16 @@ def _layer_0(files: Files, inference: Inference) -> Found:
 
 
 def _fingerprint(files: Files, inference: Inference) -> Found:
-    store = given(files.behind_one_token or files.shifted)
+    store = given(_behind_one(files))
     interval, spread = fingerprint_spread(store, inference=inference)
     return Found(
         {"fingerprint": titled(spread, _first_token(store))}, {"fingerprint_bos": interval}
     )
+
+
+def _behind_one(files: Files) -> ActivationStore | None:
+    """The shifted capture whose sequences begin alike, if there is one."""
+    return files.behind_one_token or files.shifted
 
 
 def _replacement(files: Files, inference: Inference) -> Found:
@@ -220,18 +241,15 @@ def _has_bands(files: Files) -> bool:
     return files.shifted is not None and why_no_bands(files.shifted) is None
 
 
-def _has_residual(files: Files) -> bool:
-    return files.natural is not None and "residual" in files.natural.header.quantities
-
-
 def _first_token(store: ActivationStore) -> str:
     """Describe whether all inputs begin with the same token."""
     return "one first token" if len(np.unique(store.tokens[:, 0])) == 1 else "many first tokens"
 
 
 STEPS = (
-    Step("sinks", lambda files: files.natural is not None, _sinks),
-    Step("probes", _has_residual, _probes, divided=True),
+    Step("sinks", lambda files: holds(files.natural, *SINKS), _sinks),
+    Step("position 0", lambda files: holds(files.natural, *POSITION0), _position0),
+    Step("probes", lambda files: holds(files.natural, *PROBED), _probes, divided=True),
     *(
         Step(
             f"channels, {design}",
@@ -242,7 +260,7 @@ STEPS = (
     ),
     Step("bands of rotation", _has_bands, _bands),
     Step("layer 0", partial(_has_channels, role="shifted"), _layer_0),
-    Step("fingerprint", lambda files: files.shifted is not None, _fingerprint),
+    Step("fingerprint", lambda files: holds(_behind_one(files), "position0"), _fingerprint),
     Step(
         "replacement of position 0",
         lambda files: is_split(files.shifted) and bool(files.replaced),

@@ -41,10 +41,10 @@ MARGIN = 0.20
 def sink_claims(analysis: Analysis) -> list[Claim]:
     """Whether some heads attend to a sink."""
     statement = "Some heads read an attention sink: their mean attention to key 0 is > 0.3."
-    store = analysis.files.natural
-    if store is None:
-        return [not_applicable("sink_heads", statement, "needs a natural capture")]
-    interval = analysis.intervals["sink_heads"]
+    store, interval = analysis.files.natural, analysis.intervals.get("sink_heads")
+    if store is None or interval is None:
+        needs = "needs a natural capture with normalizer and sink_score"
+        return [not_applicable("sink_heads", statement, needs)]
     protocol = (
         f"{store.n_items} natural sequences of {store.length} tokens, "
         f"{first_token(store)} at position 0. Share of all {store.n_layers * store.n_heads} heads "
@@ -69,11 +69,12 @@ def _closed_system(analysis: Analysis, store: ActivationStore | None) -> Claim:
         "Position 0 is a closed system: its activations equal those of a run on its token alone "
         f"(relative difference < {bound.value:g})."
     )
-    if store is None:
-        return not_applicable(name, statement, "needs a natural capture")
+    interval = analysis.intervals.get("closure")
+    if store is None or interval is None:
+        needs = "needs a natural capture with position0 and position0_alone"
+        return not_applicable(name, statement, needs)
     if mask_name(store) == NO_MASK:
         return not_applicable(name, statement, _sees_all(store))
-    interval = analysis.intervals["closure"]
     protocol = (
         f"{store.n_sequences} sequences; largest relative difference over "
         f"{store.n_layers + 1} depths, averaged over sequences. {bound.source}"
@@ -85,14 +86,15 @@ def _closed_system(analysis: Analysis, store: ActivationStore | None) -> Claim:
 def _fingerprint_constant(analysis: Analysis, store: ActivationStore | None) -> Claim:
     name, bound = "fingerprint_constant", limit("fingerprint_constant", analysis.files)
     statement = "Behind a fixed first token, position 0 leaves the same fingerprint in every input."
-    if store is None:
+    interval = analysis.intervals.get("fingerprint_bos")
+    if store is None or interval is None:
         reason = (
-            "needs a shifted capture with the same token at position 0 throughout (--bos force)"
+            "needs a shifted capture of position0 with the same token there throughout "
+            "(--bos force)"
         )
         return not_applicable(name, statement, reason)
     if mask_name(store) == NO_MASK:
         return not_applicable(name, statement, _sees_all(store))
-    interval = analysis.intervals["fingerprint_bos"]
     protocol = f"{_fingerprint(store)} First token: {first_token(store)}. {bound.source}"
     judged = identity(below(interval, bound.value))
     return make_claim(name, statement, interval, "1", judged, protocol)
@@ -101,10 +103,13 @@ def _fingerprint_constant(analysis: Analysis, store: ActivationStore | None) -> 
 def _fingerprint_varies(analysis: Analysis, store: ActivationStore | None) -> Claim:
     name, bound = "fingerprint_varies", limit("fingerprint_varies", analysis.files)
     statement = "Without a fixed first token the fingerprint varies with the input."
-    if store is None or len(np.unique(store.tokens[:, 0])) == 1:
-        reason = "needs a natural capture whose sequences begin with different tokens (--bos none)"
+    interval = analysis.intervals.get("fingerprint_text")
+    if store is None or interval is None or len(np.unique(store.tokens[:, 0])) == 1:
+        reason = (
+            "needs a natural capture of position0 whose sequences begin with different tokens "
+            "(--bos none)"
+        )
         return not_applicable(name, statement, reason)
-    interval = analysis.intervals["fingerprint_text"]
     protocol = f"{_fingerprint(store)} First token: {first_token(store)}. {bound.source}"
     judged = identity(above(interval, bound.value))
     return make_claim(name, statement, interval, "1", judged, protocol)
