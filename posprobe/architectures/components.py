@@ -167,6 +167,11 @@ class Components:
         kept = values > ROUNDING * values[-1]
         return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
+    @cached_property
+    def across(self) -> Array:
+        """A matrix G of shape (m, r) with ``F' G = I``: the columns of Z G are orthonormal."""
+        return self.half / np.sum(self.half**2, axis=0)
+
     def between(self, theta: Array) -> Array:
         """Return ``F' D F``, (r, r), with D the random effects' covariance over s2."""
         rows = self.transposed(self.factors(theta), self.half)
@@ -175,10 +180,9 @@ class Components:
     def draw(self, theta: Array, rng: np.random.Generator) -> Array:
         """Draw what random effects and residuals bring to the rows, (n,), in units of s."""
         noise = rng.normal(size=self.n)
-        across = self.half / np.sum(self.half**2, axis=0)  # Z across: an orthonormal basis of Z
-        inner = across.T @ (self.Z.T @ noise)
+        inner = self.across.T @ (self.Z.T @ noise)
         root = linalg.cholesky(self.between(theta) + np.eye(len(inner)), lower=True)
-        moved = noise + self.Z @ (across @ (root @ inner - inner))
+        moved = noise + self.Z @ (self.across @ (root @ inner - inner))
         return np.asarray(moved / np.sqrt(self.design.weights))
 
     def transposed(self, factors: list[Array], matrix: Array) -> Array:

@@ -96,14 +96,14 @@ def _minimise(
 
 
 def _newton(parts: SignedComponents, start: Array, reml: bool) -> tuple[Array, float]:
-    """Minimise over variances; outside their space the deviance is infinite."""
+    """Minimise over variances sinh(x), of any size and sign; outside their space it is infinite."""
     base = parts.at(start, reml=reml).deviance
     df = parts.n - len(parts.R) * reml
 
     @lru_cache(maxsize=2)
     def evaluated(x: tuple[float, ...]) -> State | None:
         try:
-            return parts.at(np.array(x), reml=reml)
+            return parts.at(np.sinh(x), reml=reml)
         except linalg.LinAlgError:
             return None
 
@@ -113,23 +113,26 @@ def _newton(parts: SignedComponents, start: Array, reml: bool) -> tuple[Array, f
 
     def gradient(x: Array) -> Array:
         state = evaluated(tuple(x))
-        return np.zeros(len(x)) if state is None else state.gradient
+        return np.zeros(len(x)) if state is None else np.cosh(x) * state.gradient
 
     def curvature(x: Array) -> Array:
         state = evaluated(tuple(x))
         if state is None:
             return np.eye(len(x))  # of a step that is not taken
-        logs, rest = parts.curves(x, reml=reml)
-        return logs + rest / state.scale - np.outer(state.rest, state.rest) / state.scale**2 / df
+        logs, rest = parts.curves(np.sinh(x), reml=reml)
+        ratio = state.rest / state.scale
+        curve = logs + rest / state.scale - np.outer(ratio, ratio) / df
+        slope = np.cosh(x)
+        return np.outer(slope, slope) * curve + np.diag(np.sinh(x) * state.gradient)
 
     found = optimize.minimize(
         height,
-        start,
+        np.arcsinh(start),
         jac=gradient,
         hess=curvature,
         method="trust-exact",
-        options={"gtol": 1e-9, "maxiter": 200, "max_trust_radius": 1e6},
+        options={"gtol": 1e-9, "maxiter": 200},
     )
     last = found.x - linalg.lstsq(curvature(found.x), gradient(found.x))[0]
     best = last if height(last) < found.fun + SAME_DEVIANCE else found.x
-    return best, height(best) + base
+    return np.sinh(best), height(best) + base

@@ -80,11 +80,11 @@ class SignedComponents(Components):
     def _evaluated(self, theta: Array, reml: bool) -> tuple[State, Array, Array]:
         """Return the state, ``Z' V^-1 Z`` and ``Z' V^-1 [X, y]``, weights aside and s2 being 1."""
         lower = linalg.cholesky(self.between(theta) + np.eye(self.half.shape[1]), lower=True)
-        thin = linalg.solve_triangular(lower, self.half.T, lower=True)
-        shared = thin.T @ thin
-        left = self.ZC - shared @ (self._spread(theta) * self.ZC)
+        inside = self.across.T @ self.ZC  # of the columns, what groups explain
+        thin, kept = (linalg.solve_triangular(lower, x, lower=True) for x in (self.half.T, inside))
+        shared, left = thin.T @ thin, thin.T @ kept
         state = self.profiled(
-            self.ZC.T @ (self._spread(theta) * left),
+            inside.T @ inside - kept.T @ kept,
             2 * float(np.log(np.diag(lower)).sum()),
             np.array([-left[rows].T @ left[rows] for rows in self.effect_rows]),
             np.array([shared[rows, rows].sum() for rows in self.effect_rows]),

@@ -133,6 +133,15 @@ def test_negative_variances_have_limits_and_predictions():
     assert fit.influence("model")["cook"].notna().all()
 
 
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-4])
+def test_models_may_differ_very_much_more_than_their_layers(noise):
+    found = compare_architectures(study(4, noise=noise, intercept=1.0, slope=1.0))
+    assert found.mixed.status == "ok"
+    for test, check in zip((found.test, found.slope_test), found.checks, strict=True):
+        assert test.statistic == pytest.approx(check.statistic, rel=1e-4)
+        assert test.df_within == pytest.approx(check.df_within, rel=1e-4)
+
+
 def test_groups_that_agree_to_rounding_fail(rng):
     values = rng.normal(size=(6, 4))
     values -= values.mean(1, keepdims=True)
