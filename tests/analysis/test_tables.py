@@ -9,7 +9,7 @@ import pytest
 import synthetic
 from limits import compare_limits, follows
 
-from posprobe.analysis import Files, analyze_files, possible_steps, sort_files
+from posprobe.analysis import Files, analyze_files, check, possible_steps, sort_files
 from posprobe.captures import capture_stimulus
 from posprobe.errors import DesignError
 from posprobe.intervals import Inference
@@ -194,7 +194,7 @@ def test_checks_say_what_each_file_is(analysis, stores):
 )
 def test_checks_say_how_each_type_of_layer_rotates(parameters, kind, theta, tmp_path):
     store = one(tmp_path / "a.h5", config={"rope_parameters": parameters})
-    row = analyze_files(Files(cut_sink=[store])).tables["checks"].iloc[0]
+    row = check(store)
     assert (row["rope"], row["rope_theta"]) == (kind, theta)
 
 
