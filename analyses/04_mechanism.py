@@ -17,9 +17,8 @@ to V_R exactly. Scores are sums over bands; a normalizer is the sum of the bands
 of the logarithm of the number of keys. docs/mechanism.md has the equations.
 
 Zeroing. Each band is left out of all scores of all layers, in the forward pass. Control: as many
-pairs of each layer, drawn at random from all, are left out, in three draws (one for Qwen, with
-`--draws 1`). Measured again: V_R, V_M, and the loss on the tokens of the window behind the longest
-prefix.
+pairs of each layer, drawn at random from all, are left out, in three draws. Measured again: V_R,
+V_M, and the loss on the tokens of the window behind the longest prefix.
 
 Erasing. Position and log(1 + position) are erased from the stream that enters the block a third of
 the way up (10 of 30, 8 of 24) by the least change (LEACE), fitted on 40 natural sequences; controls
