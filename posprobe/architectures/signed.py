@@ -103,6 +103,7 @@ class SignedComponents(Components):
         logs = np.empty((len(theta), len(theta)))
         rest = -2 * turned @ state.inverse @ turned.T
         for j, rows in enumerate(self.effect_rows):
+            both = state.inverse @ state.slopes[j] @ state.inverse
             for k, columns in enumerate(self.effect_rows):
                 between = shared[np.ix_(rows, columns)]
                 logs[j, k] = -np.sum(between**2)
@@ -110,6 +111,5 @@ class SignedComponents(Components):
                 if reml:
                     change = 2 * parts[j].T @ between @ parts[k]
                     logs[j, k] += np.sum(state.inverse * change[:p, :p])
-                    both = state.inverse @ state.slopes[j] @ state.inverse
                     logs[j, k] -= np.sum(both * state.slopes[k])
         return logs, rest
